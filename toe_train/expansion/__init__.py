@@ -1,0 +1,18 @@
+"""Token Expansion itself: the schedule, the selection of tokens, the module, and attaching it to a model."""
+
+from toe_train.expansion.attach import Attachment, attach
+from toe_train.expansion.module import TokenExpansion
+from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, ExpansionSchedule
+from toe_train.expansion.selection import restore, similarity
+
+__all__ = [
+    "EXPANSIONS",
+    "INITIALIZATIONS",
+    "METRICS",
+    "Attachment",
+    "ExpansionSchedule",
+    "TokenExpansion",
+    "attach",
+    "restore",
+    "similarity",
+]

@@ -1,0 +1,395 @@
+import copy
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from toe_train.expansion import ExpansionSchedule, TokenExpansion, attach, restore
+
+SMALL = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+# name -> (number of prefix tokens, arguments); each has 64 patch tokens
+WORKING = {
+    "deit_tiny_patch16_224": (1, {}),
+    "deit_tiny_distilled_patch16_224": (2, {}),
+    "deit3_small_patch16_224": (1, {}),
+    "vit_small_patch14_reg4_dinov2": (5, {}),
+    "vit_base_patch16_224": (0, {"global_pool": "avg", "class_token": False}),
+    "vit_base_patch16_siglip_gap_224": (0, {}),
+}
+
+
+def build(name="deit_tiny_patch16_224", **options):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**SMALL, **WORKING[name][1], **options})
+    for parameter in model.parameters():  # biases and layer scales away from their initial zeros and ones
+        nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def expansion_for(prefix=1, stage=1, **options):
+    schedule = ExpansionSchedule([1, 2, 3], [0.5, 0.75, 1.0], 0.25)
+    expansion = TokenExpansion(schedule, num_prefix_tokens=prefix, **options)
+    expansion.set_epoch(stage)
+    return expansion
+
+
+def images(batch=2):
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def step(model, x):
+    """Output and gradients of one backward pass."""
+    model.zero_grad()
+    output = model(x)
+    (sum(output) if isinstance(output, tuple) else output).square().sum().backward()
+    return output, [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def counts_seen(model, x):
+    """Number of tokens that each block gets in a forward pass."""
+    seen = []
+    hooks = [
+        block.norm1.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1])) for block in model.blocks
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_tokens_are_dropped_in_training_and_eval_is_that_of_the_plain_model(name):
+    prefix = WORKING[name][0]
+    model, plain = build(name), build(name)
+    handle = attach(model, expansion_for(prefix))
+    assert counts_seen(model.train(), images()) == [64 + prefix, 32 + prefix, 32 + prefix]
+    handle.expansion.set_epoch(3)
+    assert counts_seen(model, images()) == [64 + prefix] * 3
+    handle.expansion.set_epoch(1)
+    assert torch.equal(model.eval()(images()), plain.eval()(images()))
+    assert list(model.state_dict()) == list(plain.state_dict())
+    plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_every_parameter_gets_a_gradient(name):
+    model = build(name)
+    attach(model, expansion_for(WORKING[name][0]))
+    step(model.train(), images())
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("after_block", "seen"), [(0, [33, 33, 33]), (1, [65, 33, 33]), (2, [65, 65, 33])])
+def test_after_block_is_the_number_of_blocks_that_see_every_token(after_block, seen):
+    model = build()
+    attach(model, expansion_for(), after_block)
+    assert counts_seen(model.train(), images()) == seen
+
+
+def test_the_forward_pass_is_that_of_blocks_with_the_expansion_between():
+    model, plain = build().train(), build().train()
+    expansion = expansion_for()
+    attach(model, expansion, after_block=2)
+    x = plain._pos_embed(plain.patch_embed(images()))
+    x, kept = expansion_for()(plain.blocks[1](plain.blocks[0](x)))
+    expected = plain.forward_head(plain.norm(plain.blocks[2](x)))
+    assert torch.equal(model(images()), expected)
+    assert torch.equal(expansion.kept, kept)
+
+
+def test_remove_gives_the_plain_model_back():
+    model, plain = build().train(), build().train()
+    expansion = expansion_for()
+    handle = attach(model, expansion)
+    assert handle.expansion is model.token_expansion is expansion
+    assert not torch.equal(model(images()), plain(images()))
+    handle.remove()
+    handle.remove()
+    assert torch.equal(model(images()), plain(images()))
+    assert not hasattr(model, "token_expansion")
+    assert not model.blocks[1]._forward_pre_hooks
+    second = attach(model, expansion)
+    handle.remove()  # an old handle leaves a new attachment alone
+    assert model.token_expansion is expansion
+    assert counts_seen(model, images()) == [65, 33, 33]
+    second.remove()
+
+
+@pytest.mark.parametrize("initialization", ["spatial", "random"])
+@pytest.mark.parametrize("after_block", [0, 1])
+def test_gradient_checkpointing_changes_no_gradient(initialization, after_block):
+    results = []
+    for checkpointing in (False, True):
+        model = build().train()
+        expansion = expansion_for(initialization=initialization)
+        attach(model, expansion, after_block)
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(7)
+        results.append(step(model, images()))
+        assert expansion.kept.shape == (2, 32)
+    (output, gradients), (other_output, other_gradients) = results
+    torch.testing.assert_close(other_output, output)
+    assert len(gradients) == len(other_gradients) > 0
+    for gradient, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(other, gradient)
+
+
+def test_a_deep_copy_has_its_own_expansion():
+    model = build().train()
+    attach(model, expansion_for())
+    model(images())
+    ema = copy.deepcopy(model).eval()
+    assert ema.token_expansion is not model.token_expansion
+    assert counts_seen(ema, images()) == [65, 65, 65]
+    assert counts_seen(model, images()) == [65, 33, 33]
+    ema.train()
+    ema.token_expansion.set_epoch(2)
+    assert counts_seen(ema, images()) == [65, 49, 49]
+    assert counts_seen(model, images()) == [65, 33, 33]
+
+
+@pytest.mark.parametrize(
+    ("backend", "stages"), [("aot_eager", (1, 2, 3)), pytest.param("inductor", (1,), marks=pytest.mark.slow)]
+)
+def test_compiled_model_equals_eager(backend, stages):
+    torch.compiler.reset()
+    model = build().train()
+    expansion = expansion_for()
+    attach(model, expansion)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for stage in stages:
+        expansion.set_epoch(stage)
+        output, gradients = step(compiled, images())
+        expected, expected_gradients = step(model, images())
+        torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradients, expected_gradients, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(compiled.eval()(images()), model.eval()(images()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("static_graph", [False, True])
+def test_ddp(tmp_path, static_graph):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model, alone = build().train(), build().train()
+        attach(model, expansion_for())
+        attach(alone, expansion_for())
+        wrapped = nn.parallel.DistributedDataParallel(model, static_graph=static_graph)
+        for stage in (1, 2):
+            model.token_expansion.set_epoch(stage)
+            alone.token_expansion.set_epoch(stage)
+            output, gradients = step(wrapped, images())
+            expected, expected_gradients = step(alone, images())
+            assert torch.equal(output, expected)
+            torch.testing.assert_close(gradients, expected_gradients)
+        with pytest.raises(ValueError, match=r"DistributedDataParallel .*inside the wrapper"):
+            attach(wrapped, expansion_for())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_attaching_leaves_no_trace_of_the_probe():
+    model = build("deit3_small_patch16_224", drop_path_rate=0.5).train()
+    model.blocks[2].eval()
+    flags = {name: module.training for name, module in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    attach(model, expansion_for()).remove()
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert {name: module.training for name, module in model.named_modules()} == flags
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_in_other_dtypes(dtype):
+    model = build().to(dtype).train()
+    attach(model, expansion_for())
+    assert model(images().to(dtype)).dtype == dtype
+
+
+def test_models_on_the_meta_device():
+    with torch.device("meta"):
+        model = timm.create_model("deit_tiny_patch16_224", **SMALL).train()
+    attach(model, expansion_for())
+    assert counts_seen(model, images().to("meta")) == [65, 33, 33]
+
+
+class Plain(nn.Module):
+    """A minimal transformer made of the given blocks, to attach to."""
+
+    def __init__(self, *blocks, width=8):
+        super().__init__()
+        self.embed_dim = width
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Dense(Plain):
+    """A model with one output for every patch position, which puts the kept tokens back into the grid itself."""
+
+    def forward(self, x):
+        num_tokens = x.shape[1]
+        x = super().forward(x)
+        kept = self.token_expansion.kept
+        return x if kept is None else restore(x, kept, num_tokens)
+
+
+def test_a_model_restores_its_dense_grid_from_what_was_kept_last():
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    model = Dense(nn.Linear(8, 8), nn.Linear(8, 8)).train()
+    expansion = expansion_for(0)
+    attach(model, expansion)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 16, 8)
+    for stage, dropped in ((1, 8), (2, 4), (3, 0), (1, 8)):
+        expansion.set_epoch(stage)
+        y = model(x)
+        assert ((y == 0).all(dim=2).sum(dim=1) == dropped).all()
+        torch.testing.assert_close(compiled(x), y)
+    assert not (model.eval()(x) == 0).all(dim=2).any()
+
+
+class NormBlock(nn.Module):
+    """A block with batch normalisation over all tokens: independent of their order in eval mode only."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return x + self.drop(self.norm(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Faint(nn.Module):
+    """Mixes neighbours with a tiny layer scale, which a comparison of outputs alone would miss."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x):
+        return x + self.scale * x.roll(1, dims=1)
+
+
+class Pooling(nn.Module):
+    def forward(self, x):
+        return x[:, ::2]
+
+
+class PairedTokens(nn.Module):
+    def forward(self, x):
+        return (x, x)
+
+
+class ByPosition(nn.Module):
+    def __init__(self, num_tokens):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(num_tokens, 8))
+
+    def forward(self, x):
+        return x + self.table
+
+
+def test_batch_norm_blocks_are_probed_in_eval_mode():
+    model = Plain(NormBlock(), NormBlock()).train()
+    before = copy.deepcopy(model.state_dict())
+    attach(model, expansion_for(0))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert model(torch.randn(2, 16, 8)).shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (Faint(1e-5), "depends on the order"),
+        (Faint(1.0), "depends on the order"),
+        (Pooling(), r"became \(1, 3, 8\)"),
+        (PairedTokens(), "became tuple"),
+        (ByPosition(6), "block 1 .*cannot run on a subset"),
+        (nn.Conv1d(8, 8, 3, padding=1), "cannot run on a subset"),
+        (nn.Bilinear(8, 8, 8), "cannot run on a subset"),  # needs a second argument
+    ],
+)
+def test_blocks_that_need_every_token_are_refused(block, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        attach(Plain(nn.Identity(), block), expansion_for(1))
+    assert "use a plain vision transformer" in str(caught.value)
+
+
+def test_blocks_before_the_expansion_may_be_anything():
+    attach(Plain(Faint(1.0), nn.Linear(8, 8)), expansion_for(1), after_block=1)
+
+
+def test_refusing_leaves_the_model_as_it_was():
+    model = Plain(nn.Identity(), nn.Dropout(), Faint(1.0)).train()
+    with pytest.raises(ValueError, match="depends on the order"):
+        attach(model, expansion_for(1))
+    assert all(module.training for module in model.modules())
+    assert not hasattr(model, "token_expansion")
+    assert not model.blocks[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("swin_tiny_patch4_window7_224", {}, "no plain list `blocks`"),
+        ("convnext_atto", {}, "no plain list `blocks`"),
+        ("resnet18", {}, "no plain list `blocks`"),
+        ("vit_tiny_r_s16_p8_224", {}, "hybrid.*patch_embed.backbone"),
+        ("mixer_s32_224", {}, "block 1 .*cannot run on a subset"),
+        ("resmlp_12_224", {}, "block 1 .*cannot run on a subset"),
+        ("gmlp_ti16_224", {}, "block 1 .*cannot run on a subset"),
+        ("xcit_nano_12_p16_224", {}, "class token after some"),
+        ("cait_xxs24_224", {}, "class token after some"),
+        ("convit_tiny", {}, "class token after some"),
+        (
+            "beit_base_patch16_224",
+            {"depth": 2, "embed_dim": 24, "num_heads": 2},
+            "relative .*relative_position_bias_ta",
+        ),
+        ("eva02_tiny_patch14_224", {}, "rotary .*`rope`"),
+        ("vit_relpos_small_patch16_224", {}, "relative .*`rel_pos`"),
+        ("vit_srelpos_small_patch16_224", {}, "relative .*`shared_rel_pos`"),
+        ("vit_small_patch16_rope_224", {"depth": 2}, "rotary .*`rope`"),
+        (
+            "samvit_base_patch16",
+            {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 64},
+            "relative .*`rel_pos_h`",
+        ),
+        ("efficientnet_lite0", {}, "block 1 .*cannot run on a subset"),
+        ("hiera_tiny_224", {}, "block 1 .*cannot run on a subset"),
+        ("twins_pcpvt_small", {}, "block 1 .*cannot run on a subset"),
+    ],
+)
+def test_models_that_need_every_token_are_refused(name, options, reason):
+    model = timm.create_model(name, **options)
+    state = [key for key, _ in model.named_modules()]
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    with pytest.raises(ValueError, match=reason) as caught:
+        attach(model, expansion_for(prefix))
+    assert type(model).__name__ in str(caught.value)
+    assert [key for key, _ in model.named_modules()] == state
+
+
+def test_other_refusals():
+    model = build()
+    with pytest.raises(ValueError, match=r"has 1 prefix tokens, .* made for 2: use .*num_prefix_tokens=1"):
+        attach(model, expansion_for(2))
+    for after_block, nearest in ((3, 2), (-1, 0)):
+        with pytest.raises(
+            ValueError, match=f"after_block={after_block} must be from 0 .* to 2 .*nearest is {nearest}"
+        ):
+            attach(model, expansion_for(), after_block)
+    attach(model, expansion_for())
+    with pytest.raises(ValueError, match="already: call remove"):
+        attach(model, expansion_for())
+    with pytest.raises(ValueError, match="no integer `embed_dim`"):
+        attach(Plain(nn.Identity(), nn.Identity(), width=None), expansion_for())

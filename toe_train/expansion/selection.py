@@ -1,0 +1,167 @@
+"""Which tokens are kept, and what becomes of the others: pure functions of tensors.
+
+Shapes: B batch, N patch tokens, S seeds, n tokens added in one round, K kept tokens, D width. Positions of tokens are
+(B, K) int64 in 0..N-1; a slot is a kept token's place 0..K-1 in the order of selection.
+
+Source: the paper's section 3.3, Eq 2 to 7. Unlike the released code, which normalises, scores and splits the tokens
+anew in every round, everything here is read from one nearness matrix a step: each token remembers how near its nearest
+kept token is and which one that is, and a round only adds the rows of the tokens that it picked. The result is the
+same. Nothing here waits for the device: no value of a tensor is read back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toe_train.expansion.schedule import INITIALIZATIONS, METRICS, check_option
+
+
+@torch.no_grad()
+def similarity(patches: Tensor, metric: str = "cosine") -> Tensor:
+    """Nearness of every two patch tokens; higher means nearer.
+
+    Computed in float32 at least, also under autocast: half precision ties the many tokens whose cosine lies just
+    below 1, and the kept set would then depend on the device. (TF32, where it is switched on for the whole process,
+    applies here too.) Tokens are L2-normalised first for every metric, as in the released code; a zero token stays
+    zero instead of turning into NaN.
+
+    Args:
+        patches: (B, N, D) patch tokens.
+        metric: "cosine"; "euclidean" or "manhattan", minus the distance (the paper's meaning); or
+            "euclidean_released", "manhattan_released", plus the distance: the released code scores distances with the
+            logic meant for similarities, so that the farthest token counts as the nearest.
+
+    Returns:
+        (B, N, N), with +inf on the diagonal: whatever the metric, a token is nearest to itself.
+    """
+    check_option("metric", metric, METRICS)
+    with _without_autocast(patches):
+        tokens = patches if patches.dtype == torch.float64 else patches.float()
+        tokens = F.normalize(tokens, dim=-1)
+        if metric == "cosine":
+            nearness = tokens @ tokens.transpose(1, 2)  # (B, N, N)
+        else:
+            order = 1.0 if metric.startswith("manhattan") else 2.0
+            nearness = torch.cdist(tokens, tokens, p=order, compute_mode="donot_use_mm_for_euclid_dist")  # (B, N, N)
+            if not metric.endswith("_released"):
+                nearness = -nearness
+        nearness.diagonal(dim1=1, dim2=2).fill_(float("inf"))
+    return nearness
+
+
+@torch.no_grad()
+def initialise(
+    kind: str, batch: int, num_tokens: int, count: int, stride: int, device: torch.device, noise: Tensor | None = None
+) -> Tensor:
+    """Positions that are kept before any scoring, in raster order.
+
+    Args:
+        kind: "spatial", the released code's 0, stride, 2 * stride, ... (with rates such as 0.2 or 0.3 the tail of the
+            image gets none); "even", spread over the whole image; "random", different for every image.
+        batch: number of images.
+        num_tokens: patch tokens N of an image.
+        count: positions to choose.
+        stride: distance between two positions, for "spatial" only.
+        device: where the positions are made.
+        noise: (B, N) numbers whose `count` smallest are chosen, for "random" only.
+
+    Returns:
+        (B, count) int64, ascending; a view of one row where all images share it.
+    """
+    check_option("initialization", kind, INITIALIZATIONS)
+    if kind == "random":
+        assert noise is not None
+        chosen = noise.sort(dim=1, stable=True).indices[:, :count]  # (B, count)
+        return chosen.sort(dim=1).values
+    slots = torch.arange(count, device=device)  # (count,)
+    positions = slots * stride if kind == "spatial" else slots * num_tokens // count
+    return positions.expand(batch, count)  # (B, count)
+
+
+@torch.no_grad()
+def expand(nearness: Tensor, seeds: Tensor, rounds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Grow the kept set from the seeds: each round adds the tokens farthest from everything kept so far.
+
+    Equal tokens are taken by lowest position, and a token that is equally near to two kept ones belongs to the one kept
+    first, on every device.
+
+    Args:
+        nearness: (B, N, N) from `similarity`.
+        seeds: (B, S) positions to start from.
+        rounds: tokens to add in each round; none at all assigns the tokens to the seeds.
+
+    Returns:
+        kept (B, K): the seeds, then each round's tokens, most distant first.
+        owner (B, N): slot of the kept token nearest to each token; a kept token's own slot for itself.
+    """
+    kept = seeds
+    nearest, owner = _rows(nearness, seeds).max(dim=1)  # (B, N), (B, N)
+    for count in rounds:
+        if count == 0:
+            continue
+        added = nearest.sort(dim=1, stable=True).indices[:, :count]  # (B, n); kept tokens are +inf, so never among them
+        nearer, slot = _rows(nearness, added).max(dim=1)  # (B, N), (B, N)
+        owner = torch.where(nearer > nearest, slot + kept.shape[1], owner)
+        nearest = torch.maximum(nearest, nearer)
+        kept = torch.cat([kept, added], dim=1)  # (B, K so far)
+    return kept, owner
+
+
+def merge(patches: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
+    """Replace each kept token by the mean of itself and of every token that belongs to it (Eq 7).
+
+    One batched product with a 0/1 matrix, in the dtype of `patches`; gradients reach every token.
+
+    Args:
+        patches: (B, N, D) patch tokens.
+        kept: (B, K) positions; only their number matters here, `owner` says the rest.
+        owner: (B, N) slots 0..K-1 from `expand`.
+
+    Returns:
+        (B, K, D) in the order of `kept`.
+    """
+    slots = torch.arange(kept.shape[1], device=owner.device)
+    belongs = owner.unsqueeze(1) == slots.unsqueeze(1)  # (B, K, N)
+    sizes = belongs.sum(dim=2, keepdim=True)  # (B, K, 1), 1 or more
+    with _without_autocast(patches):
+        return (belongs.to(patches.dtype) @ patches) * sizes.to(patches.dtype).reciprocal()  # (B, K, D)
+
+
+def gather(patches: Tensor, kept: Tensor) -> Tensor:
+    """The kept tokens (B, K, D) of `patches` (B, N, D), without merging; the others take no part."""
+    index = kept.unsqueeze(2).expand(-1, -1, patches.shape[2])  # (B, K, D), a view
+    return patches.gather(1, index)  # (B, K, D)
+
+
+def restore(tokens: Tensor, kept: Tensor, num_tokens: int) -> Tensor:
+    """Put kept tokens back at their positions in a grid of zeros, for losses on every position.
+
+    Args:
+        tokens: (B, K, D) patch tokens (no prefix tokens), in the order of `kept`.
+        kept: (B, K) positions.
+        num_tokens: patch tokens N of the full grid.
+
+    Returns:
+        (B, N, D) in raster order, exactly 0 where a token was dropped.
+    """
+    grid = tokens.new_zeros(tokens.shape[0], num_tokens, tokens.shape[2])  # (B, N, D)
+    index = kept.unsqueeze(2).expand(-1, -1, tokens.shape[2])  # (B, K, D), a view
+    return grid.scatter(1, index, tokens)  # (B, N, D)
+
+
+def _rows(nearness: Tensor, positions: Tensor) -> Tensor:
+    """Rows (B, n, N) of `nearness` at `positions` (B, n)."""
+    images = torch.arange(nearness.shape[0], device=nearness.device).unsqueeze(1)  # (B, 1)
+    return nearness[images, positions]  # (B, n, N)
+
+
+def _without_autocast(tokens: Tensor) -> contextlib.AbstractContextManager[object]:
+    device = tokens.device.type
+    if not torch.amp.is_autocast_available(device):  # the meta device, for one
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
