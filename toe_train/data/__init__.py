@@ -1,0 +1,56 @@
+"""Data: what images a step sees, and with what augmentation.
+
+check.py        is the data healthy?
+datasets.py     image folders, CIFAR, digits; TrainSet and EvalSet over them
+images.py       a file of any kind as RGB
+transforms.py   augmentation of one image
+order.py        positions of an epoch, their split over processes and accumulation steps
+mixing.py       Mixup and CutMix of a batch
+randomness.py   the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
+loaders.py      DataLoaders
+"""
+
+from toe_train.data.check import check_datasets, require_healthy
+from toe_train.data.datasets import ArrayImages, EvalSet, FolderImages, ImageSource, TrainSet, open_datasets
+from toe_train.data.images import load_rgb
+from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
+from toe_train.data.mixing import BatchMixing
+from toe_train.data.order import (
+    BatchLayout,
+    GlobalOrder,
+    SampleKey,
+    Segment,
+    TrainBatchSampler,
+    evaluation_indices,
+    split_batch,
+)
+from toe_train.data.randomness import derive_seed, generator, seeded
+from toe_train.data.transforms import eval_transform, train_transform
+
+__all__ = [
+    "ArrayImages",
+    "BatchLayout",
+    "BatchMixing",
+    "CleanErrors",
+    "EvalSet",
+    "FolderImages",
+    "GlobalOrder",
+    "ImageSource",
+    "SampleKey",
+    "Segment",
+    "TrainBatchSampler",
+    "TrainSet",
+    "check_datasets",
+    "derive_seed",
+    "eval_loader",
+    "eval_transform",
+    "evaluation_indices",
+    "generator",
+    "load_rgb",
+    "open_datasets",
+    "require_healthy",
+    "seeded",
+    "split_batch",
+    "train_loader",
+    "train_transform",
+]

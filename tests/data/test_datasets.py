@@ -1,0 +1,149 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as torchvision_datasets
+
+from toe_train.data import EvalSet, SampleKey, TrainSet, eval_transform, open_datasets
+from toe_train.errors import UserError
+
+
+def test_image_folder(image_root):
+    train, val = open_datasets("image_folder", image_root)
+    assert train.classes == val.classes == ["bird", "cat", "dog"]
+    assert (len(train), len(val)) == (12, 6)
+    image, label = train[5]
+    assert (image.mode, image.size, label) == ("RGB", (40, 30), 1)
+    assert train.describe(5) == str(image_root / "train" / "cat" / "cat_1.png")
+    expected = Image.open(train.describe(5)).convert("RGB")
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_image_folder_without_images(image_root):
+    for path in (image_root / "val" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"val cannot be used as a folder of classes.*dog.*put each image into"):
+        open_datasets("image_folder", image_root)
+
+
+def test_image_folder_with_other_classes(image_root):
+    (image_root / "val" / "dog").rename(image_root / "val" / "fox")
+    with pytest.raises(UserError) as fault:
+        open_datasets("image_folder", image_root)
+    assert "train has 3 classes and val 3" in str(fault.value)
+    assert "only in train (1): dog; only in val (1): fox" in str(fault.value)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "cifar10"])
+def test_missing_root(tmp_path, kind):
+    with pytest.raises(UserError, match="nowhere"):
+        open_datasets(kind, tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"needs data\.root"):
+        open_datasets(kind, None)
+
+
+def test_unknown_kind(tmp_path):
+    with pytest.raises(UserError, match="data kind 'mnist' is not known: use one of image_folder, cifar10"):
+        open_datasets("mnist", tmp_path)
+
+
+def test_digits():
+    train, val = open_datasets("digits", None)
+    assert train.classes == val.classes == [str(digit) for digit in range(10)]
+    assert len(train) + len(val) == 1797
+    assert len(val) / 1797 == pytest.approx(0.2, abs=0.01)
+    for part in (train, val):
+        counts = np.bincount([part[i][1] for i in range(len(part))])
+        assert counts.min() > 0.95 * counts.mean()  # stratified: each digit about as often
+    image, _ = train[0]
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    pixels = np.stack([np.asarray(train[i][0]) for i in range(len(train))])
+    assert (pixels == pixels[..., :1]).all()
+    assert np.unique(pixels).tolist() == [round(value * 255 / 16) for value in range(17)]
+    assert train.describe(17) == "image 17 of digits (train)"
+
+
+def test_digits_split_is_complete_and_fixed():
+    from sklearn.datasets import load_digits
+
+    def rows(parts):
+        return [(np.asarray(part[i][0])[..., 0].tobytes(), part[i][1]) for part in parts for i in range(len(part))]
+
+    digits = load_digits()
+    grey = (digits.images * 255 / 16).round().astype(np.uint8)
+    assert sorted(rows(open_datasets("digits", None))) == sorted(
+        (image.tobytes(), int(label)) for image, label in zip(grey, digits.target, strict=True)
+    )
+    assert rows(open_datasets("digits", None)) == rows(open_datasets("digits", None))
+
+
+@pytest.mark.parametrize("kind", ["cifar10", "cifar100"])
+def test_cifar_missing(tmp_path, kind):
+    with pytest.raises(UserError) as fault:
+        open_datasets(kind, tmp_path)
+    for word in (f"{kind} is missing or damaged", "data.download=true", str(tmp_path), "https://"):
+        assert word in str(fault.value)
+
+
+def test_cifar_download_fails(tmp_path, monkeypatch):
+    def offline(self):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision_datasets.CIFAR10, "download", offline)
+    with pytest.raises(UserError, match=r"could not be fetched \(no route to host\); check the connection"):
+        open_datasets("cifar10", tmp_path, download=True)
+
+
+def test_cifar_reads_torchvisions_files(tmp_path, monkeypatch):
+    """Files of CIFAR-10's form, with their checksums left out."""
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3072), dtype=np.uint8)
+    for name, rows in (("data_batch_1", slice(0, 4)), ("test_batch", slice(4, 6))):
+        content = {"data": pixels[rows], "labels": list(range(6))[rows]}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
+    cifar = torchvision_datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(cifar, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(cifar, "meta", cifar.meta | {"md5": None})
+    train, val = open_datasets("cifar10", tmp_path)
+    assert (len(train), len(val)) == (4, 2)
+    assert train.classes[3] == "class 3"
+    image, label = val[1]
+    assert label == 5
+    assert np.array_equal(np.asarray(image), pixels[5].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert train.describe(2) == "image 2 of cifar10 (train)"
+
+
+def test_train_set_depends_on_the_place_only(image_root, deit_transform, global_states):
+    train, _ = open_datasets("image_folder", image_root)
+    samples = TrainSet(train, deit_transform(), seed=0)
+    assert len(samples) == 12
+    before = global_states()
+    key = SampleKey(index=3, epoch=1, position=40)
+    first, label = samples[key]
+    samples[SampleKey(4, 1, 41)]
+    assert global_states() == before
+    torch.rand(3), np.random.rand(3)
+    again, _ = samples[key]
+    assert label == 0
+    assert torch.equal(first, again)
+    others = [
+        samples[key._replace(epoch=2)],
+        samples[key._replace(position=41)],
+        TrainSet(train, deit_transform(), 1)[key],
+    ]
+    for other, _ in others:
+        assert not torch.equal(first, other)
+
+
+def test_eval_set(image_root):
+    _, val = open_datasets("image_folder", image_root)
+    transform = eval_transform(image_size=16, crop_pct=0.875, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    samples = EvalSet(val, transform)
+    image, label = samples[4]
+    assert (len(samples), label) == (6, 2)
+    assert torch.equal(image, transform(val[4][0]))

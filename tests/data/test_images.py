@@ -1,0 +1,142 @@
+"""Files as they lie about in real data sets: each loads as RGB, in silence, or is named."""
+
+import io
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toe_train.data import load_rgb
+from toe_train.errors import UserError
+
+RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # 64 x 64, left black, right nearly white
+
+
+@pytest.fixture
+def load():
+    def quietly(path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = load_rgb(path)
+        assert image.mode == "RGB"
+        return np.asarray(image)
+
+    return quietly
+
+
+def test_greyscale_jpeg(tmp_path, load):
+    Image.fromarray(RAMP).save(tmp_path / "grey.jpg", quality=95)
+    pixels = load(tmp_path / "grey.jpg")
+    assert pixels.shape == (64, 64, 3)
+    assert np.abs(pixels.astype(int) - RAMP[..., None]).max() < 8
+
+
+def test_cmyk_jpeg(tmp_path, load):
+    Image.new("RGB", (32, 32), (200, 40, 40)).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert Image.open(tmp_path / "cmyk.jpg").mode == "CMYK"
+    assert np.abs(load(tmp_path / "cmyk.jpg").mean(axis=(0, 1)) - (200, 40, 40)).max() < 5
+
+
+def test_palette_with_transparency(tmp_path, load):
+    image = Image.fromarray(np.tile(np.arange(4, dtype=np.uint8), (16, 4)), mode="P")
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
+    image.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255, 255]))
+    with pytest.warns(UserWarning, match="Transparency"), Image.open(tmp_path / "palette.png") as opened:
+        opened.convert("RGB")  # what Pillow would say on the console
+    assert load(tmp_path / "palette.png")[0, :4].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
+
+
+def test_transparency_is_dropped(tmp_path, load):
+    Image.new("RGBA", (8, 8), (10, 20, 30, 0)).save(tmp_path / "rgba.png")
+    assert load(tmp_path / "rgba.png")[0, 0].tolist() == [10, 20, 30]
+    Image.new("LA", (8, 8), (77, 0)).save(tmp_path / "la.png")
+    assert load(tmp_path / "la.png")[0, 0].tolist() == [77, 77, 77]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_keep_their_greys(tmp_path, load, suffix):
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / f"deep.{suffix}")
+    assert Image.open(tmp_path / f"deep.{suffix}").mode.startswith("I;16")
+    assert np.array_equal(load(tmp_path / f"deep.{suffix}"), np.repeat(RAMP[..., None], 3, axis=-1))
+
+
+def test_thirty_two_bit_integers(tmp_path, load):
+    Image.fromarray(RAMP.astype(np.int32) * 257).save(tmp_path / "deep.tif")
+    assert Image.open(tmp_path / "deep.tif").mode == "I"
+    assert np.array_equal(load(tmp_path / "deep.tif")[..., 0], RAMP)
+
+
+def test_one_bit(tmp_path, load):
+    Image.fromarray(RAMP > 127).save(tmp_path / "bits.png")
+    assert np.unique(load(tmp_path / "bits.png")).tolist() == [0, 255]
+
+
+def damaged_exif():
+    """A JPEG whose EXIF block promises more than it holds."""
+    exif = Image.Exif()
+    exif[0x010F] = "a maker with a name too long to stand inside its tag"
+    exif[0x0131] = "software"
+    return exif.tobytes()[:-30]
+
+
+def test_damaged_exif(tmp_path, load):
+    path = tmp_path / "exif.jpg"
+    Image.fromarray(RAMP).save(path, exif=damaged_exif(), quality=95)
+    with (
+        pytest.warns(UserWarning, match="Truncated|EXIF|Tag data"),
+        Image.open(path),
+    ):  # what Pillow would say on the console
+        pass
+    assert np.abs(load(path).astype(int) - RAMP[..., None]).max() < 8
+
+
+def test_nothing_reaches_the_console(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "exif.jpg", exif=damaged_exif())
+    image = Image.fromarray(np.zeros((8, 8), dtype=np.uint8), mode="P")
+    image.putpalette([1, 2, 3])
+    image.save(tmp_path / "palette.png", transparency=b"\x00")
+    program = "import sys; from toe_train.data.images import load_rgb; [load_rgb(path) for path in sys.argv[1:]]"
+    command = [sys.executable, "-c", program, tmp_path / "exif.jpg", tmp_path / "palette.png"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("", "")
+
+
+def truncated_jpeg():
+    buffer = io.BytesIO()
+    Image.fromarray(RAMP).save(buffer, "JPEG")
+    return buffer.getvalue()[:-200]
+
+
+def truncated_png():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()[:2000]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (truncated_jpeg(), "truncated"),
+        (truncated_png(), ""),
+        (b"Not an image.\n", "cannot identify"),
+        (b"", "identify"),
+    ],
+    ids=["truncated jpeg", "truncated png", "text", "empty"],
+)
+def test_broken_files_are_named(tmp_path, content, reason):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as fault:
+        load_rgb(path)
+    assert str(fault.value).startswith(f"{path} cannot be read as an image (")
+    assert reason in str(fault.value)
+    assert str(fault.value).count("broken.jpg") == 1
+    assert "toe-tools doctor --config FILE" in str(fault.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.jpg cannot be read as an image \(.*No such file"):
+        load_rgb(tmp_path / "gone.jpg")

@@ -1,0 +1,192 @@
+import multiprocessing
+
+import pytest
+import torch
+
+from toe_train.data import (
+    BatchLayout,
+    EvalSet,
+    GlobalOrder,
+    TrainBatchSampler,
+    TrainSet,
+    eval_loader,
+    eval_transform,
+    evaluation_indices,
+    open_datasets,
+    train_loader,
+)
+from toe_train.errors import UserError
+
+
+@pytest.fixture
+def parts(image_root, deit_transform):
+    train, val = open_datasets("image_folder", image_root)
+    transform = eval_transform(image_size=24, crop_pct=1.0, interpolation="bicubic", mean=(0,) * 3, std=(1,) * 3)
+    return TrainSet(train, deit_transform(), seed=0), EvalSet(val, transform)
+
+
+ORDER = GlobalOrder(num_samples=12, global_batch=4, seed=0, repeats=3)
+
+
+def epoch_of(train_set, workers, world_size=1, accumulation=1, epoch=0, start_step=0):
+    """Images and labels at their positions, (steps, global batch, ...), gathered over all processes."""
+    layout = BatchLayout(4, group_size=4, world_size=world_size, accumulation=accumulation)
+    images = torch.zeros(3 - start_step, 4, 3, 24, 24)
+    labels = torch.full((3 - start_step, 4), -1)
+    for rank in range(world_size):
+        sampler = TrainBatchSampler(ORDER, layout, rank)
+        loader = train_loader(train_set, sampler, workers)
+        sampler.set_epoch(epoch, start_step)
+        assert len(loader) == (3 - start_step) * accumulation
+        for number, (batch, target) in enumerate(loader):
+            step, micro = divmod(number, accumulation)
+            rows = layout.rows(rank, micro)
+            images[step, rows], labels[step, rows] = batch, target
+    return images, labels
+
+
+def test_pixels_do_not_depend_on_workers_processes_or_accumulation(parts):
+    train_set, _ = parts
+    images, labels = epoch_of(train_set, workers=0)
+    assert labels.min() >= 0
+    assert images.std() > 0.1
+    for setting in [{"workers": 1}, {"workers": 2}, {"workers": 0, "world_size": 2}, {"workers": 2, "accumulation": 2}]:
+        other_images, other_labels = epoch_of(train_set, **setting)
+        assert torch.equal(other_images, images), setting
+        assert torch.equal(other_labels, labels), setting
+    assert not torch.equal(epoch_of(train_set, workers=0, epoch=1)[0], images)
+
+
+def test_repeated_images_are_augmented_apart(parts):
+    train_set, _ = parts
+    images, _ = epoch_of(train_set, workers=0)
+    repeats = ORDER.epoch(0)[:3]
+    assert len(set(repeats.tolist())) == 1
+    assert not torch.equal(images[0, 0], images[0, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_taken_up_in_the_middle_is_the_same(parts, workers):
+    train_set, _ = parts
+    whole, _ = epoch_of(train_set, workers=0, epoch=3)
+    rest, _ = epoch_of(train_set, workers=workers, epoch=3, start_step=1)
+    assert torch.equal(rest, whole[1:])
+
+
+def test_persistent_workers_follow_set_epoch(parts):
+    train_set, _ = parts
+    sampler = TrainBatchSampler(ORDER, BatchLayout(4, 4), rank=0)
+    loader = train_loader(train_set, sampler, workers=2)
+    passes = []
+    for epoch, start_step in [(0, 0), (1, 0), (1, 2), (0, 0)]:
+        sampler.set_epoch(epoch, start_step)
+        passes.append(torch.cat([images for images, _ in loader]))
+        assert len(passes[-1]) == 4 * (3 - start_step)
+    assert not torch.equal(passes[0], passes[1])
+    assert torch.equal(passes[2], passes[1][8:])
+    assert torch.equal(passes[3], passes[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_leaves_the_global_generators_alone(parts, workers, global_states):
+    train_set, eval_set = parts
+    before = global_states()
+    list(train_loader(train_set, TrainBatchSampler(ORDER, BatchLayout(4, 4), 0), workers))
+    list(eval_loader(eval_set, range(6), 4, workers))
+    assert global_states() == before
+
+
+@pytest.mark.parametrize(("workers", "world_size"), [(0, 1), (0, 4), (2, 2)])
+def test_evaluation_sees_each_image_once(parts, workers, world_size):
+    _, eval_set = parts
+    expected = torch.stack([eval_set[i][0] for i in range(6)])
+    found = torch.zeros_like(expected)
+    count = 0
+    for rank in range(world_size):
+        indices = evaluation_indices(6, rank, world_size)
+        loader = eval_loader(eval_set, indices, batch_size=2, workers=workers)
+        batches = [images for images, _ in loader]
+        assert len(batches) == len(loader)
+        found[list(indices)] = torch.cat(batches)
+        count += sum(map(len, batches))
+    assert count == 6
+    assert torch.equal(found, expected)
+
+
+def test_an_empty_share(parts):
+    _, eval_set = parts
+    assert list(eval_loader(eval_set, evaluation_indices(1, 1, 2), 2, workers=0)) == []
+
+
+class ThreadCount(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return torch.get_num_threads()
+
+
+def test_workers_use_one_thread():
+    assert next(iter(eval_loader(ThreadCount(), range(1), 1, workers=1))).item() == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_arrive_as_their_message_only(parts, image_root, workers):
+    train_set, eval_set = parts
+    broken = image_root / "val" / "cat" / "cat_0.JPEG"
+    broken.write_bytes(b"no image")
+    with pytest.raises(UserError) as fault:
+        list(eval_loader(eval_set, range(6), 2, workers))
+    assert str(fault.value).startswith(f"{broken} cannot be read as an image (")
+    assert str(fault.value).endswith("lists every such file")
+    assert "Traceback" not in str(fault.value)
+    for path in (image_root / "train").glob("*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"^\S+\.(JPEG|png) cannot be read"):
+        list(train_loader(train_set, TrainBatchSampler(ORDER, BatchLayout(4, 4), 0), workers))
+
+
+class Faulty(torch.utils.data.Dataset):
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_messages_of_several_lines_stay_whole(workers):
+    with pytest.raises(UserError) as fault:
+        list(eval_loader(Faulty(UserError("first: a\n  second: b")), range(1), 1, workers))
+    assert str(fault.value) == "first: a\n  second: b"
+
+
+def test_faults_of_ours_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="Original Traceback"):
+        list(eval_loader(Faulty(RuntimeError("ours")), range(1), 1, 1))
+
+
+@pytest.mark.parametrize("error", [UserError("theirs"), RuntimeError("ours")])
+def test_workers_end_with_an_error(error):
+    loader = eval_loader(Faulty(error), range(1), 1, workers=2)
+    others = set(multiprocessing.active_children())
+    for _ in range(2):  # and the loader can be used again
+        with pytest.raises(type(error)):
+            list(loader)
+        assert set(multiprocessing.active_children()) <= others
+
+
+def test_workers_end_when_closed(parts):
+    _, eval_set = parts
+    loader = eval_loader(eval_set, range(6), 2, workers=2)
+    others = set(multiprocessing.active_children())
+    assert len(list(loader)) == 3
+    assert len(set(multiprocessing.active_children()) - others) == 2
+    loader.close()
+    assert set(multiprocessing.active_children()) <= others
+    assert len(list(loader)) == 3
+    loader.close()
+    eval_loader(eval_set, range(6), 2, workers=0).close()

@@ -1,0 +1,203 @@
+"""The data sets: a common face for image folders, CIFAR and the digits, and the two wrappers that loaders read.
+
+Sources give (PIL RGB image, label); TrainSet and EvalSet add the transform. Files are checked in check.py.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets as torchvision_datasets
+
+from toe_train.data.images import load_rgb
+from toe_train.data.order import SampleKey
+from toe_train.data.randomness import derive_seed, seeded
+from toe_train.data.transforms import Transform
+from toe_train.errors import UserError
+
+KINDS = ("image_folder", "cifar10", "cifar100", "digits")
+NAMES_SHOWN = 5  # of a longer list in a message
+DIGITS_VAL_EVERY = 5  # every fifth image of each digit is for validation
+
+
+class ImageSource(Protocol):
+    """A labelled collection of images; `classes[label]` is the name of a label."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+    def describe(self, index: int) -> str:
+        """Name an image so that a person finds it."""
+        ...
+
+
+class FolderImages:
+    """One folder of class folders, read lazily: root/<class>/**/<image>, labels in the order of the sorted names."""
+
+    def __init__(self, root: Path) -> None:
+        try:
+            folder = torchvision_datasets.ImageFolder(str(root), loader=load_rgb)
+        except OSError as fault:
+            raise UserError(
+                f"{root} cannot be used as a folder of classes ({fault}): put each image into its class's folder, "
+                f"{root / '<class>' / '<image>'}"
+            ) from fault
+        self.classes = folder.classes
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return len(self._folder)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self._folder[index]
+        return image, label
+
+    def describe(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self._folder.samples[index][0])
+
+
+class ArrayImages:
+    """Images held in memory: pixels (n, H, W, 3) uint8, labels (n,)."""
+
+    def __init__(self, name: str, pixels: np.ndarray, labels: list[int], classes: list[str]) -> None:
+        assert len(pixels) == len(labels), (len(pixels), len(labels))
+        self.classes = classes
+        self._name = name
+        self._pixels = pixels
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self._pixels[index]), self._labels[index]
+
+    def describe(self, index: int) -> str:
+        """Return the image's number and the data set's name."""
+        return f"image {index} of {self._name}"
+
+
+def open_datasets(kind: str, root: str | Path | None, download: bool = False) -> tuple[ImageSource, ImageSource]:
+    """Return (train, val).
+
+    kind: "image_folder" (root/train and root/val in ImageNet's layout), "cifar10" and "cifar100" (torchvision's files
+    under root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of
+    8 x 8 pixels that come with scikit-learn; root is not used).
+
+    Raises UserError where the data is missing, damaged or inconsistent.
+    """
+    if kind == "digits":
+        return _open_digits()
+    if kind not in KINDS:
+        raise UserError(f"data kind {kind!r} is not known: use one of {', '.join(KINDS)}")
+    if root is None:
+        raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
+    if kind == "image_folder":
+        train, val = FolderImages(Path(root) / "train"), FolderImages(Path(root) / "val")
+        if fault := compare_classes(train.classes, val.classes):
+            raise UserError(fault)
+        return train, val
+    return _open_cifar(kind, Path(root), download)
+
+
+def compare_classes(train: list[str], val: list[str]) -> str | None:
+    """Return the fault of two class lists that differ, else None: labels are numbered by the sorted names."""
+    if train == val:
+        return None
+    differences = [
+        f"only in {split} ({len(names)}): {shorten(names)}"
+        for split, names in (("train", sorted(set(train) - set(val))), ("val", sorted(set(val) - set(train))))
+        if names
+    ]
+    return (
+        f"train has {len(train)} classes and val {len(val)}, and they must be the same, else labels do not agree; "
+        f"{'; '.join(differences)}: rename, add or remove the class folders"
+    )
+
+
+def shorten(names: list[str]) -> str:
+    """Join names for a message, only the first few of many."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown}, ... ({len(names)} in all)"
+
+
+def _open_cifar(kind: str, root: Path, download: bool) -> tuple[ImageSource, ImageSource]:
+    opener = {"cifar10": torchvision_datasets.CIFAR10, "cifar100": torchvision_datasets.CIFAR100}[kind]
+    try:
+        parts = [opener(str(root), train=train, download=download) for train in (True, False)]
+    except (RuntimeError, OSError) as fault:
+        if download:
+            remedy = f"it could not be fetched ({fault}); check the connection and that {root} can be written, or"
+        else:
+            remedy = "set data.download=true to fetch it, set data.root to the folder that holds it, or"
+        raise UserError(
+            f"{kind} is missing or damaged: {root / opener.base_folder} is not as it should be; {remedy} "
+            f"unpack {opener.url} in {root} by hand"
+        ) from fault
+    train, val = (
+        ArrayImages(f"{kind} ({split})", part.data, part.targets, part.classes)
+        for split, part in zip(("train", "val"), parts, strict=True)
+    )
+    return train, val
+
+
+def _open_digits() -> tuple[ImageSource, ImageSource]:
+    from sklearn.datasets import load_digits  # takes a second to import, and only this data set needs it
+
+    digits = load_digits()
+    grey = (digits.images * 255 / 16).round().astype(np.uint8)  # (1797, 8, 8), was 0..16
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    classes = [str(name) for name in digits.target_names]
+    rank_in_class = np.zeros(len(grey), dtype=int)
+    for label in range(len(classes)):
+        members = digits.target == label
+        rank_in_class[members] = np.arange(members.sum())
+    is_val = rank_in_class % DIGITS_VAL_EVERY == 0  # the same for every seed
+    train, val = (
+        ArrayImages(f"digits ({split})", pixels[chosen], digits.target[chosen].tolist(), classes)
+        for split, chosen in (("train", ~is_val), ("val", is_val))
+    )
+    return train, val
+
+
+class TrainSet(Dataset[tuple[Tensor, int]]):
+    """Augmented training images, (C, S, S) float32, addressed by place in the run and not by index alone.
+
+    What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
+    as they were. `dataset[key]` raises UserError for an unreadable file.
+    """
+
+    def __init__(self, dataset: ImageSource, transform: Transform, seed: int) -> None:
+        self.dataset = dataset
+        self._transform = transform
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
+        image, label = self.dataset[key.index]
+        with seeded(derive_seed(self._seed, "sample", key.epoch, key.position)):
+            return self._transform(image), label
+
+
+class EvalSet(Dataset[tuple[Tensor, int]]):
+    """Evaluation images, (C, S, S) float32, by index; the transform draws nothing."""
+
+    def __init__(self, dataset: ImageSource, transform: Transform) -> None:
+        self.dataset = dataset
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.dataset[index]
+        return self._transform(image), label

@@ -1,0 +1,87 @@
+"""Data loaders: batches in the order of a sampler, whatever the number of workers."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from toe_train.data.datasets import EvalSet, TrainSet
+from toe_train.data.order import TrainBatchSampler
+from toe_train.errors import UserError
+
+
+class CleanErrors:
+    """A DataLoader whose workers' UserErrors keep their message only, and whose workers end with an error.
+
+    torch sends a worker's exception as "Caught ... in DataLoader worker process 0. Original Traceback ...", which is
+    not for a person to read.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+            return
+        except Exception as fault:
+            self.close()
+            if not isinstance(fault, UserError):
+                raise
+            marker = f"{UserError.__module__}.{UserError.__qualname__}: "
+            _, _, message = str(fault).rpartition(marker)  # the whole text where it holds no traceback
+        raise UserError(message.strip())
+
+    def close(self) -> None:
+        """Stop the workers; a later pass starts new ones.
+
+        Left to the garbage collector, torch waits 5 seconds for each worker: an error's traceback ties loader and
+        queues into a cycle, and the queues are gone before the workers are told to end.
+        """
+        iterator, self.loader._iterator = self.loader._iterator, None
+        if iterator is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # only persistent iterators, which have it
+
+
+def train_loader(
+    train_set: TrainSet, batch_sampler: TrainBatchSampler, workers: int, pin_memory: bool = False
+) -> CleanErrors:
+    """Return a loader of (images (b, C, S, S) float32, labels (b,) int64), one micro-batch after the other.
+
+    Call `batch_sampler.set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
+    Iterating raises UserError for an unreadable image.
+    """
+    return CleanErrors(
+        DataLoader(
+            train_set,
+            batch_sampler=batch_sampler,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else each pass would draw a seed for the workers from the global one
+        )
+    )
+
+
+def eval_loader(
+    eval_set: EvalSet, indices: Sequence[int], batch_size: int, workers: int, pin_memory: bool = False
+) -> CleanErrors:
+    """Return a loader of (images (b, C, S, S) float32, labels (b,) int64) over `indices`; the last batch may be short.
+
+    Iterating raises UserError for an unreadable image.
+    """
+    return CleanErrors(
+        DataLoader(
+            eval_set,
+            batch_size=batch_size,
+            sampler=indices,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),
+        )
+    )
