@@ -1,9 +1,9 @@
-"""The one exception that the command line shows without a traceback."""
+"""The exceptions that the command line shows without a traceback. Anything else that is raised is our own fault."""
 
 
 class UserError(ValueError):
-    """Something the user can put right: the message gives the value, the rule and the remedy.
+    """Something the user can put right: the message gives the value, the rule and the remedy. Exit code 2."""
 
-    The commands print the message and end with exit code 2. Anything else that is raised is our own fault and keeps
-    its traceback.
-    """
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on (a loss that is not finite, say): the message tells what is left on disk. Exit code 3."""

@@ -1,0 +1,184 @@
+"""From YAML to a RunConfig: parents, overrides, and faults that tell the user what to do."""
+
+import pytest
+import yaml
+
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig, dump_config, load_config, plan_epochs, segments
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return writer
+
+
+def faults(path, *overrides):
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_defaults_are_those_of_the_deit_tiny_file(configs):
+    assert load_config(configs / "deit_tiny.yaml") == RunConfig()
+
+
+def test_the_deit_tiny_file_spells_out_every_field(configs):
+    def keys(value):
+        return {k: keys(v) for k, v in value.items()} if isinstance(value, dict) else None
+
+    given = yaml.safe_load((configs / "deit_tiny.yaml").read_text())
+    assert keys(given) == keys(RunConfig().model_dump())
+
+
+def test_every_shipped_file_loads_and_plans(configs):
+    files = sorted(configs.glob("*.yaml"))
+    assert len(files) >= 12
+    for file in files:
+        config = load_config(file)
+        plans = plan_epochs(config)
+        assert [plan.epoch for plan in plans] == list(range(config.epochs)), file
+        if config.expansion:
+            assert plans[-1].stage == len(config.expansion.keep_rates), file
+
+
+# Table 2's rows: model, r_1, r_0, boundaries (paper, section 4.1 and A.2; released scripts).
+@pytest.mark.parametrize(
+    ("name", "model", "rates", "initial", "boundaries"),
+    [
+        ("deit_tiny_toe_r05", "deit_tiny_patch16_224", (0.5, 0.75, 1.0), 0.25, (0, 100, 200)),
+        ("deit_small_toe_r05", "deit_small_patch16_224", (0.5, 0.75, 1.0), 0.25, (0, 100, 200)),
+        ("deit_base_toe_r05", "deit_base_patch16_224", (0.5, 0.75, 1.0), 0.25, (0, 100, 200)),
+        ("deit_base_toe_r04", "deit_base_patch16_224", (0.4, 0.7, 1.0), 0.2, (0, 100, 200)),
+        ("deit_base_toe_hyper_r05", "deit_base_patch16_224", (0.5, 0.75, 1.0), 0.25, (0, 130, 260)),
+        ("deit_base_toe_hyper_r04", "deit_base_patch16_224", (0.4, 0.7, 1.0), 0.2, (0, 130, 260)),
+    ],
+)
+def test_rows_of_table_2(configs, name, model, rates, initial, boundaries):
+    config = load_config(configs / f"{name}.yaml")
+    assert config.model.name == model
+    assert config.expansion.keep_rates == rates
+    assert config.expansion.initial_keep_rate == initial
+    assert config.expansion.stage_epochs == boundaries
+    assert (config.epochs, config.train.global_batch, config.peak_lr, config.seed) == (300, 1024, 1e-3, 3407)
+
+
+def test_a_plan_is_cut_where_the_stage_changes(configs):
+    cut = segments(plan_epochs(load_config(configs / "deit_base_toe_hyper_r04.yaml")))
+    assert [(part.first, part.last, part.stage, part.epochs) for part in cut] == [
+        (0, 129, 1, 130),
+        (130, 259, 2, 130),
+        (260, 299, 3, 40),
+    ]
+
+
+def test_a_dumped_config_reads_back_equal(configs, write):
+    config = load_config(configs / "deit_base_toe_hyper_r04.yaml", ["model.kwargs={patch_size: 32}"])
+    assert load_config(write(dump_config(config))) == config
+
+
+def test_parents_are_merged_key_by_key_and_kwargs_replaced_whole(write):
+    write("model: {drop_path: 0.3, kwargs: {depth: 3, embed_dim: 64}}\nepochs: 7", "parent.yaml")
+    config = load_config(write("extends: parent.yaml\nmodel: {kwargs: {depth: 4}}"))
+    assert (config.epochs, config.model.drop_path, config.model.kwargs) == (7, 0.3, {"depth": 4})
+
+
+def test_overrides_are_yaml_and_apply_in_order(write):
+    given = ["optim.lr=1e-3", "optim.lr=5e-4", "model.kwargs.depth=3", "augment.rand_augment=null", "epochs=2"]
+    config = load_config(write(""), given)
+    assert (config.optim.lr, config.model.kwargs, config.augment.rand_augment, config.epochs) == (
+        5e-4,
+        {"depth": 3},
+        None,
+        2,
+    )
+
+
+def test_learning_rate_scales_with_the_batch_unless_told_not_to(write):
+    assert load_config(write("train: {global_batch: 512}")).peak_lr == 5e-4
+    assert load_config(write("train: {global_batch: 256}\noptim: {lr_base_batch: null}")).peak_lr == 5e-4
+
+
+def test_all_faults_are_reported_at_once_each_with_path_value_rule_and_remedy(write):
+    text = faults(
+        write(
+            """
+            epocs: 300
+            modle: {name: x}
+            optim: {learning_rate: 1, lr: fast, betas: [0.9]}
+            expansion: {stage_epochs: [0], keep_rates: [0.5], initial_keep_rate: 0.7, metrc: cosine}
+            train: {precision: fp17, global_batch: 0, ema_decay: 1.5, compile: maybe}
+            """
+        )
+    )
+    assert "epocs = 300: there is no such key; did you mean epochs?" in text
+    assert "modle = {'name': 'x'}: there is no such key; did you mean model?" in text
+    assert "optim.learning_rate = 1: there is no such key" in text
+    assert "optim.lr = 'fast': should be a valid number" in text
+    assert "optim.betas" in text
+    assert "expansion.metrc = 'cosine': there is no such key; did you mean metric?" in text
+    assert "train.precision = 'fp17': should be 'fp16', 'bf16' or 'fp32'; did you mean fp16?" in text
+    assert "train.global_batch = 0: should be greater than 0" in text
+    assert "train.ema_decay = 1.5: should be less than 1" in text
+    assert "train.compile = 'maybe'" in text
+    assert text.startswith("10 faults in ")
+
+
+def test_a_key_that_stands_in_another_section_is_pointed_to(write):
+    assert "did you mean schedule.warmup_epochs?" in faults(write("optim: {warmup_epochs: 3}"))
+    assert "did you mean augment.mixup?" in faults(write("mixup: 0.8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("expansion: {stage_epochs: [0, 100], keep_rates: [0.5], initial_keep_rate: 0.2}", "same length"),
+        ("expansion: {stage_epochs: [0, 10], keep_rates: [0.8, 0.5], initial_keep_rate: 0.2}", "not increasing"),
+        ("expansion: {stage_epochs: [0], keep_rates: [1.5], initial_keep_rate: 0.2}", "not in (0, 1]"),
+        ("expansion: {stage_epochs: [0], keep_rates: [0.5], initial_keep_rate: 0.6}", "not below the first keep rate"),
+        ("expansion: {stage_epochs: [0], keep_rates: [0.5]}", "expansion.initial_keep_rate: is required"),
+        ("epochs: true", "epochs = True: must be a number, not true or false"),
+        ("epochs: 1.5", "epochs = 1.5"),
+        ("optim: {lr: .nan}", "optim.lr = nan: should be a finite number"),
+        ("augment: {crop_scale: [1.0, 0.08]}", "[0.08, 1.0] would be in order"),
+        ("augment: {mix_group: 5}", "use 4 or 6"),
+        ("checkpoint: {best_metric: ema_top1}\ntrain: {ema_decay: null}", "set train.ema_decay, or use val_top1"),
+        ("[1, 2]", "must hold `key: value` lines at the top, not a list"),
+        ("epochs: 3\nepochs: 4", "key 'epochs' stands twice"),
+        ("epochs: [", "is not valid YAML"),
+        ("extends: nothing.yaml", "nothing.yaml does not exist (extended by"),
+        ("extends: [a.yaml, b.yaml]", "must be the path of one YAML file"),
+    ],
+)
+def test_one_fault_one_message(write, text, message):
+    assert message in faults(write(text))
+
+
+def test_a_loop_of_parents_is_shown(write):
+    write("extends: b.yaml", "a.yaml")
+    write("extends: c.yaml", "b.yaml")
+    assert "a.yaml -> b.yaml -> c.yaml -> a.yaml" in faults(write("extends: a.yaml", "c.yaml").with_name("a.yaml"))
+
+
+def test_a_missing_file_names_the_nearest(configs):
+    assert "did you mean deit_tiny.yaml?" in faults(configs / "deit_tinny.yaml")
+    assert "there is no folder" in faults(configs / "nowhere" / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "must have the form KEY=VALUE"),
+        ("=3", "must have the form KEY=VALUE"),
+        ("optim.lr.x=3", "optim.lr is a value, not a section"),
+        ("optim.betas=[0.9", "is not valid YAML"),
+        ("extends=x.yaml", "cannot be overridden"),
+        ("optim.rl=3", "optim.rl = 3: there is no such key; did you mean lr?"),
+    ],
+)
+def test_bad_overrides(configs, override, message):
+    assert message in faults(configs / "deit_tiny.yaml", override)

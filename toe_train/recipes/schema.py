@@ -1,0 +1,208 @@
+"""What a run is: one frozen, validated record per section of the YAML file.
+
+The defaults are the DeiT recipe of the paper's experiments (DeiT `main.py` and `datasets.py` at facebookresearch/deit
+7e160fe, with timm 0.9.2); `configs/deit_tiny.yaml` spells out the same values and a test keeps the two equal. Every
+field is read somewhere; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from toe_train.expansion.schedule import ExpansionSchedule
+
+
+def _none_of_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+# YAML's true would otherwise count as 1.
+Integer = Annotated[int, BeforeValidator(_none_of_bool)]
+Number = Annotated[float, BeforeValidator(_none_of_bool), Field(allow_inf_nan=False)]
+PositiveInteger = Annotated[Integer, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+
+Metric = Literal["cosine", "euclidean", "manhattan", "euclidean_released", "manhattan_released"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no protected names (a section is called `model`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+
+
+class ModelConfig(Section):
+    """The network: a timm name or one of this project's own."""
+
+    name: str = "deit_tiny_patch16_224"
+    drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # the last block's rate; linear from 0 over the blocks
+    image_size: PositiveInteger = 224
+    # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+class ExpansionConfig(Section):
+    """Token Expansion; paper section 3. See `TokenExpansion` for what each option does to parity."""
+
+    stage_epochs: tuple[Integer, ...]  # first epoch of each stage
+    keep_rates: tuple[Number, ...]  # r_1 ... r_G, kept share of the patch tokens
+    initial_keep_rate: Number  # r_0, share of the seeds
+    repeats: PositiveInteger = 2  # k, rounds per stage
+    after_block: Annotated[Integer, Field(ge=0)] = 1  # 0 is after the embedding
+    metric: Metric = "cosine"
+    initialization: Literal["spatial", "even", "random"] = "spatial"
+    expansion: Literal["farthest", "uniform", "none"] = "farthest"
+    merging: bool = True
+
+    @model_validator(mode="after")
+    def _legal_schedule(self) -> ExpansionConfig:
+        self.schedule()
+        return self
+
+    def schedule(self) -> ExpansionSchedule:
+        """The stages as the algorithm's own record."""
+        return ExpansionSchedule(self.stage_epochs, self.keep_rates, self.initial_keep_rate, self.repeats)
+
+
+class DataConfig(Section):
+    """Where the images are."""
+
+    kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
+    root: str = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
+    workers: Annotated[Integer, Field(ge=0)] = 8  # loader processes per training process
+    download: bool = False  # CIFAR only
+    check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
+
+
+class AugmentConfig(Section):
+    """Training transforms, in the order in which they act (DeiT datasets.py; mixing as DeiT main.py)."""
+
+    crop: Literal["random_resized", "padded"] = "random_resized"  # padded: 4 pixels, what DeiT does at 32 x 32
+    crop_scale: tuple[Number, Number] = (0.08, 1.0)
+    crop_ratio: tuple[Number, Number] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    hflip: Probability = 0.5
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: NonNegative = 0.3  # timm ignores it while rand_augment is on
+    erasing_prob: Probability = 0.25
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    erasing_count: PositiveInteger = 1
+    repeats: PositiveInteger = 3  # repeated augmentation: views of an image per epoch
+    mixup: NonNegative = 0.8  # alpha
+    cutmix: NonNegative = 1.0  # alpha
+    mix_prob: Probability = 1.0
+    mix_switch_prob: Probability = 0.5
+    mix_group: PositiveInteger = 256  # images that share one mixing ratio and pair up: DeiT's batch per GPU
+    smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be [low, high] with 0 < low <= high; {sorted(value)} would be in order")
+        return value
+
+    @field_validator("mix_group")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            raise ValueError(f"must be even, since images are mixed in pairs; use {value - 1 or 2} or {value + 1}")
+        return value
+
+
+class OptimConfig(Section):
+    """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = 5.0e-4
+    lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
+    weight_decay: NonNegative = 0.05
+    betas: tuple[Probability, Probability] = (0.9, 0.999)  # adamw
+    eps: Positive = 1.0e-8  # adamw
+    momentum: Probability = 0.9  # sgd
+    clip_grad: Positive | None = None  # largest norm of all gradients together
+
+
+class ScheduleConfig(Section):
+    """Learning rate by epoch: linear warm-up, then cosine with the phase counted from epoch 0."""
+
+    warmup_epochs: Annotated[Integer, Field(ge=0)] = 5
+    warmup_lr: NonNegative = 1.0e-6
+    min_lr: NonNegative = 1.0e-5
+    # released: epoch e trains at f(e - 1), as DeiT steps its scheduler at the end of an epoch; plain: at f(e).
+    stepping: Literal["released", "plain"] = "released"
+
+
+class TrainConfig(Section):
+    """How the steps are taken."""
+
+    global_batch: PositiveInteger = 1024  # images per optimiser step over all processes and accumulation
+    max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
+    ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
+    compile: bool = False  # torch.compile
+    log_every: PositiveInteger = 50  # steps between lines of the run log
+
+
+class EvaluateConfig(Section):
+    """Validation: always the plain model with all tokens."""
+
+    every_epochs: PositiveInteger = 1  # the last epoch is always evaluated
+    batch: PositiveInteger = 256  # images per process
+    crop_pct: Annotated[Number, Field(gt=0, le=1)] = 0.875
+    interpolation: Interpolation = "bicubic"
+
+
+class CheckpointConfig(Section):
+    """What is written to `checkpoints/`."""
+
+    every_epochs: PositiveInteger = 1  # the last epoch is always saved
+    best_metric: Literal["val_top1", "ema_top1"] = "val_top1"
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    seed: Annotated[Integer, Field(ge=0)] = 0
+    epochs: PositiveInteger = 300
+    model: ModelConfig = ModelConfig()
+    expansion: ExpansionConfig | None = None
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        if self.checkpoint.best_metric == "ema_top1" and self.train.ema_decay is None:
+            raise ValueError(
+                "checkpoint.best_metric: ema_top1 needs an averaged model; set train.ema_decay, or use val_top1"
+            )
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at the top of the schedule, scaled by the batch (DeiT main.py: lr * batch / 512)."""
+        if self.optim.lr_base_batch is None:
+            return self.optim.lr
+        return self.optim.lr * self.train.global_batch / self.optim.lr_base_batch
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class behind a field's annotation (`ExpansionConfig | None` counts), or None for a plain value."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
