@@ -1,0 +1,43 @@
+"""Models by name: timm's, and the project's own beside them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+from toe_train.errors import UserError
+from toe_train.models.drop_path import DropPathDraws, give_drop_path
+
+__all__ = ["DropPathDraws", "create_model", "give_drop_path"]
+
+
+def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: int, **kwargs: Any) -> nn.Module:
+    """A freshly initialised model.
+
+    Args:
+        name: any name that `timm.create_model` knows.
+        num_classes: width of the classifier.
+        drop_path_rate: of the last block; linear from 0 over the blocks.
+        img_size: side of the square input in pixels.
+        kwargs: passed to the model's constructor, e.g. `patch_size=4`.
+
+    Raises:
+        UserError: unknown name, or arguments that the model does not take.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"
+        raise UserError(f"model.name = {name!r}: there is no such model{hint}")
+    try:
+        return timm.create_model(
+            name, num_classes=num_classes, drop_path_rate=drop_path_rate, img_size=img_size, **kwargs
+        )
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        given = {"img_size": img_size, "drop_path_rate": drop_path_rate, **kwargs}
+        reason = str(error) or type(error).__name__
+        raise UserError(
+            f"model.name = {name}: cannot be built with {given}: {reason}; mend model.image_size or model.kwargs"
+        ) from error

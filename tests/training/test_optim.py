@@ -1,0 +1,62 @@
+"""Learning rates of the published runs, and which parameters decay."""
+
+import pytest
+import torch
+
+from toe_train.models import create_model
+from toe_train.recipes import load_config
+from toe_train.training.build import build_schedule
+from toe_train.training.optim import create_optimizer
+
+
+@pytest.fixture
+def schedule(configs):
+    def of(*overrides):
+        config = load_config(configs / "deit_tiny.yaml", overrides)
+        return build_schedule(config, torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.peak_lr))
+
+    return of
+
+
+# f of DeiT's scheduler at 1024 images (computed with timm 0.9.2's CosineLRScheduler and DeiT's arguments).
+PUBLISHED = {1: 2.008e-4, 4: 8.002e-4, 5: 9.9932e-4, 99: 7.5698e-4, 150: 5.05e-4, 199: 2.62e-4, 298: 1.0109e-5}
+
+
+def test_released_stepping_trains_an_epoch_at_the_rate_of_the_one_before(schedule):
+    released = schedule()
+    assert released.lr(0) == released.lr(1) == 1e-6
+    for epoch, rate in PUBLISHED.items():
+        assert released.lr(epoch + 1) == pytest.approx(rate, rel=6e-5)
+
+
+def test_plain_stepping_trains_an_epoch_at_its_own_rate(schedule):
+    plain = schedule("schedule.stepping=plain")
+    assert plain.lr(0) == 1e-6
+    for epoch, rate in PUBLISHED.items():
+        assert plain.lr(epoch) == pytest.approx(rate, rel=6e-5)
+
+
+def test_apply_sets_every_group(schedule):
+    released = schedule()
+    assert released.apply(6) == released.lr(6)
+    assert {group["lr"] for group in released.optimizer.param_groups} == {released.lr(6)}
+
+
+def test_no_decay_on_vectors_positions_and_tokens():
+    model = create_model("deit_tiny_distilled_patch16_224", 7, 0.0, 32, embed_dim=16, depth=2, num_heads=2)
+    optimizer = create_optimizer(model, "adamw", 1e-3, 0.05, (0.9, 0.999), 1e-8, 0.9)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, spared = set(), set()
+    for group in optimizer.param_groups:
+        (decayed if group["weight_decay"] else spared).update(names[id(p)] for p in group["params"])
+        assert group["weight_decay"] in (0.0, 0.05)
+    assert decayed | spared == set(names.values())
+    assert all(name.endswith("weight") for name in decayed)
+    assert {"pos_embed", "cls_token", "dist_token", "norm.weight", "blocks.0.norm1.weight"} <= spared
+    assert {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "head.weight"} <= decayed
+
+
+def test_sgd_takes_its_momentum():
+    optimizer = create_optimizer(torch.nn.Linear(2, 2), "sgd", 0.1, 0.0, (0.9, 0.999), 1e-8, 0.7)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}

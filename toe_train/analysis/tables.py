@@ -1,0 +1,92 @@
+"""Tables that the commands print: the plan of a run before it, and its summary by stage after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import median
+
+from toe_train.analysis.flops import plan_costs
+from toe_train.recipes import RunConfig
+from toe_train.training.build import build_model, build_optimizer, build_schedule
+from toe_train.training.runfolder import RunFolder
+from toe_train.training.runlog import Record, read_metrics
+
+
+def plan_table(config: RunConfig, num_classes: int) -> str:
+    """Segments of the run with tokens, learning rate, FLOPs per image and predicted speed-up."""
+    planned = plan_costs(config, num_classes)
+    schedule = build_schedule(config, build_optimizer(config, build_model(config, num_classes).model))
+    rows = [
+        (
+            f"{part.segment.first + 1}-{part.segment.last + 1}",
+            str(part.segment.stage),
+            f"{part.segment.image_size}",
+            f"{part.cost.tokens_kept}/{planned.full.tokens_kept}",
+            f"{schedule.lr(part.segment.first):.2e} .. {schedule.lr(part.segment.last):.2e}",
+            f"{part.cost.macs / 1e9:.4f}",
+            f"{part.cost.expansion_macs / 1e9:.4f}",
+            f"{part.speedup:.3f}x",
+        )
+        for part in planned.segments
+    ]
+    heads = ("epochs", "stage", "pixels", "tokens", "learning rate", "GMACs/image", "+ ToE's own", "predicted")
+    return (
+        table(heads, rows)
+        + f"\npredicted speed-up of the whole schedule: {planned.speedup:.3f}x by FLOPs, attention counted "
+        f"(full tokens: {planned.full.macs / 1e9:.4f} GMACs/image)"
+    )
+
+
+def summary_table(config: RunConfig, folder: RunFolder, num_classes: int) -> str:
+    """Per stage: tokens kept, images/s (median over its epochs), speed-up measured and predicted, last top-1.
+
+    Measured speed-up is over the full-token stage of the same run; without one there is nothing to compare with.
+    """
+    epochs = read_metrics(folder.metrics, "epoch")
+    planned = plan_costs(config, num_classes)
+    predicted = {part.segment.stage: part.speedup for part in planned.segments}
+    stages = [(stage, list(group)) for stage, group in groupby(epochs, key=lambda record: record["stage"])]
+    full_tokens = planned.full.tokens_kept
+    dense = [record for record in epochs if record["tokens_kept"] == full_tokens]
+    base = _rate(dense) if dense else None
+    rows = []
+    for stage, records in stages:
+        rate = _rate(records)
+        rows.append(
+            (
+                str(stage),
+                f"{records[0]['epoch'] + 1}-{records[-1]['epoch'] + 1}",
+                f"{records[0]['tokens_kept']}/{full_tokens}",
+                f"{rate:.0f}",
+                f"{rate / base:.2f}x" if base else "-",
+                f"{predicted[stage]:.2f}x" if stage in predicted else "-",
+                _score(records, "val_top1"),
+                _score(records, "ema_top1"),
+            )
+        )
+    heads = ("stage", "epochs", "tokens", "images/s", "measured", "by FLOPs", "top-1 %", "EMA top-1 %")
+    return (
+        table(heads, rows)
+        + f"\nrun folder: {folder.root}\ncurves and pictures of kept tokens: tensorboard --logdir {folder.tensorboard}"
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that lines up in a terminal too; columns to the right."""
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([line(heads), rule, *(line(row) for row in rows)])
+
+
+def _rate(records: Sequence[Record]) -> float:
+    return median(record["images_per_second"] for record in records)
+
+
+def _score(records: Sequence[Record], key: str) -> str:
+    scores = [record[key] for record in records if record[key] is not None]
+    return f"{scores[-1]:.2f}" if scores else "-"

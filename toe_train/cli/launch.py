@@ -1,0 +1,43 @@
+"""Several processes on this machine, started and watched by torch.distributed.run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+
+from toe_train.errors import UserError
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by torchrun, which then says who it is in the environment."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def process_count(nproc: str) -> int:
+    """Processes to run on this machine: a number, or `auto` for one per visible GPU and one on a CPU.
+
+    Raises:
+        UserError: not a number, or more than there are GPUs.
+    """
+    gpus = torch.cuda.device_count()
+    if nproc == "auto":
+        return max(1, gpus)
+    if not nproc.isdecimal() or int(nproc) < 1:
+        raise UserError(f"--nproc {nproc} must be auto or a whole number from 1 up")
+    if gpus and int(nproc) > gpus:
+        raise UserError(f"--nproc {nproc}: only {gpus} GPUs are visible; use --nproc {gpus} or auto")
+    return int(nproc)
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Runs `python -m toe_train ARGUMENTS` in `count` processes; the first failing one's exit code."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    try:
+        torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "toe_train", *arguments])
+    except ChildFailedError as error:
+        return max(1, error.get_first_failure()[1].exitcode)
+    return 0

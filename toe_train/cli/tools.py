@@ -1,0 +1,106 @@
+"""`toe-tools`: what surrounds a run; one subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from toe_train import data
+from toe_train.analysis.benchmark import benchmark_step
+from toe_train.analysis.tables import plan_table
+from toe_train.cli.exits import USER_ERROR, guarded
+from toe_train.errors import UserError
+from toe_train.recipes import load_config
+from toe_train.training import build, checkpoint
+from toe_train.training.distributed import processes
+from toe_train.training.runfolder import provenance
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 the user's error)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    return guarded(lambda: options.command(options, given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="toe-tools", description="What surrounds a toe-train run.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
+        sub.set_defaults(command=function)
+        return sub
+
+    command("doctor", _doctor, "Check a whole data set: every file is opened, every fault listed.")
+    plan = command("plan", _plan, "Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.")
+    plan.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
+    evaluate = command("eval", _evaluate, "Evaluate a checkpoint on the run's validation images, all tokens.")
+    evaluate.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
+    evaluate.add_argument(
+        "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
+    )
+    bench = command("bench", _bench, "Time the training step of each stage beside the full-token step, in one run.")
+    bench.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: 32)")
+    bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed steps per stage (default: 20)")
+    bench.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
+    return parser
+
+
+def _doctor(options: argparse.Namespace, given: list[str]) -> int:
+    section = load_config(options.config, options.overrides).data
+    faults = data.check_datasets(section.kind, section.root, sample=None, progress=sys.stderr.isatty())
+    if faults:
+        print(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {section.kind} {section.root}:")
+        print("\n".join(f"  {fault}" for fault in faults))
+        return USER_ERROR
+    train, val = data.open_datasets(section.kind, section.root, section.download)
+    print(f"healthy: {len(train)} train and {len(val)} val images in {len(train.classes)} classes")
+    return 0
+
+
+def _plan(options: argparse.Namespace, given: list[str]) -> int:
+    print(plan_table(load_config(options.config, options.overrides), options.classes))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
+    config = load_config(options.config, options.overrides)
+    path = Path(options.checkpoint)
+    with processes() as here:
+        scores = build.evaluate_checkpoint(config, path, checkpoint.read(path), options.weights, here)
+        if here.is_main:
+            print(
+                f"{path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "
+                f"loss {scores.loss:.4f} over {scores.images} images"
+            )
+    return 0
+
+
+def _bench(options: argparse.Namespace, given: list[str]) -> int:
+    for name, least in (("batch", 1), ("rounds", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = benchmark_step(load_config(options.config, options.overrides), options.batch, options.rounds, device)
+    origin = provenance(given, program="toe-tools")
+    print(
+        f"{result.model}, {result.image_size} px, batch {result.batch}, {result.precision}, {result.rounds} rounds, "
+        f"{origin['device']} ({result.threads} threads), {origin['versions']}"
+    )
+    print(result.as_table())
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps({**origin, **result.as_dict()}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

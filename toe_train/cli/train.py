@@ -1,0 +1,123 @@
+"""`toe-train`: one run from one configuration."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toe_train.analysis.tables import plan_table, summary_table
+from toe_train.cli.exits import guarded
+from toe_train.cli.launch import launch, process_count, under_torchrun
+from toe_train.data import BatchLayout, GlobalOrder
+from toe_train.recipes import RunConfig, dump_config, load_config
+from toe_train.training import build
+from toe_train.training.distributed import Processes, processes
+from toe_train.training.runfolder import RunFolder, provenance
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    return guarded(lambda: _run(options, given))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="toe-train",
+        allow_abbrev=False,
+        description="Train a vision transformer, faster by Token Expansion, from one YAML file.",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and YAML value: optim.lr=1e-3")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="auto: from the run folder's last checkpoint if there is one; never: start anew, an earlier run is set "
+        "aside; or from a checkpoint file (default: auto)",
+    )
+    parser.add_argument(
+        "--nproc", default="auto", metavar="auto|N", help="processes on this machine (default: one per GPU)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and the predicted speed-up, build all, train nothing"
+    )
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<config name>)")
+    return parser
+
+
+def _run(options: argparse.Namespace, given: list[str]) -> int:
+    config = load_config(options.config, options.overrides)
+    folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
+    if options.dry_run:
+        return _dry_run(config, process_count(options.nproc))
+    if not under_torchrun() and (count := process_count(options.nproc)) > 1:
+        _dry_build(config, count)  # so that what the user must mend is said once, before any process starts
+        return launch(count, _for_each_process(options))
+    with processes() as here:
+        return _train(config, folder, options.resume, here, given)
+
+
+def _for_each_process(options: argparse.Namespace) -> list[str]:
+    """The arguments without `--nproc`, which torchrun would take for its own."""
+    output = ["--output", options.output] if options.output else []
+    return ["--config", options.config, "--resume", options.resume, *output, *options.overrides]
+
+
+def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str]) -> int:
+    if here.is_main:
+        if resume == "never" and (aside := folder.set_aside()):
+            print(f"the earlier run in {folder.root} is now {aside}")
+        folder.create()
+    here.barrier()
+    trainer = build.build_trainer(config, here, folder, resume)
+    first = trainer.progress.epoch
+    started = provenance(given)
+    if here.is_main:
+        folder.write_config(config, started)
+        _greet(config, folder, trainer.layout, here, first)
+    trainer.log.start({"first_epoch": first, "world_size": here.world_size, **started})
+    trainer.fit()
+    if here.is_main:
+        print(summary_table(config, folder, len(trainer.belongs_to["classes"])))
+    return 0
+
+
+def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int) -> None:
+    print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
+    print(f"{build.describe_split(layout)}; {build.describe_precision(config, here.device)}")
+    if first >= config.epochs:
+        print(f"all {config.epochs} epochs are done; nothing to train")
+    elif first:
+        print(f"continuing at epoch {first + 1} of {config.epochs}")
+    if config.expansion and config.expansion.stage_epochs[-1] >= config.epochs:
+        print(
+            f"note: the last stage begins at epoch {config.expansion.stage_epochs[-1] + 1}, after the end of the run: "
+            "training never sees all tokens"
+        )
+
+
+def _dry_build(config: RunConfig, world_size: int) -> list[str]:
+    """Builds what can be wrong, for `world_size` processes; the class names."""
+    train_images, _ = build.open_checked_datasets(config)
+    layout = build.batch_layout(config, world_size)
+    GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
+    build.build_train_transform(config)
+    build.build_eval_transform(config)
+    build.build_model(config, len(train_images.classes))
+    return train_images.classes
+
+
+def _dry_run(config: RunConfig, world_size: int) -> int:
+    classes = _dry_build(config, world_size)
+    print(dump_config(config))
+    print(build.describe_split(build.batch_layout(config, world_size)))
+    print(plan_table(config, len(classes)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

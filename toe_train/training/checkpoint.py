@@ -1,0 +1,149 @@
+"""Checkpoints: written whole or not at all, read without running code, refused where they do not belong.
+
+`last.pt` is the newest, `previous.pt` the one before, to fall back on, and `best.pt` the best by the chosen metric.
+Each is a dictionary of tensors and plain values; see `Trainer.state` for its keys.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toe_train.errors import UserError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, state: dict[str, Any]) -> None:
+    """Saves to a temporary file beside `path`, flushes it to the disk, then renames: `path` is never half written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's dictionary, on the CPU.
+
+    Raises:
+        UserError: no such file, damaged or truncated, or not one of this program's checkpoints.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist; give the path of a .pt file, or resume with auto or never")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
+        size = path.stat().st_size
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"checkpoint {path} cannot be read ({size} bytes; {type(error).__name__}: {reason}); it is damaged, "
+            f"truncated or not a checkpoint of toe-train. Move it away and resume from another one"
+            f"{_others(path)}"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint {path} is not of toe-train's format {FORMAT}; plain weights cannot be resumed from, use a "
+            f"file from a run folder's checkpoints/"
+        )
+    return state
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.last, self.previous, self.best = (folder / f"{name}.pt" for name in ("last", "previous", "best"))
+
+    def save(self, state: dict[str, Any], is_best: bool) -> None:
+        """Writes `last.pt`, keeping the former one as `previous.pt`, and `best.pt` where it is the best so far."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.last.exists():
+            # A second name first, so that a crash between the two steps leaves a complete last.pt.
+            _replace_by_link(self.last, self.previous)
+        write_atomically(self.last, state)
+        if is_best:
+            _replace_by_link(self.last, self.best)
+
+    def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint that `resume` (auto, never or a path) asks for, or None to start anew."""
+        if resume == "never" or (resume == "auto" and not self.last.exists()):
+            return None
+        path = self.last if resume == "auto" else Path(resume)
+        return path, read(path)
+
+
+def require_same(path: Path, state: dict[str, Any], model: dict[str, Any], classes: list[str]) -> None:
+    """Refuses a checkpoint of another model or of other classes.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        model: the `model` section that is asked for.
+        classes: class names of the data set, in order.
+
+    Raises:
+        UserError: naming each difference.
+    """
+    saved = state["config"]["model"]
+    differing = [
+        f"model.{key}: {saved.get(key)!r} in the checkpoint, {model[key]!r} now"
+        for key in model
+        if saved.get(key) != model[key]
+    ]
+    if differing:
+        raise UserError(
+            f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
+            "Give the same model, or another --output folder, or --resume never to start anew"
+        )
+    if state["classes"] != classes:
+        raise UserError(
+            f"checkpoint {path} was trained on other classes: {_class_difference(state['classes'], classes)}"
+        )
+
+
+def _class_difference(saved: list[str], now: list[str]) -> str:
+    gone, new = [c for c in saved if c not in set(now)], [c for c in now if c not in set(saved)]
+    parts = [f"{len(saved)} in the checkpoint, {len(now)} in the data set"]
+    if gone:
+        parts.append(f"missing now: {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}")
+    if new:
+        parts.append(f"unknown to it: {', '.join(new[:5])}{' ...' if len(new) > 5 else ''}")
+    if not gone and not new:
+        parts.append("the same names in another order")
+    return "; ".join(parts) + ". Point data.root at the data set that it was trained on"
+
+
+def _replace_by_link(source: Path, target: Path) -> None:
+    """`target` becomes a second name of `source`'s content, in one step; a copy where the disk has no hard links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+        os.replace(temporary, target)
+    except OSError:
+        write_atomically(target, torch.load(source, map_location="cpu", weights_only=True))
+    _flush_folder(target.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _others(path: Path) -> str:
+    others = sorted(p for p in path.parent.glob("*.pt") if p != path)
+    return f", e.g. --resume {others[-1]}" if others else ""

@@ -1,0 +1,248 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from toe_train.data import BatchLayout, BatchMixing, TrainBatchSampler
+from toe_train.errors import RunFailed
+from toe_train.expansion import TokenExpansion
+from toe_train.recipes import EpochPlan
+from toe_train.training.checkpoint import FORMAT, Checkpoints
+from toe_train.training.clock import EpochClock
+from toe_train.training.distributed import Processes
+from toe_train.training.draws import ForwardDraws
+from toe_train.training.evaluate import evaluate
+from toe_train.training.optim import EpochSchedule
+from toe_train.training.runlog import RunLog
+
+
+@dataclass
+class Progress:
+    """What a checkpoint carries beside the tensors: where the run stands and what it took so far."""
+
+    epoch: int = 0  # the next epoch to train
+    best: float = -math.inf  # best value of the chosen metric
+    compute_seconds: float = 0.0  # by the paper's clock: without loading and mixing
+    train_seconds: float = 0.0  # by the wall, without evaluation
+
+
+@dataclass
+class Trainer:
+    """The parts of a run, made by `build.build_trainer`, and the loop over them."""
+
+    plans: tuple[EpochPlan, ...]
+    processes: Processes
+    model: nn.Module  # the plain model: evaluated and saved
+    trained: nn.Module  # the same weights as they are stepped: averaged over processes
+    ema: ModelEmaV3 | None
+    expansion: TokenExpansion | None
+    num_tokens: int  # patch tokens N
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: EpochSchedule
+    scaler: torch.amp.GradScaler
+    autocast: torch.autocast
+    clip_grad: float | None
+    layout: BatchLayout
+    sampler: TrainBatchSampler
+    train_batches: Iterable[tuple[Tensor, Tensor]]
+    val_batches: Iterable[tuple[Tensor, Tensor]]
+    mixing: BatchMixing
+    draws: ForwardDraws
+    pictures: Callable[[], Tensor] | None
+    checkpoints: Checkpoints
+    belongs_to: dict[str, Any]  # config, classes and versions, stored with every checkpoint
+    log: RunLog
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    best_metric: str
+    progress: Progress
+
+    def fit(self) -> None:
+        """Trains the epochs that are left."""
+        for plan in self.plans[self.progress.epoch :]:
+            record = self.train_epoch(plan)
+            record.update(self.validate(plan))
+            self.progress.epoch = plan.epoch + 1
+            self.log.epoch(record)
+            self.save(plan, record)
+        self.log.close()
+
+    def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
+        """One epoch of steps; the part of its record that training knows."""
+        lr = self.schedule.apply(plan.epoch)
+        kept = self._enter_stage(plan)
+        self.sampler.set_epoch(plan.epoch)
+        steps = len(self.sampler) // self.layout.accumulation
+        self.log.epoch_begins(plan.epoch, plan.stage, f"{kept}/{self.num_tokens}", steps)
+        if self.processes.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.model.train()
+
+        clock = EpochClock(self.processes.device)
+        batches = clock.waiting(self.train_batches)
+        since_log = torch.zeros((), device=self.processes.device)
+        epoch_loss, logged = 0.0, 0
+        for step in range(steps):
+            since_log += self._step(batches, clock, plan.epoch, step)
+            self.log.advance()
+            if (step + 1) % self.log_every == 0 or step + 1 == steps:
+                window = step + 1 - logged
+                mean = self._mean_over_processes(since_log) / window
+                self._require_finite(mean, plan.epoch, logged, step)
+                epoch_loss, logged = epoch_loss + mean * window, step + 1
+                since_log.zero_()
+                self.log.step(self._step_record(plan, step, steps, lr, mean, clock))
+        return self._epoch_record(plan, kept, lr, epoch_loss / steps, steps, clock)
+
+    def _enter_stage(self, plan: EpochPlan) -> int:
+        """Sets ToE to the epoch's stage and shows what it keeps where the stage is new; tokens kept."""
+        if self.expansion is None:
+            return self.num_tokens
+        self.expansion.set_epoch(plan.epoch)
+        former = self.plans[plan.epoch - 1].stage if plan.epoch else None
+        if self.pictures is not None and plan.stage != former:
+            self.log.pictures("kept_tokens", self.pictures(), plan.epoch)
+        return self.expansion.num_kept(self.num_tokens)
+
+    def _step(self, batches: Any, clock: EpochClock, epoch: int, step: int) -> Tensor:
+        """One optimiser step; this process's mean loss, on the device."""
+        accumulation, device = self.layout.accumulation, self.processes.device
+        total = torch.zeros((), device=device)
+        for micro in range(accumulation):
+            images, labels = next(batches)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
+            self.draws.give(epoch, step, micro)
+            with clock.compute(), self.processes.no_sync(self.trained, skip=micro + 1 < accumulation):
+                with self.autocast:
+                    output = self.trained(images)
+                loss = self.loss(output, targets) / accumulation
+                self.scaler.scale(loss).backward()
+                total += loss.detach()
+        with clock.compute():
+            if self.clip_grad is not None:
+                self.scaler.unscale_(self.optimizer)
+                clip_grad_norm_(self.model.parameters(), self.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update(self.model)
+        return total
+
+    def validate(self, plan: EpochPlan) -> dict[str, float | None]:
+        """Top-1 and top-5 of the raw model and top-1 of the averaged one, in percent; None in epochs that skip it."""
+        scores: dict[str, float | None] = {"val_top1": None, "val_top5": None, "val_loss": None, "ema_top1": None}
+        if not self._due(plan, self.evaluate_every):
+            return scores
+        raw = evaluate(self.model, self.val_batches, self.processes, self.autocast)
+        scores.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss)
+        if self.ema is not None:
+            scores["ema_top1"] = evaluate(self.ema.module, self.val_batches, self.processes, self.autocast).top1
+        return scores
+
+    def save(self, plan: EpochPlan, record: dict[str, Any]) -> None:
+        """Writes the checkpoint of a finished epoch where one is due, or where it is the best so far."""
+        value = record[self.best_metric]
+        is_best = value is not None and value > self.progress.best
+        if is_best:
+            self.progress.best = value
+        if self.processes.is_main and (is_best or self._due(plan, self.save_every)):
+            self.checkpoints.save(self.state(), is_best)
+        self.processes.barrier()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from; tensors and plain values only."""
+        return {
+            "format": FORMAT,
+            "progress": vars(self.progress).copy(),
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            **self.belongs_to,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes up a checkpoint's state."""
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"] or state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _due(self, plan: EpochPlan, every: int) -> bool:
+        return (plan.epoch + 1) % every == 0 or plan.epoch + 1 == len(self.plans)
+
+    def _mean_over_processes(self, value: Tensor) -> float:
+        return float(self.processes.sum(value.clone())) / self.processes.world_size
+
+    def _require_finite(self, mean: float, epoch: int, first_step: int, last_step: int) -> None:
+        """The mean is over all processes, so all of them stop here together."""
+        if math.isfinite(mean):
+            return
+        saved = self.checkpoints.last
+        left = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
+        raise RunFailed(
+            f"the training loss is {mean} in epoch {epoch + 1}, steps {first_step} to {last_step}; {left}. Resume from "
+            f"it with a lower optim.lr, train.precision=bf16 or fp32, or optim.clip_grad=1.0"
+        )
+
+    def _step_record(
+        self, plan: EpochPlan, step: int, steps: int, lr: float, loss: float, clock: EpochClock
+    ) -> dict[str, Any]:
+        rate = (step + 1) / clock.elapsed
+        left = steps - step - 1 + steps * (len(self.plans) - plan.epoch - 1)
+        return {
+            "epoch": plan.epoch,
+            "step": step,
+            "lr": lr,
+            "train_loss": loss,
+            "images_per_second": rate * self.layout.global_batch,
+            "data_wait_share": clock.data_wait / clock.elapsed,
+            "eta_seconds": left / rate,
+        }
+
+    def _epoch_record(
+        self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int, clock: EpochClock
+    ) -> dict[str, Any]:
+        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in clock.finish())
+        self.progress.train_seconds += train_seconds
+        self.progress.compute_seconds += compute
+        hours = self.processes.world_size / 3600
+        return {
+            "epoch": plan.epoch,
+            "stage": plan.stage,
+            "tokens_kept": kept,
+            "image_size": plan.image_size,
+            "lr": lr,
+            "train_loss": loss,
+            "images_per_second": steps * self.layout.global_batch / train_seconds,
+            "train_seconds": train_seconds,
+            "data_wait_seconds": data_wait,
+            "compute_seconds": compute,
+            "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
+            "gpu_hours": self.progress.compute_seconds * hours,
+            "gpu_hours_with_loading": self.progress.train_seconds * hours,
+        }
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device since the epoch began, or of this process since it started on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

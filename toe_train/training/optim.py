@@ -1,0 +1,59 @@
+"""Optimiser and learning-rate schedule: timm's, driven by the epoch alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+
+def create_optimizer(
+    model: nn.Module,
+    name: Literal["adamw", "sgd"],
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    eps: float,
+    momentum: float,
+) -> torch.optim.Optimizer:
+    """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups)."""
+    extra = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
+    return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, **extra)
+
+
+class EpochSchedule:
+    """Cosine learning rate with linear warm-up, one value per epoch (DeiT main.py, timm `CosineLRScheduler`).
+
+    `f(0)` is `warmup_lr`; over the warm-up f rises linearly; then it follows the cosine whose phase counts from epoch
+    0. `stepping="released"` trains epoch e at f(e - 1), as DeiT's loop does by stepping at the end of an epoch, so that
+    epochs 0 and 1 both train at `warmup_lr`; `"plain"` trains it at f(e). Nothing is kept between epochs.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        epochs: int,
+        warmup_epochs: int,
+        warmup_lr: float,
+        min_lr: float,
+        stepping: Literal["released", "plain"],
+    ) -> None:
+        self.optimizer = optimizer
+        self.lag = 1 if stepping == "released" else 0
+        self.scheduler = CosineLRScheduler(
+            optimizer, t_initial=epochs, lr_min=min_lr, warmup_t=warmup_epochs, warmup_lr_init=warmup_lr
+        )
+
+    def lr(self, epoch: int) -> float:
+        """The learning rate that epoch `epoch` (from 0) trains with."""
+        return float(self.scheduler._get_lr(max(epoch - self.lag, 0))[0])
+
+    def apply(self, epoch: int) -> float:
+        """Sets the optimiser to the learning rate of `epoch` and returns it."""
+        lr = self.lr(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr

@@ -1,0 +1,102 @@
+"""The run folder: where a run's files lie, and what a run writes of its own origin."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy
+import timm
+import torch
+import torchvision
+
+from toe_train._version import __version__
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig, dump_config
+
+
+class RunFolder:
+    """Paths of a run's files under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.metrics = root / "metrics.jsonl"
+        self.tensorboard = root / "tensorboard"
+        self.checkpoints = root / "checkpoints"
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.root} cannot be written: {error.strerror}; choose another with --output DIR"
+            ) from None
+
+    def set_aside(self) -> Path | None:
+        """Renames a folder with an earlier run's files, so that a new run loses nothing; its new path."""
+        if not self.metrics.exists() and not self.checkpoints.exists():
+            return None
+        number = 1
+        while (aside := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
+            number += 1
+        self.root.rename(aside)
+        return aside
+
+    def write_config(self, config: RunConfig, started: dict[str, str]) -> None:
+        """Writes the resolved configuration, which `toe-train --config` reads again, under its origin as comments."""
+        header = "".join(f"# {key}: {value}\n" for key, value in started.items())
+        self.config.write_text(header + dump_config(config), encoding="utf-8")
+
+
+def provenance(arguments: list[str], program: str = "toe-train") -> dict[str, str]:
+    """Command line, time, commit, versions and device of this process."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    return {
+        "command": shlex.join([program, *arguments]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": device,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of what it computes with."""
+    return {
+        "toe-train": __version__,
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint could not be read with
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def _commit() -> str:
+    """Commit of the source tree that runs, "+changes" where it differs, "unknown" outside a git checkout."""
+    here = Path(__file__).resolve().parents[2]
+    try:
+        if not (here / ".git").exists():
+            return "unknown"
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.strip() + ("+changes" if status.strip() else "")
