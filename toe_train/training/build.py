@@ -55,13 +55,14 @@ def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
     section = config.model
     with data.seeded(data.derive_seed(config.seed, "init")):
         model = models.create_model(section.name, num_classes, section.drop_path, section.image_size, **section.kwargs)
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    embedding: Any = getattr(model, "patch_embed", None)
+    grid = getattr(embedding, "grid_size", None)
     if grid is None:
         raise UserError(
             f"model.name = {section.name}: has no patch embedding; toe-train trains vision transformers, e.g. "
             "deit_tiny_patch16_224"
         )
-    patch = model.patch_embed.patch_size[0]
+    patch = embedding.patch_size[0]
     if section.image_size % patch:
         below = section.image_size // patch * patch
         raise UserError(

@@ -63,12 +63,11 @@ class RunFolder:
 
 def provenance(arguments: list[str], program: str = "toe-train") -> dict[str, str]:
     """Command line, time, commit, versions and device of this process."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
     return {
         "command": shlex.join([program, *arguments]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "device": device,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
 
@@ -83,6 +82,15 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "numpy": numpy.__version__,
     }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _commit() -> str:
