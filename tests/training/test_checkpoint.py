@@ -94,10 +94,10 @@ def test_a_missing_file(tmp_path):
 
 def test_another_model_or_other_classes_are_refused(tmp_path):
     model, classes = {"name": "a", "image_size": 32}, ["cat", "dog"]
-    require_same(tmp_path, state(1), model, classes)
+    require_same(tmp_path, state(1), {"model": model, "epochs": 7}, classes)
     with pytest.raises(UserError, match=r"model.name: 'a' in the checkpoint, 'b' now"):
-        require_same(tmp_path, state(1), {**model, "name": "b"}, classes)
+        require_same(tmp_path, state(1), {"model": {**model, "name": "b"}}, classes)
     with pytest.raises(UserError, match=r"missing now: dog; unknown to it: cow, pig"):
-        require_same(tmp_path, state(1), model, ["cat", "cow", "pig"])
+        require_same(tmp_path, state(1), {"model": model}, ["cat", "cow", "pig"])
     with pytest.raises(UserError, match="in another order"):
-        require_same(tmp_path, state(1), model, ["dog", "cat"])
+        require_same(tmp_path, state(1), {"model": model}, ["dog", "cat"])

@@ -17,7 +17,7 @@ from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, attach
 from toe_train.recipes import RunConfig, plan_epochs
-from toe_train.training.checkpoint import Checkpoints, require_same
+from toe_train.training.checkpoint import Checkpoints, differences, require_same
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.evaluate import Scores, evaluate
@@ -143,12 +143,22 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     sampler = data.TrainBatchSampler(order, layout, processes.rank)
     built = build_model(config, len(train_images.classes))
     model = built.model.to(processes.device)
-    belongs_to = {"config": config.model_dump(mode="json"), "classes": train_images.classes, "versions": versions()}
+    belongs_to: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "classes": train_images.classes,
+        "versions": versions(),
+    }
 
     checkpoints = Checkpoints(folder.checkpoints)
     found = checkpoints.find(resume)
     if found is not None:
-        require_same(*found, config.model_dump(mode="json")["model"], train_images.classes)
+        require_same(*found, belongs_to["config"], train_images.classes)
+        saved_name = found[1]["config"]["optim"]["name"]
+        if saved_name != config.optim.name:
+            raise UserError(
+                f"optim.name: {saved_name!r} in the checkpoint, {config.optim.name!r} now: the state of one optimiser "
+                f"is of no use to another; give {saved_name}, or start anew with --resume never"
+            )
     progress = Progress(**found[1]["progress"]) if found else Progress()
 
     ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
@@ -200,15 +210,12 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         progress=progress,
     )
     if found is not None:
-        try:
-            trainer.load_state(found[1])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"checkpoint {found[0]} does not fit this run ({str(error).strip()[:300]}); resume with the "
-                "configuration that wrote it, or start anew with --resume never"
-            ) from None
+        trainer.load_state(found[1])
     # Last of all, since it drops the metric lines of an epoch that was broken off.
     trainer.log = _build_log(config, processes, folder, progress.epoch)
+    if found is not None and (changed := differences(found[1]["config"], belongs_to["config"])):
+        trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")
+        trainer.log.note("\n".join(f"  {line}" for line in changed))
     return trainer
 
 
@@ -221,7 +228,7 @@ def evaluate_checkpoint(
         UserError: the checkpoint has no such weights, or belongs to another model or other classes.
     """
     _, val_images = open_checked_datasets(config)
-    require_same(path, state, config.model_dump(mode="json")["model"], val_images.classes)
+    require_same(path, state, config.model_dump(mode="json"), val_images.classes)
     if state[weights] is None:
         raise UserError(f"checkpoint {path} holds no averaged weights (train.ema_decay was null); use --weights model")
     model = build_model(config, len(val_images.classes)).model.to(processes.device)

@@ -83,25 +83,31 @@ class Checkpoints:
         return path, read(path)
 
 
-def require_same(path: Path, state: dict[str, Any], model: dict[str, Any], classes: list[str]) -> None:
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs between two dumped configurations."""
+    lines = []
+    for key in {**saved, **now}:
+        before, after = saved.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} in the checkpoint, {after!r} now")
+    return lines
+
+
+def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str]) -> None:
     """Refuses a checkpoint of another model or of other classes.
 
     Args:
         path: named in the message.
         state: the checkpoint.
-        model: the `model` section that is asked for.
+        config: the dumped configuration that is asked for.
         classes: class names of the data set, in order.
 
     Raises:
         UserError: naming each difference.
     """
-    saved = state["config"]["model"]
-    differing = [
-        f"model.{key}: {saved.get(key)!r} in the checkpoint, {model[key]!r} now"
-        for key in model
-        if saved.get(key) != model[key]
-    ]
-    if differing:
+    if differing := differences({"model": state["config"]["model"]}, {"model": config["model"]}):
         raise UserError(
             f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
             "Give the same model, or another --output folder, or --resume never to start anew"

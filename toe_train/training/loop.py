@@ -176,12 +176,15 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up a checkpoint's state."""
+        """Takes up a checkpoint's state; the optimiser's options stay those of the configuration."""
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"] or state["model"])
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -1,0 +1,98 @@
+"""The tables that the commands print, and the benchmark behind the README's speed figures."""
+
+import json
+
+import pytest
+
+from toe_train.analysis.benchmark import benchmark_step
+from toe_train.analysis.tables import summary_table, table
+from toe_train.cli import tools
+from toe_train.errors import UserError
+from toe_train.recipes import load_config
+from toe_train.training.runfolder import RunFolder
+
+
+def test_a_table_lines_up():
+    assert (
+        table(("a", "long"), [("1", "2"), ("333", "4")])
+        == "|   a | long |\n|----:|-----:|\n|   1 |    2 |\n| 333 |    4 |"
+    )
+
+
+def epoch(number, stage, tokens, rate, top1):
+    return {
+        "kind": "epoch",
+        "epoch": number,
+        "stage": stage,
+        "tokens_kept": tokens,
+        "images_per_second": rate,
+        "val_top1": top1,
+        "ema_top1": None,
+    }
+
+
+@pytest.fixture
+def finished(tmp_path):
+    def write(records):
+        folder = RunFolder(tmp_path)
+        folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return folder
+
+    return write
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[0] == "|"]
+
+
+def test_the_summary_compares_with_the_full_token_stage_of_the_same_run(configs, finished):
+    folder = finished(
+        [
+            epoch(0, 1, 32, 100.0, 50.0),
+            epoch(1, 1, 32, 180.0, 60.0),
+            epoch(2, 1, 32, 170.0, None),
+            epoch(10, 2, 48, 130.0, 70.0),
+            epoch(20, 3, 64, 100.0, 80.0),
+        ]
+    )
+    rows = cells(summary_table(load_config(configs / "quickstart.yaml"), folder, 10))[2:]
+    assert rows == [
+        ["1", "1-3", "32/64", "170", "1.70x", "1.76x", "60.00", "-"],
+        ["2", "11-11", "48/64", "130", "1.30x", "1.28x", "70.00", "-"],
+        ["3", "21-21", "64/64", "100", "1.00x", "1.00x", "80.00", "-"],
+    ]
+
+
+def test_without_a_full_token_stage_nothing_is_compared(configs, finished):
+    rows = cells(summary_table(load_config(configs / "quickstart.yaml"), finished([epoch(0, 1, 32, 100.0, 50.0)]), 10))
+    assert rows[2][4] == "-"
+
+
+def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
+    output = tmp_path / "bench/step.json"
+    assert tools.main(["bench", "--config", str(tiny), "--batch", "4", "--rounds", "3", "--json", str(output)]) == 0
+    rows = cells(capsys.readouterr().out)
+    assert [row[:2] for row in rows[2:]] == [["full", "16"], ["1", "8"], ["2", "12"]]
+    result = json.loads(output.read_text())
+    assert (result["batch"], result["rounds"], result["image_size"]) == (4, 3, 16)
+    assert result["command"].startswith("toe-tools bench --config")
+    stages = result["stages"]
+    assert all(stage["spread"][0] <= stage["milliseconds"] <= stage["spread"][1] for stage in stages)
+    assert stages[0]["speedup"] == stages[0]["flop_ratio"] == 1.0
+    assert stages[1]["flop_ratio"] > stages[2]["flop_ratio"] > 1
+
+
+def test_the_benchmark_needs_stages(configs):
+    with pytest.raises(UserError, match="there are no stages to compare"):
+        benchmark_step(load_config(configs / "deit_tiny.yaml"), 2, 1, device=None)
+
+
+def test_the_plan_as_printed(configs, capsys):
+    assert tools.main(["plan", "--config", str(configs / "deit_tiny_toe_r05.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert cells(out)[2:] == [
+        ["1-100", "1", "224", "98/196", "1.00e-06 .. 7.61e-04", "0.6543", "0.0111", "1.916x"],
+        ["101-200", "2", "224", "147/196", "7.57e-04 .. 2.67e-04", "0.9438", "0.0129", "1.328x"],
+        ["201-300", "3", "224", "196/196", "2.62e-04 .. 1.01e-05", "1.2537", "0.0000", "1.000x"],
+    ]
+    assert "whole schedule: 1.319x by FLOPs, attention counted" in out

@@ -1,0 +1,244 @@
+"""What a user gets wrong ends with exit code 2 and a message that says what to do; never with a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from toe_train.cli import tools, train
+
+
+@pytest.fixture
+def run(tiny, tmp_path, capsys, monkeypatch):
+    """Runs toe-train (or another command) in tmp_path; returns its exit code, output and error text."""
+    monkeypatch.chdir(tmp_path)
+
+    def runner(*arguments, config=tiny, command=train.main):
+        code = command(["--config", str(config), *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return runner
+
+
+@pytest.fixture
+def refused(run):
+    """The message of a run that must be refused."""
+
+    def runner(*arguments, **options):
+        code, out, error = run(*arguments, **options)
+        assert code == 2, out + error
+        assert "Traceback" not in out + error
+        assert error.startswith("error: ")
+        return error
+
+    return runner
+
+
+def save_image(path, color=(200, 30, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 20), color).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A healthy data set of two classes, and the overrides that name it."""
+    root = tmp_path / "images"
+    for split, count in (("train", 12), ("val", 3)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                save_image(root / split / label / f"{number}.jpg", (20 * number, 90, 10 if label == "cat" else 200))
+    return root
+
+
+def of(root):
+    return ["data.kind=image_folder", f"data.root={root}", "train.global_batch=8", "augment.mix_group=8"]
+
+
+BAD_VALUES = {
+    "unknown key": (["optim.leraning_rate=1"], "optim.leraning_rate = 1: there is no such key"),
+    "unknown section": (["trian.precision=fp32"], "did you mean train?"),
+    "wrong type": (["epochs=many"], "epochs = 'many': should be a valid integer"),
+    "out of range": (["augment.hflip=1.5"], "augment.hflip = 1.5: should be less than or equal to 1"),
+    "unknown choice": (["train.precision=fp8"], "did you mean fp"),
+    "no such model": (["model.name=deit_tinny_patch16_224"], "did you mean deit_tiny_patch16_224"),
+    "model without patches": (["model.name=resnet18", "model.kwargs={}", "expansion=null"], "model.name = resnet18"),
+    "model that cannot drop tokens": (
+        ["model.name=vit_tiny_r_s16_p8_224", "model.kwargs={}", "model.image_size=64"],
+        "is a hybrid",
+    ),
+    "bad model arguments": (["model.kwargs={depht: 3}"], "unexpected keyword argument 'depht'"),
+    "size and patches": (["model.image_size=18"], "model.image_size = 18 is not a multiple of the patch size 4"),
+    "rates not increasing": (["expansion.keep_rates=[0.9, 0.5, 1.0]"], "is not increasing"),
+    "seeds over the first rate": (["expansion.initial_keep_rate=0.6"], "is not below the first keep rate 0.5"),
+    "no seed": (["expansion.initial_keep_rate=0.01"], "leaves no seed among 16 patch tokens"),
+    "boundaries": (["expansion.stage_epochs=[0, 0, 1]"], "is not increasing"),
+    "block out of range": (["expansion.after_block=2"], "after_block=2 must be from 0"),
+    "odd batch": (["train.global_batch=255"], "nearest legal values: 254 and 256"),
+    "batch and mixing group": (["train.global_batch=200"], "nearest legal values: 128 and 256"),
+    "batch over the data": (["train.global_batch=2048"], "the training set has 1433 images"),
+    "RandAugment text": (["augment.rand_augment=rnd-m9"], "'rnd' is not understood"),
+    "processes": (["--nproc", "0"], "--nproc 0 must be auto or a whole number"),
+    "no such checkpoint": (["--resume", "gone.pt"], "checkpoint gone.pt does not exist"),
+    "no such data": (["data.kind=image_folder", "data.root=/nowhere"], "/nowhere"),
+    "no CIFAR": (["data.kind=cifar10", "data.root=nowhere"], "data.download=true"),
+    "override": (["epochs"], "must have the form KEY=VALUE"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_values(refused, case):
+    arguments, message = BAD_VALUES[case]
+    assert message in refused(*arguments)
+
+
+def test_a_missing_config_file(refused, configs):
+    assert "did you mean quickstart.yaml?" in refused(config=configs / "quikstart.yaml")
+
+
+def test_a_loop_of_parents(refused, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml")
+    assert "a.yaml -> b.yaml -> a.yaml" in refused(config=tmp_path / "a.yaml")
+
+
+def test_a_healthy_folder_trains(run, folder):
+    code, out, _ = run(*of(folder), "epochs=1", "expansion.stage_epochs=[0,1,2]")
+    assert code == 0
+    assert "top-1" in out
+
+
+def test_classes_that_differ(refused, folder):
+    (folder / "val/dog").rename(folder / "val/cow")
+    message = refused(*of(folder))
+    assert "dog" in message
+    assert "cow" in message
+
+
+def test_an_empty_class(refused, folder):
+    for image in (folder / "train/dog").iterdir():
+        image.unlink()
+    assert f"class folders of {folder / 'train'} hold no images: dog" in refused(*of(folder))
+
+
+def test_a_flat_validation_folder(refused, folder):
+    for image in list((folder / "val").rglob("*.jpg")):
+        image.rename(folder / "val" / f"{image.parent.name}_{image.name}")
+    for empty in ("cat", "dog"):
+        (folder / "val" / empty).rmdir()
+    assert "move each into the folder of its class" in refused(*of(folder))
+
+
+def test_an_unreadable_image_is_named_at_the_start(refused, folder):
+    bad = folder / "train/cat/3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    assert str(bad) in refused(*of(folder))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_that_the_sample_missed_is_named_when_met(refused, folder, workers):
+    bad = folder / "train/cat/3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    message = refused(*of(folder), "data.check_sample=0", f"data.workers={workers}", "epochs=9")
+    assert str(bad) in message
+    assert message.count("\n") == 1
+
+
+def test_the_doctor_finds_every_fault(run, folder):
+    code, out, _ = run(*of(folder), command=lambda given: tools.main(["doctor", *given]))
+    assert (code, out) == (0, "healthy: 24 train and 6 val images in 2 classes\n")
+    (folder / "train/cat/3.jpg").write_text("not an image")
+    (folder / "train/dog/4.jpg").write_bytes(b"")
+    (folder / "train/dog/notes.doc").write_text("x")
+    code, out, _ = run(*of(folder), command=lambda given: tools.main(["doctor", *given]))
+    assert code == 2
+    assert out.startswith("3 faults in image_folder")
+    assert all(name in out for name in ("3.jpg", "4.jpg", "notes.doc"))
+
+
+@pytest.fixture
+def trained(run, tmp_path):
+    assert run("epochs=1", "--output", "run")[0] == 0
+    return tmp_path / "run/checkpoints/last.pt"
+
+
+def test_resuming_another_model(refused, trained):
+    message = refused("--output", "run", "model.kwargs.depth=3")
+    assert "model.kwargs.depth: 2 in the checkpoint, 3 now" in message
+    assert "--resume never" in message
+
+
+def test_resuming_with_another_optimiser(refused, trained):
+    message = refused("--output", "run", "optim.name=sgd", "epochs=2")
+    assert "optim.name: 'adamw' in the checkpoint, 'sgd' now" in message
+    state = torch.load(trained, weights_only=True)
+    assert state["progress"]["epoch"] == 1  # nothing was overwritten
+
+
+def test_resuming_with_another_recipe_says_so_and_follows_it(run, trained):
+    code, out, _ = run("--output", "run", "optim.weight_decay=0.5", "epochs=2", "data.workers=1")
+    assert code == 0
+    assert "optim.weight_decay: 0.05 in the checkpoint, 0.5 now" in out
+    state = torch.load(trained, weights_only=True)
+    assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.0, 0.5}
+
+
+def test_resuming_with_other_classes(refused, trained, folder):
+    message = refused("--output", "run", *of(folder))
+    assert "trained on other classes: 10 in the checkpoint, 2 in the data set" in message
+
+
+def test_resuming_a_truncated_checkpoint(refused, trained):
+    trained.write_bytes(trained.read_bytes()[:5000])
+    assert "damaged, truncated" in refused("--output", "run", "epochs=2")
+
+
+def test_evaluating(run, refused, trained, folder):
+    def evaluate(given):
+        return tools.main(["eval", "--checkpoint", str(trained), *given])
+
+    code, out, _ = run(command=evaluate)
+    assert code == 0
+    assert "over 364 images" in out
+    assert "trained on other classes" in refused(*of(folder), command=evaluate)
+    assert "belongs to another model" in refused("model.kwargs.embed_dim=64", command=evaluate)
+
+
+def test_evaluation_repeats_what_the_run_measured(run, trained):
+    from toe_train.training.runlog import read_metrics
+
+    record = read_metrics(trained.parents[1] / "metrics.jsonl", "epoch")[-1]
+    for weights, key in (("model", "val_top1"), ("ema", "ema_top1")):
+        given = ["eval", "--checkpoint", str(trained), "--weights", weights]
+        _, out, _ = run(command=lambda rest, given=given: tools.main([*given, *rest]))
+        assert f"top-1 {record[key]:.3f} %" in out
+
+
+def test_an_output_that_cannot_be_written(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "choose another with --output" in refused("--output", "file/run")
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(run, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    code, out, _ = run("--dry-run")
+    assert code == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "predicted speed-up of the whole schedule" in out
+    config = yaml.safe_load(out[: out.index("global batch")])
+    assert config["model"]["kwargs"]["embed_dim"] == 32
+
+
+def test_a_dry_run_refuses_what_a_run_would(refused):
+    assert "nearest legal values: 254 and 256" in refused("--dry-run", "train.global_batch=255")
+
+
+def test_the_installed_command_ends_with_the_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "toe_train", "--config", "none.yaml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: config file none.yaml does not exist; . has no YAML files\n"
