@@ -35,7 +35,11 @@ def test_imagenet_epochs_have_deits_length():
     assert GlobalOrder(1281167, 1024, seed=0).steps_per_epoch == 1251
 
 
-@pytest.mark.parametrize("num_samples", [1000, 512, 259, 100])
+def test_a_small_data_set_is_not_rounded_away():
+    assert GlobalOrder(100, 64, seed=3, repeats=3).steps_per_epoch == 1
+
+
+@pytest.mark.parametrize("num_samples", [1000, 512, 259])
 def test_repeated_augmentation_is_timms(num_samples):
     order = GlobalOrder(num_samples, global_batch=64, seed=3, repeats=3)
     # timm's sampler seeds its permutation with the epoch's number: hand it our seed as one.

@@ -210,8 +210,7 @@ def test_models_in_other_dtypes(dtype):
 
 
 def test_models_on_the_meta_device():
-    with torch.device("meta"):
-        model = timm.create_model("deit_tiny_patch16_224", **SMALL).train()
+    model = timm.create_model("deit_tiny_patch16_224", **SMALL).train().to("meta")
     attach(model, expansion_for())
     assert counts_seen(model, images().to("meta")) == [65, 33, 33]
 
@@ -370,6 +369,8 @@ def test_refusing_leaves_the_model_as_it_was():
     ],
 )
 def test_models_that_need_every_token_are_refused(name, options, reason):
+    if not timm.is_model(name):
+        pytest.skip(f"this version of timm has no {name}")
     model = timm.create_model(name, **options)
     state = [key for key, _ in model.named_modules()]
     prefix = getattr(model, "num_prefix_tokens", 0)
