@@ -1,9 +1,19 @@
 """The exceptions that the command line shows without a traceback. Anything else that is raised is our own fault."""
 
 
-class UserError(ValueError):
+class Reported(Exception):
+    """Base of both.
+
+    Attributes:
+        shared: whether every process of the run raises it, so that one telling is enough.
+    """
+
+    shared = False
+
+
+class UserError(Reported, ValueError):
     """Something the user can put right: the message gives the value, the rule and the remedy. Exit code 2."""
 
 
-class RunFailed(RuntimeError):
+class RunFailed(Reported, RuntimeError):
     """A run that cannot go on (a loss that is not finite, say): the message tells what is left on disk. Exit code 3."""

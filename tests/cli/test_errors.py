@@ -81,6 +81,10 @@ BAD_VALUES = {
     "batch and mixing group": (["train.global_batch=200"], "nearest legal values: 128 and 256"),
     "batch over the data": (["train.global_batch=2048"], "the training set has 1433 images"),
     "RandAugment text": (["augment.rand_augment=rnd-m9"], "'rnd' is not understood"),
+    "momentum of one": (["optim.betas=[1.0, 0.999]"], "optim.betas.0 = 1.0: should be less than 1"),
+    "evaluation by chance": (["evaluate.interpolation=random"], "evaluate.interpolation = 'random': should be"),
+    "what the data set gives": (["model.kwargs.num_classes=5"], "must not hold num_classes: the data set gives it"),
+    "dropout": (["model.kwargs.proj_drop_rate=0.2"], "drops out with probability 0.2"),
     "processes": (["--nproc", "0"], "--nproc 0 must be auto or a whole number"),
     "no such checkpoint": (["--resume", "gone.pt"], "checkpoint gone.pt does not exist"),
     "no such data": (["data.kind=image_folder", "data.root=/nowhere"], "/nowhere"),
@@ -186,6 +190,13 @@ def test_resuming_with_another_recipe_says_so_and_follows_it(run, trained):
     assert {group["weight_decay"] for group in state["optimizer"]["param_groups"]} == {0.0, 0.5}
 
 
+@pytest.mark.parametrize("override", ["optim.weight_decay=0", "model.drop_path=0.1", "train.ema_decay=null"])
+def test_values_that_may_change_when_resuming(run, trained, override):
+    code, out, error = run("--output", "run", override, "epochs=2")
+    assert code == 0, error
+    assert f"{override.split('=')[0]}: " in out
+
+
 def test_resuming_with_other_classes(refused, trained, folder):
     message = refused("--output", "run", *of(folder))
     assert "trained on other classes: 10 in the checkpoint, 2 in the data set" in message
@@ -215,6 +226,26 @@ def test_evaluation_repeats_what_the_run_measured(run, trained):
         given = ["eval", "--checkpoint", str(trained), "--weights", weights]
         _, out, _ = run(command=lambda rest, given=given: tools.main([*given, *rest]))
         assert f"top-1 {record[key]:.3f} %" in out
+
+
+def test_overrides_may_stand_anywhere(run, trained):
+    assert run("epochs=1", "--output", "other", "seed=1")[0] == 0
+    evaluate = ["eval", "evaluate.batch=7", "--checkpoint", str(trained), "--weights", "ema"]
+    code, out, _ = run("data.workers=0", command=lambda rest: tools.main([*evaluate, *rest]))
+    assert code == 0
+    assert "(ema)" in out
+    with pytest.raises(SystemExit) as ended:
+        tools.main(["plan", "--config", "x.yaml", "--speed", "3"])
+    assert ended.value.code == 2
+
+
+def test_the_current_folder_as_the_run_folder(run, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert run("--output", ".", "epochs=1")[0] == 0
+    assert run("--output", ".", "epochs=1", "--resume", "never")[0] == 0
+    assert (tmp_path / "here.old-1/checkpoints/last.pt").exists()
 
 
 def test_an_output_that_cannot_be_written(refused, tmp_path):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from toe_train.errors import UserError
+from toe_train.errors import RunFailed, UserError
 from toe_train.training.checkpoint import FORMAT, Checkpoints, read, require_same, write_atomically
 
 
@@ -15,7 +15,7 @@ def state(epoch):
         "format": FORMAT,
         "progress": {"epoch": epoch},
         "weights": torch.full((100,), float(epoch)),
-        "config": {"model": {"name": "a", "image_size": 32}},
+        "config": {"model": {"name": "a", "image_size": 32, "kwargs": {"depth": 2}, "drop_path": 0.1}},
         "classes": ["cat", "dog"],
     }
 
@@ -53,6 +53,22 @@ def test_a_crash_while_writing_leaves_the_former_file(tmp_path, monkeypatch, whe
     monkeypatch.undo()
     assert read(path)["progress"]["epoch"] == 1
     assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=True)
+    good = checkpoints.last.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        RunFailed, match=r"cannot be written to .*No space left on device.*what was there before is whole"
+    ):
+        checkpoints.save(state(2), is_best=True)
+    assert checkpoints.last.read_bytes() == checkpoints.best.read_bytes() == good
 
 
 @pytest.mark.parametrize("size", [0, 10, 500, -100])
@@ -93,10 +109,13 @@ def test_a_missing_file(tmp_path):
 
 
 def test_another_model_or_other_classes_are_refused(tmp_path):
-    model, classes = {"name": "a", "image_size": 32}, ["cat", "dog"]
+    model, classes = {"name": "a", "image_size": 32, "kwargs": {"depth": 2}}, ["cat", "dog"]
     require_same(tmp_path, state(1), {"model": model, "epochs": 7}, classes)
     with pytest.raises(UserError, match=r"model.name: 'a' in the checkpoint, 'b' now"):
         require_same(tmp_path, state(1), {"model": {**model, "name": "b"}}, classes)
+    require_same(tmp_path, state(1), {"model": {**model, "drop_path": 0.2}}, classes)  # the weights do not depend on it
+    with pytest.raises(UserError, match=r"model.kwargs.depth: 2 in the checkpoint, 3 now"):
+        require_same(tmp_path, state(1), {"model": {**model, "kwargs": {"depth": 3}}}, classes)
     with pytest.raises(UserError, match=r"missing now: dog; unknown to it: cow, pig"):
         require_same(tmp_path, state(1), {"model": model}, ["cat", "cow", "pig"])
     with pytest.raises(UserError, match="in another order"):

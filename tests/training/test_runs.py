@@ -12,6 +12,7 @@ from toe_train.errors import RunFailed
 from toe_train.recipes import load_config
 from toe_train.training.build import build_trainer
 from toe_train.training.checkpoint import read
+from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import read_metrics
@@ -222,6 +223,26 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(traine
     assert last.read_bytes() == good
 
 
+def test_weights_destroyed_by_the_last_step_of_an_epoch_are_not_saved(trainer_in):
+    """The loss of that step is still finite: it is measured before the step."""
+    trainer = trainer_in("run")
+    trainer.plans = trainer.plans[:1]
+    trainer.fit()
+    good = trainer.checkpoints.last.read_bytes()
+    trainer = trainer_in("run", resume="auto")
+    train_epoch = trainer.train_epoch
+
+    def destroying(plan):
+        record = train_epoch(plan)
+        trainer.model.head.bias.data[3] = math.nan
+        return record
+
+    trainer.train_epoch = destroying
+    with pytest.raises(RunFailed, match=r"the weights are not finite after the last step of epoch 2; the last good"):
+        trainer.fit()
+    assert trainer.checkpoints.last.read_bytes() == good
+
+
 def test_exit_code_of_a_failed_run(tiny, tmp_path, capsys):
     code = main(
         [
@@ -238,6 +259,35 @@ def test_exit_code_of_a_failed_run(tiny, tmp_path, capsys):
     text = capsys.readouterr().err
     assert text.startswith("run failed: the training loss is")
     assert "lower optim.lr" in text
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_step_on_a_gpu_does_not_wait_for_it(tiny, tmp_path, precision):
+    here = Processes(0, 1, torch.device("cuda", 0))
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    trainer = build_trainer(load_config(tiny, [f"train.precision={precision}"]), here, folder, "never")
+    trainer.trained = trainer.model
+    clock, batches = EpochClock(here.device), iter(trainer.train_batches)
+    trainer._step(batches, clock, 0, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer._step(batches, clock, 0, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.log.close()
+
+
+@cuda
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_a_run_on_a_gpu_trains_what_the_cpu_trains(run, precision):
+    losses_there = losses(run("gpu", f"train.precision={precision}", "--nproc", "1")[0])
+    assert losses_there == sorted(losses_there, reverse=True) or losses_there[-1] < losses_there[0]
+    assert all(math.isfinite(loss) for loss in losses_there)
 
 
 def test_pictures_of_kept_tokens(trainer_in):

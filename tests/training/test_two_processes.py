@@ -5,15 +5,16 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from toe_train.cli.train import main
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import read_metrics
 
 
-def torchrun(folder, *arguments):
+def torchrun(folder, *arguments, module="toe_train", count=2):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "toe_train"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", module]
     return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -31,10 +32,58 @@ def test_two_processes_train_what_one_trains(tiny, tmp_path, monkeypatch):
     steps = [[record["train_loss"] for record in read_metrics(path, "step")] for path in (one, two)]
     assert len(steps[0]) == 15
     assert steps[1] == pytest.approx(steps[0], rel=2e-4)
-    # 364 validation images; one of them may fall on the other side of a tie.
+    images = [[record["val_images"] for record in read_metrics(path, "epoch")] for path in (one, two)]
+    assert images[0] == images[1] == [364] * 3
+    # Of these one may fall on the other side of a tie.
     for key in ("val_top1", "val_top5", "ema_top1"):
         tops = [[record[key] for record in read_metrics(path, "epoch")] for path in (one, two)]
         assert tops[1] == pytest.approx(tops[0], abs=100 / 364 + 1e-9)
+
+
+def test_each_image_counts_once_where_the_processes_do_not_divide_them(tiny, tmp_path):
+    """364 images over 3 processes: what one process says of a checkpoint, to the last digit."""
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
+    arguments = ["eval", "--config", str(tiny), "--checkpoint", str(tmp_path / "run/checkpoints/last.pt")]
+    done = torchrun(tmp_path, *arguments, module="toe_train.cli.tools", count=3)
+    assert done.returncode == 0, done.stderr
+    record = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")[0]
+    assert f"top-1 {record['val_top1']:.3f} %, top-5 {record['val_top5']:.3f} %" in done.stdout
+    assert "over 364 images" in done.stdout
+
+
+def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "whole")]) == 0
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=3", "--resume", "never"]) == 0
+    previous = tmp_path / "run/checkpoints/previous.pt"  # after two epochs
+    done = torchrun(tmp_path, "--config", str(tiny), "--output", "run", "--resume", str(previous))
+    assert done.returncode == 0, done.stderr
+    steps, again = (
+        [r["train_loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl", "step")] for name in ("whole", "run")
+    )
+    assert again[:10] == steps[:10]
+    assert again[10:] == pytest.approx(steps[10:], rel=2e-4)
+    assert again[10:] != steps[10:]
+    # Device-seconds of both parts together: the first two epochs' count once, whatever the processes were later.
+    first, last = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")[1:]
+    assert last["gpu_hours"] - first["gpu_hours"] == pytest.approx(2 * last["compute_seconds"] / 3600)
+
+
+def test_a_fault_of_one_process_is_told(tiny, tmp_path):
+    """The bad file is met by one process in the middle of an epoch; its name must reach the user."""
+    for split, count in (("train", 24), ("val", 2)):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 20), (9 * number, 90, 10)).save(folder / f"{number}.jpg")
+    bad = tmp_path / "images/train/cat/3.jpg"
+    bad.write_bytes(b"broken")
+    data = ["data.kind=image_folder", f"data.root={tmp_path / 'images'}", "data.check_sample=0"]
+    done = torchrun(
+        tmp_path, "--config", str(tiny), "--output", "run", *data, "train.global_batch=8", "augment.mix_group=8"
+    )
+    assert done.returncode != 0
+    assert f"error: {bad} cannot be read as an image" in done.stderr
 
 
 def test_one_command_starts_the_processes_itself_and_says_a_fault_once(tiny, tmp_path):
@@ -45,6 +94,11 @@ def test_one_command_starts_the_processes_itself_and_says_a_fault_once(tiny, tmp
     assert wrong.returncode == 2
     assert wrong.stderr.count("global batch 30") == 1
     assert "Traceback" not in wrong.stderr
+    (tmp_path / "file").touch()
+    blocked = subprocess.run([*command[:-1], "file/run"], **options)
+    assert blocked.returncode == 2
+    assert blocked.stderr.count("choose another with --output") == 1
+    assert "Traceback" not in blocked.stderr
     done = subprocess.run([*command, "epochs=1"], **options)
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run/metrics.jsonl", "start")[0]["world_size"] == 2

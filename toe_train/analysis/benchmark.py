@@ -17,7 +17,7 @@ from toe_train.analysis.flops import StageCost, stage_cost, unfuse_attention
 from toe_train.analysis.tables import table
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build import build_autocast, build_model, build_optimizer
+from toe_train.training.build import build_autocast, build_model, build_optimizer, build_scaler, precision_on
 from toe_train.training.losses import ClassificationLoss
 
 
@@ -51,6 +51,7 @@ class StepBenchmark:
     batch: int
     rounds: int
     precision: str
+    compiled: bool
     threads: int
     stages: tuple[StageSpeed, ...]
 
@@ -101,8 +102,9 @@ def benchmark_step(
     stages = [0, *(stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage))]
     ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
     optimizer = build_optimizer(config, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16" and device.type == "cuda")
-    autocast, loss = build_autocast(config, device), ClassificationLoss()
+    scaler, autocast, loss = build_scaler(config, device), build_autocast(config, device), ClassificationLoss()
+    if config.train.compile:
+        model.compile()
     size = config.model.image_size
     images = torch.randn(batch, 3, size, size, device=device)
     targets = torch.full((batch, num_classes), 1 / num_classes, device=device)
@@ -138,7 +140,8 @@ def benchmark_step(
         image_size=size,
         batch=batch,
         rounds=rounds,
-        precision=str(torch.get_autocast_dtype(device.type)) if autocast._enabled else "torch.float32",
+        precision=precision_on(config, device),
+        compiled=config.train.compile,
         threads=torch.get_num_threads(),
         stages=tuple(_speed(costs[stage], times[stage], costs[0], times[0]) for stage in stages),
     )

@@ -89,7 +89,7 @@ def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
     full = stage_cost(built, config.model.image_size, 0)
     found = []
     for segment in segments(plan_epochs(config)):
-        cost = stage_cost(built, segment.image_size, segment.stage)
+        cost = stage_cost(built, config.model.image_size, segment.stage)
         found.append(PlannedSegment(segment, cost, full.macs / cost.macs))
     epochs = sum(planned.segment.epochs for planned in found)
     total = sum(planned.cost.macs * planned.segment.epochs for planned in found)

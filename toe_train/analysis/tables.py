@@ -21,7 +21,6 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
         (
             f"{part.segment.first + 1}-{part.segment.last + 1}",
             str(part.segment.stage),
-            f"{part.segment.image_size}",
             f"{part.cost.tokens_kept}/{planned.full.tokens_kept}",
             f"{schedule.lr(part.segment.first):.2e} .. {schedule.lr(part.segment.last):.2e}",
             f"{part.cost.macs / 1e9:.4f}",
@@ -30,7 +29,7 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
         )
         for part in planned.segments
     ]
-    heads = ("epochs", "stage", "pixels", "tokens", "learning rate", "GMACs/image", "+ ToE's own", "predicted")
+    heads = ("epochs", "stage", "tokens", "learning rate", "GMACs/image", "+ ToE's own", "predicted")
     return (
         table(heads, rows)
         + f"\npredicted speed-up of the whole schedule: {planned.speedup:.3f}x by FLOPs, attention counted "

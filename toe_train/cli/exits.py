@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable
 
-from toe_train.errors import RunFailed, UserError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+
+from toe_train.errors import Reported, RunFailed, UserError
 
 USER_ERROR = 2
 RUN_FAILED = 3
@@ -21,13 +23,12 @@ def guarded(command: Callable[[], int]) -> int:
         return _report("error", error, USER_ERROR)
     except RunFailed as error:
         return _report("run failed", error, RUN_FAILED)
-    except KeyboardInterrupt:
-        return _report(
-            "interrupted", "by the keyboard; the same command continues from the last checkpoint", INTERRUPTED
-        )
+    except (KeyboardInterrupt, SignalException):
+        return _report("interrupted", "from outside; the same command continues from the last checkpoint", INTERRUPTED)
 
 
-def _report(what: str, message: object, code: int) -> int:
-    if int(os.environ.get("RANK", 0)) == 0:  # every process meets the same fault; one says so
-        print(f"{what}: {message}", file=sys.stderr)
+def _report(what: str, fault: object, code: int) -> int:
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if is_main or (isinstance(fault, Reported) and not fault.shared):
+        print(f"{what}: {fault}", file=sys.stderr, flush=True)
     return code

@@ -24,7 +24,11 @@ from toe_train.training.runfolder import provenance
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the user's error)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    parser = _parser()
+    options, rest = parser.parse_known_args(given)  # overrides may stand after an option, which subparsers do not know
+    if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
     return guarded(lambda: options.command(options, given))
 
 
@@ -97,8 +101,11 @@ def _bench(options: argparse.Namespace, given: list[str]) -> int:
     )
     print(result.as_table())
     if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps({**origin, **result.as_dict()}, indent=2) + "\n", encoding="utf-8")
+        try:
+            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+            Path(options.json).write_text(json.dumps({**origin, **result.as_dict()}, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {options.json} cannot be written ({error.strerror}); name another file") from None
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
-from toe_train.data import BatchLayout, GlobalOrder
+from toe_train.data import BatchLayout, GlobalOrder, open_datasets
 from toe_train.recipes import RunConfig, dump_config, load_config
 from toe_train.training import build
 from toe_train.training.distributed import Processes, processes
@@ -20,7 +20,7 @@ from toe_train.training.runfolder import RunFolder, provenance
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = _parser().parse_intermixed_args(given)
     return guarded(lambda: _run(options, given))
 
 
@@ -68,12 +68,9 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
 
 
 def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str]) -> int:
-    if here.is_main:
-        if resume == "never" and (aside := folder.set_aside()):
-            print(f"the earlier run in {folder.root} is now {aside}")
-        folder.create()
-    here.barrier()
-    trainer = build.build_trainer(config, here, folder, resume)
+    here.main_only(lambda: _open_folder(folder, resume))
+    here.main_only(lambda: build.check_data(config))
+    trainer = here.together(lambda: build.build_trainer(config, here, folder, resume))
     first = trainer.progress.epoch
     started = provenance(given)
     if here.is_main:
@@ -84,6 +81,12 @@ def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, g
     if here.is_main:
         print(summary_table(config, folder, len(trainer.belongs_to["classes"])))
     return 0
+
+
+def _open_folder(folder: RunFolder, resume: str) -> None:
+    if resume == "never" and (aside := folder.set_aside()):
+        print(f"the earlier run in {folder.root} is now {aside}")
+    folder.create()
 
 
 def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int) -> None:
@@ -102,7 +105,8 @@ def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Proc
 
 def _dry_build(config: RunConfig, world_size: int) -> list[str]:
     """Builds what can be wrong, for `world_size` processes; the class names."""
-    train_images, _ = build.open_checked_datasets(config)
+    build.check_data(config)
+    train_images, _ = open_datasets(config.data.kind, config.data.root)
     layout = build.batch_layout(config, world_size)
     GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     build.build_train_transform(config)

@@ -85,11 +85,12 @@ class TokenExpansion(nn.Module):
         """Enter the stage of an epoch (0-based); the training loop calls this before each epoch."""
         self.stage = self.schedule.stage(epoch)
 
-    def num_kept(self, num_tokens: int) -> int:
-        """Patch tokens that training keeps in the current stage, out of `num_tokens`."""
-        if self.expansion == "none" and not self.schedule.is_dense(self.stage):
+    def num_kept(self, num_tokens: int, stage: int | None = None) -> int:
+        """Patch tokens that training keeps in a stage (None: the current one), out of `num_tokens`."""
+        stage = self.stage if stage is None else stage
+        if self.expansion == "none" and not self.schedule.is_dense(stage):
             return self.schedule.num_seeds(num_tokens)
-        return self.schedule.num_kept(self.stage, num_tokens)
+        return self.schedule.num_kept(stage, num_tokens)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Drop and merge tokens.

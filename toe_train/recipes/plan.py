@@ -15,12 +15,10 @@ class EpochPlan:
     Attributes:
         epoch: from 0.
         stage: stage of Token Expansion; 0 where all tokens are used, before the first boundary or without ToE.
-        image_size: side of the training images in pixels.
     """
 
     epoch: int
     stage: int
-    image_size: int
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,6 @@ class Segment:
     first: int
     last: int
     stage: int
-    image_size: int
 
     @property
     def epochs(self) -> int:
@@ -41,16 +38,13 @@ class Segment:
 def plan_epochs(config: RunConfig) -> tuple[EpochPlan, ...]:
     """One record per epoch of the run."""
     schedule = config.expansion.schedule() if config.expansion else None
-    return tuple(
-        EpochPlan(epoch, schedule.stage(epoch) if schedule else 0, config.model.image_size)
-        for epoch in range(config.epochs)
-    )
+    return tuple(EpochPlan(epoch, schedule.stage(epoch) if schedule else 0) for epoch in range(config.epochs))
 
 
 def segments(plans: tuple[EpochPlan, ...]) -> tuple[Segment, ...]:
     """The plan as runs of equal epochs, in order."""
     found = []
-    for (stage, image_size), group in groupby(plans, key=lambda plan: (plan.stage, plan.image_size)):
+    for stage, group in groupby(plans, key=lambda plan: plan.stage):
         alike = list(group)
-        found.append(Segment(alike[0].epoch, alike[-1].epoch, stage, image_size))
+        found.append(Segment(alike[0].epoch, alike[-1].epoch, stage))
     return tuple(found)

@@ -25,6 +25,7 @@ Integer = Annotated[int, BeforeValidator(_none_of_bool)]
 Number = Annotated[float, BeforeValidator(_none_of_bool), Field(allow_inf_nan=False)]
 PositiveInteger = Annotated[Integer, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, le=1)]
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 
@@ -42,10 +43,23 @@ class ModelConfig(Section):
     """The network: a timm name or one of this project's own."""
 
     name: str = "deit_tiny_patch16_224"
-    drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # the last block's rate; linear from 0 over the blocks
+    drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: PositiveInteger = 224
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("kwargs")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = {
+            "num_classes": "the data set gives it",
+            "drop_path_rate": "use model.drop_path",
+            "img_size": "use model.image_size",
+        }
+        for key in value:
+            if key in reserved:
+                raise ValueError(f"must not hold {key}: {reserved[key]}")
+        return value
 
 
 class ExpansionConfig(Section):
@@ -100,7 +114,7 @@ class AugmentConfig(Section):
     mix_prob: Probability = 1.0
     mix_switch_prob: Probability = 0.5
     mix_group: PositiveInteger = 256  # images that share one mixing ratio and pair up: DeiT's batch per GPU
-    smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    smoothing: BelowOne = 0.1
     mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
@@ -126,7 +140,7 @@ class OptimConfig(Section):
     lr: Positive = 5.0e-4
     lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
     weight_decay: NonNegative = 0.05
-    betas: tuple[Probability, Probability] = (0.9, 0.999)  # adamw
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
     eps: Positive = 1.0e-8  # adamw
     momentum: Probability = 0.9  # sgd
     clip_grad: Positive | None = None  # largest norm of all gradients together
@@ -159,7 +173,7 @@ class EvaluateConfig(Section):
     every_epochs: PositiveInteger = 1  # the last epoch is always evaluated
     batch: PositiveInteger = 256  # images per process
     crop_pct: Annotated[Number, Field(gt=0, le=1)] = 0.875
-    interpolation: Interpolation = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
 
 
 class CheckpointConfig(Section):

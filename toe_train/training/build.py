@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import PatchDropout
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from toe_train import data, models
-from toe_train.data.datasets import ImageSource
 from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, attach
@@ -69,6 +69,7 @@ def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
             f"model.image_size = {section.image_size} is not a multiple of the patch size {patch} of {section.name}: "
             f"the model would not see the edge; use {below or patch} or {below + patch}"
         )
+    _refuse_dropout(model)
     drop_path = models.give_drop_path(model)
     if config.expansion is None:
         return BuiltModel(model, None, drop_path, grid)
@@ -90,13 +91,22 @@ def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
     return BuiltModel(model, expansion, drop_path, grid)
 
 
-def open_checked_datasets(config: RunConfig) -> tuple[ImageSource, ImageSource]:
-    """The train and val images, downloaded where the run says so, after the start-up check of the data set."""
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        rate = getattr(module, "p" if isinstance(module, nn.Dropout) else "prob", 0.0)
+        if isinstance(module, (nn.Dropout, PatchDropout)) and rate:
+            raise UserError(
+                f"model.kwargs: {name} drops out with probability {rate}, which would draw other numbers for every "
+                "number of processes; leave dropout at 0, as all recipes here do, and use model.drop_path"
+            )
+
+
+def check_data(config: RunConfig) -> None:
+    """The start-up check of the data set, downloaded first where the run says so; one process does it for all."""
     section = config.data
     if section.download:
-        return data.open_datasets(section.kind, section.root, download=True)
+        data.open_datasets(section.kind, section.root, download=True)
     data.require_healthy(section.kind, section.root, sample=section.check_sample)
-    return data.open_datasets(section.kind, section.root)
 
 
 def batch_layout(config: RunConfig, world_size: int) -> data.BatchLayout:
@@ -113,31 +123,43 @@ def describe_split(layout: data.BatchLayout) -> str:
     )
 
 
+def precision_on(config: RunConfig, device: torch.device) -> str:
+    """The precision that the run has on `device`: `train.precision`, but fp32 for fp16 on a CPU."""
+    if config.train.precision == "fp16" and device.type == "cpu":
+        return "fp32"
+    return config.train.precision
+
+
 def build_autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """Autocast to the run's precision; float32 on a CPU that is asked for fp16 (see `describe_precision`)."""
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[config.train.precision]
-    enabled = config.train.precision == "bf16" or (config.train.precision == "fp16" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=dtype if enabled else torch.bfloat16, enabled=enabled)
+    """Autocast to the precision that the run has on `device`."""
+    precision = precision_on(config, device)
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def build_scaler(config: RunConfig, device: torch.device) -> torch.amp.GradScaler:
+    """Loss scaling for fp16; does nothing otherwise."""
+    return torch.amp.GradScaler(device.type, enabled=precision_on(config, device) == "fp16")
 
 
 def describe_precision(config: RunConfig, device: torch.device) -> str:
-    """What the forward pass really runs in."""
-    if config.train.precision == "fp16" and device.type == "cpu":
-        return "train.precision is fp16, which needs a GPU: running in fp32 on this CPU"
-    return f"precision {config.train.precision} on {device}"
+    """What the forward pass runs in, in words."""
+    precision = precision_on(config, device)
+    if precision != config.train.precision:
+        return f"train.precision is {config.train.precision}, which needs a GPU: running in {precision} on this CPU"
+    return f"precision {precision} on {device}"
 
 
 def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, resume: str) -> Trainer:
     """All parts of a run, at its beginning or where the checkpoint that `resume` names left it.
 
+    It does not communicate, so that a fault in one process can be told to the others (`Processes.together`), and takes
+    the data set as checked (`check_data`).
+
     Raises:
         UserError: for everything that cannot work, before anything is trained or overwritten.
     """
-    if config.data.download and not processes.is_main:
-        processes.barrier()  # the main process downloads first
-    train_images, val_images = open_checked_datasets(config)
-    if config.data.download and processes.is_main:
-        processes.barrier()
+    train_images, val_images = data.open_datasets(config.data.kind, config.data.root)
     layout = batch_layout(config, processes.world_size)
     order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, processes.rank)
@@ -171,16 +193,13 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         plans=plan_epochs(config),
         processes=processes,
         model=model,
-        trained=processes.wrap(model),
         ema=ema,
         expansion=built.expansion,
         num_tokens=built.num_tokens,
         loss=ClassificationLoss(),
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer),
-        scaler=torch.amp.GradScaler(
-            processes.device.type, enabled=config.train.precision == "fp16" and processes.device.type == "cuda"
-        ),
+        scaler=build_scaler(config, processes.device),
         autocast=build_autocast(config, processes.device),
         clip_grad=config.optim.clip_grad,
         layout=layout,
@@ -227,14 +246,16 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint has no such weights, or belongs to another model or other classes.
     """
-    _, val_images = open_checked_datasets(config)
+    processes.main_only(lambda: check_data(config))
+    _, val_images = data.open_datasets(config.data.kind, config.data.root)
     require_same(path, state, config.model_dump(mode="json"), val_images.classes)
     if state[weights] is None:
         raise UserError(f"checkpoint {path} holds no averaged weights (train.ema_decay was null); use --weights model")
     model = build_model(config, len(val_images.classes)).model.to(processes.device)
     model.load_state_dict(state[weights])
     eval_set = data.EvalSet(val_images, build_eval_transform(config))
-    return evaluate(model, _share(eval_set, config, processes), processes, build_autocast(config, processes.device))
+    autocast = build_autocast(config, processes.device)
+    return evaluate([model], _share(eval_set, config, processes), processes, autocast)[0]
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -316,6 +337,9 @@ def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, proc
         built.grid,
         config.augment.mean,
         config.augment.std,
+        noise=torch.rand(len(images), built.num_tokens, generator=data.generator(config.seed, "pictures")).to(
+            processes.device
+        ),
     )
 
 

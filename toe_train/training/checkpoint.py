@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from toe_train.errors import UserError
+from toe_train.errors import RunFailed, UserError
 
 FORMAT = 1
+ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
 
 
 def write_atomically(path: Path, state: dict[str, Any]) -> None:
@@ -67,13 +68,22 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
         """Writes `last.pt`, keeping the former one as `previous.pt`, and `best.pt` where it is the best so far."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.last.exists():
-            # A second name first, so that a crash between the two steps leaves a complete last.pt.
-            _replace_by_link(self.last, self.previous)
-        write_atomically(self.last, state)
-        if is_best:
-            _replace_by_link(self.last, self.best)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # In this order a crash between any two steps leaves a complete last.pt, and a best.pt that is at least as
+            # good as last.pt knows.
+            if self.last.exists():
+                _replace_by_link(self.last, self.previous)
+            if is_best:
+                write_atomically(self.best, state)
+                _replace_by_link(self.best, self.last)
+            else:
+                write_atomically(self.last, state)
+        except OSError as error:
+            raise RunFailed(
+                f"the checkpoint cannot be written to {self.folder} ({error.strerror or error}); what was there before "
+                "is whole. Make room or give the right to write, then start the same command again"
+            ) from error
 
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that `resume` (auto, never or a path) asks for, or None to start anew."""
@@ -107,7 +117,8 @@ def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], clas
     Raises:
         UserError: naming each difference.
     """
-    if differing := differences({"model": state["config"]["model"]}, {"model": config["model"]}):
+    saved, now = ({key: source["model"][key] for key in ARCHITECTURE} for source in (state["config"], config))
+    if differing := differences({"model": saved}, {"model": now}):
         raise UserError(
             f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
             "Give the same model, or another --output folder, or --resume never to start anew"

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import UserError
+from toe_train.errors import RunFailed, UserError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,33 @@ class Processes:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
 
-    def barrier(self) -> None:
-        """Waits until all processes are here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank; small and picklable."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Does `work` in every process; a fault in one of them is raised in all, so that none waits for it in vain.
+
+        `work` itself must not communicate.
+        """
+        result, fault = None, None
+        try:
+            result = work()
+        except (UserError, RunFailed) as error:
+            fault = error
+        first = next((found for found in self.gather(fault) if found is not None), None)
+        if first is not None:
+            first.shared = True
+            raise first
+        return result  # type: ignore[return-value]  # without a fault it is work's
+
+    def main_only(self, work: Callable[[], object]) -> None:
+        """Does `work` in the main process while the others wait; its fault is raised in all."""
+        self.together(lambda: work() if self.is_main else None)
 
 
 @contextmanager

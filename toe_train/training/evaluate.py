@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -25,35 +25,41 @@ class Scores:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     batches: Iterable[tuple[Tensor, Tensor]],
     processes: Processes,
     autocast: AbstractContextManager[None],
-) -> Scores:
-    """Scores over the images of all processes together.
+) -> list[Scores]:
+    """Scores of each model over the images of all processes together, in one pass over the data.
 
     Args:
-        model: its mode is set to eval, which turns ToE off, and put back.
+        models: their mode is set to eval, which turns ToE off, and put back.
         batches: this process's share: images (B, 3, S, S) and class indices (B,).
         processes: sums the counts.
         autocast: reusable context for the forward pass.
     """
     device = processes.device
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # top-1 hits, top-5 hits, sum of losses
+    # Per model: top-1 hits, top-5 hits, sum of losses.
+    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=device)
     seen = 0
-    was_training = model.training
-    model.eval()
+    were_training = [model.training for model in models]
+    for model in models:
+        model.eval()
     for batch in batches:
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
-        with autocast:
-            logits = model(images)
-        logits = logits.float()  # (B, classes)
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
-        hits = ranked == labels[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        totals += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
         seen += len(labels)
-    model.train(was_training)
+        for model, total in zip(models, totals, strict=True):
+            with autocast:
+                logits = model(images)
+            logits = logits.float()  # (B, classes)
+            ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
+            hits = ranked == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            total += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
+    for model, training in zip(models, were_training, strict=True):
+        model.train(training)
     count = int(processes.sum(torch.tensor(seen, device=device)))
-    top1, top5, total_loss = processes.sum(totals).tolist()
-    return Scores(100 * top1 / count, 100 * top5 / count, total_loss / count, count)
+    return [
+        Scores(100 * top1 / count, 100 * top5 / count, loss / count, count)
+        for top1, top5, loss in processes.sum(totals).tolist()
+    ]

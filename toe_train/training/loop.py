@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 from timm.utils import ModelEmaV3
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from toe_train.data import BatchLayout, BatchMixing, TrainBatchSampler
-from toe_train.errors import RunFailed
+from toe_train.errors import RunFailed, UserError
 from toe_train.expansion import TokenExpansion
 from toe_train.recipes import EpochPlan
 from toe_train.training.checkpoint import FORMAT, Checkpoints
@@ -32,8 +32,8 @@ class Progress:
 
     epoch: int = 0  # the next epoch to train
     best: float = -math.inf  # best value of the chosen metric
-    compute_seconds: float = 0.0  # by the paper's clock: without loading and mixing
-    train_seconds: float = 0.0  # by the wall, without evaluation
+    compute_seconds: float = 0.0  # of all processes, by the paper's clock: without loading and mixing
+    train_seconds: float = 0.0  # of all processes, by the wall, without evaluation
 
 
 @dataclass
@@ -43,7 +43,6 @@ class Trainer:
     plans: tuple[EpochPlan, ...]
     processes: Processes
     model: nn.Module  # the plain model: evaluated and saved
-    trained: nn.Module  # the same weights as they are stepped: averaged over processes
     ema: ModelEmaV3 | None
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
@@ -68,11 +67,20 @@ class Trainer:
     save_every: int
     best_metric: str
     progress: Progress
+    trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
 
     def fit(self) -> None:
         """Trains the epochs that are left."""
+        epochs = self.processes.gather(self.progress.epoch)
+        if len(set(epochs)) > 1:
+            raise UserError(
+                f"the processes found checkpoints of different epochs ({epochs} by rank): the run folder must be the "
+                "same one on all nodes; put --output on a shared file system"
+            )
+        self.trained = self.processes.wrap(self.model)
         for plan in self.plans[self.progress.epoch :]:
             record = self.train_epoch(plan)
+            self._require_finite_weights(plan.epoch)
             record.update(self.validate(plan))
             self.progress.epoch = plan.epoch + 1
             self.log.epoch(record)
@@ -114,7 +122,11 @@ class Trainer:
         former = self.plans[plan.epoch - 1].stage if plan.epoch else None
         if self.pictures is not None and plan.stage != former:
             self.log.pictures("kept_tokens", self.pictures(), plan.epoch)
-        return self.expansion.num_kept(self.num_tokens)
+        return self._tokens(plan.stage)
+
+    def _tokens(self, stage: int) -> int:
+        """Patch tokens that a stage keeps."""
+        return self.num_tokens if self.expansion is None else self.expansion.num_kept(self.num_tokens, stage)
 
     def _step(self, batches: Any, clock: EpochClock, epoch: int, step: int) -> Tensor:
         """One optimiser step; this process's mean loss, on the device."""
@@ -144,14 +156,15 @@ class Trainer:
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """Top-1 and top-5 of the raw model and top-1 of the averaged one, in percent; None in epochs that skip it."""
-        scores: dict[str, float | None] = {"val_top1": None, "val_top5": None, "val_loss": None, "ema_top1": None}
+        record: dict[str, float | None] = dict.fromkeys(("val_top1", "val_top5", "val_loss", "val_images", "ema_top1"))
         if not self._due(plan, self.evaluate_every):
-            return scores
-        raw = evaluate(self.model, self.val_batches, self.processes, self.autocast)
-        scores.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss)
-        if self.ema is not None:
-            scores["ema_top1"] = evaluate(self.ema.module, self.val_batches, self.processes, self.autocast).top1
-        return scores
+            return record
+        models = [self.model] if self.ema is None else [self.model, self.ema.module]
+        raw, *averaged = evaluate(models, self.val_batches, self.processes, self.autocast)
+        record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
+        if averaged:
+            record["ema_top1"] = averaged[0].top1
+        return record
 
     def save(self, plan: EpochPlan, record: dict[str, Any]) -> None:
         """Writes the checkpoint of a finished epoch where one is due, or where it is the best so far."""
@@ -159,9 +172,8 @@ class Trainer:
         is_best = value is not None and value > self.progress.best
         if is_best:
             self.progress.best = value
-        if self.processes.is_main and (is_best or self._due(plan, self.save_every)):
-            self.checkpoints.save(self.state(), is_best)
-        self.processes.barrier()
+        if is_best or self._due(plan, self.save_every):
+            self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best))
 
     def state(self) -> dict[str, Any]:
         """Everything that training goes on from; tensors and plain values only."""
@@ -196,20 +208,31 @@ class Trainer:
 
     def _require_finite(self, mean: float, epoch: int, first_step: int, last_step: int) -> None:
         """The mean is over all processes, so all of them stop here together."""
-        if math.isfinite(mean):
-            return
+        if not math.isfinite(mean):
+            self._stop(f"the training loss is {mean} in epoch {epoch + 1}, steps {first_step} to {last_step}")
+
+    def _require_finite_weights(self, epoch: int) -> None:
+        """A loss is measured before its step, so the epoch's last step shows in the weights only."""
+        finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
+        if not finite.all():
+            self._stop(f"the weights are not finite after the last step of epoch {epoch + 1}")
+
+    def _stop(self, reason: str) -> NoReturn:
         saved = self.checkpoints.last
         left = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
-        raise RunFailed(
-            f"the training loss is {mean} in epoch {epoch + 1}, steps {first_step} to {last_step}; {left}. Resume from "
-            f"it with a lower optim.lr, train.precision=bf16 or fp32, or optim.clip_grad=1.0"
+        failure = RunFailed(
+            f"{reason}; {left}. Continue with a lower optim.lr, train.precision=bf16 or fp32, or optim.clip_grad=1.0"
         )
+        failure.shared = True
+        raise failure
 
     def _step_record(
         self, plan: EpochPlan, step: int, steps: int, lr: float, loss: float, clock: EpochClock
     ) -> dict[str, Any]:
         rate = (step + 1) / clock.elapsed
-        left = steps - step - 1 + steps * (len(self.plans) - plan.epoch - 1)
+        # In steps of this epoch's length, a step taken to last as long as it has tokens.
+        later = sum(self._tokens(other.stage) for other in self.plans[plan.epoch + 1 :]) / self._tokens(plan.stage)
+        left = steps - step - 1 + steps * later
         return {
             "epoch": plan.epoch,
             "step": step,
@@ -224,14 +247,12 @@ class Trainer:
         self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int, clock: EpochClock
     ) -> dict[str, Any]:
         train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in clock.finish())
-        self.progress.train_seconds += train_seconds
-        self.progress.compute_seconds += compute
-        hours = self.processes.world_size / 3600
+        self.progress.train_seconds += train_seconds * self.processes.world_size
+        self.progress.compute_seconds += compute * self.processes.world_size
         return {
             "epoch": plan.epoch,
             "stage": plan.stage,
             "tokens_kept": kept,
-            "image_size": plan.image_size,
             "lr": lr,
             "train_loss": loss,
             "images_per_second": steps * self.layout.global_batch / train_seconds,
@@ -239,8 +260,8 @@ class Trainer:
             "data_wait_seconds": data_wait,
             "compute_seconds": compute,
             "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
-            "gpu_hours": self.progress.compute_seconds * hours,
-            "gpu_hours_with_loading": self.progress.train_seconds * hours,
+            "gpu_hours": self.progress.compute_seconds / 3600,
+            "gpu_hours_with_loading": self.progress.train_seconds / 3600,
         }
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -19,9 +19,19 @@ def create_optimizer(
     eps: float,
     momentum: float,
 ) -> torch.optim.Optimizer:
-    """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups)."""
-    extra = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
-    return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, **extra)
+    """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
+
+    There are always two groups, so that a run may be resumed with another decay. On a GPU it is the fused kernel, which
+    takes the loss scale itself and so leaves no step waiting for the device.
+    """
+    spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
+    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one group
+    for group in groups:
+        group["weight_decay"] *= weight_decay
+    extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
+    if next(model.parameters()).is_cuda:
+        extra["fused"] = True
+    return create_optimizer_v2(groups, opt=name, lr=lr, **extra)
 
 
 class EpochSchedule:

@@ -19,6 +19,7 @@ def kept_token_pictures(
     grid: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    noise: Tensor,
 ) -> Tensor:
     """The images with the patches that are not kept at a quarter of their brightness.
 
@@ -29,21 +30,22 @@ def kept_token_pictures(
         grid: rows and columns of patches.
         mean: of the normalisation, per channel.
         std: of the normalisation, per channel.
+        noise: (B, N) draws for random initialisation.
 
     Returns:
         (B, 3, H, W) in 0..1; unchanged where the stage keeps all tokens.
     """
     seen: list[Tensor | None] = []
     watcher = expansion.register_forward_hook(lambda module, args, output: seen.append(output[1]))
-    was_training, noise = model.training, expansion.noise
-    expansion.noise = None
+    was_training, former = model.training, expansion.noise
+    expansion.noise = noise
     model.eval()
     expansion.train()
     try:
-        model(images)
+        model.forward(images)  # not through __call__: a compiled model would compile once more for the pictures
     finally:
         watcher.remove()
-        expansion.noise = noise
+        expansion.noise = former
         model.train(was_training)
     channels = (1, 3, 1, 1)
     plain = images * torch.tensor(std, device=images.device).view(channels)

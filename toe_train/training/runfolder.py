@@ -23,11 +23,11 @@ class RunFolder:
     """Paths of a run's files under `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.config = root / "config.yaml"
-        self.metrics = root / "metrics.jsonl"
-        self.tensorboard = root / "tensorboard"
-        self.checkpoints = root / "checkpoints"
+        self.root = root.resolve()  # `.` has no name to rename
+        self.config = self.root / "config.yaml"
+        self.metrics = self.root / "metrics.jsonl"
+        self.tensorboard = self.root / "tensorboard"
+        self.checkpoints = self.root / "checkpoints"
 
     def create(self) -> None:
         """Makes the folder.

@@ -72,7 +72,7 @@ class TensorBoard(RunLog):
     """The same numbers as scalars over the epoch, and pictures."""
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch or None)
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def epoch(self, record: Record) -> None:
         for key, value in record.items():
