@@ -68,8 +68,8 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
 
 
 def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str]) -> int:
-    here.main_only(lambda: _open_folder(folder, resume))
     here.main_only(lambda: build.check_data(config))
+    here.main_only(lambda: _open_folder(folder, resume))
     trainer = here.together(lambda: build.build_trainer(config, here, folder, resume))
     first = trainer.progress.epoch
     started = provenance(given)
