@@ -203,8 +203,10 @@ def test_resuming_with_other_classes(refused, trained, folder):
 
 
 def test_resuming_a_truncated_checkpoint(refused, trained):
-    trained.write_bytes(trained.read_bytes()[:5000])
-    assert "damaged, truncated" in refused("--output", "run", "epochs=2")
+    trained.write_bytes(trained.read_bytes()[:5000])  # and best.pt, which is the same file, with it
+    message = refused("--output", "run", "epochs=2")
+    assert "last.pt is damaged (it has 5000 bytes and no seal at its end: truncated" in message
+    assert "start anew with --resume never" in message
 
 
 def test_evaluating(run, refused, trained, folder):

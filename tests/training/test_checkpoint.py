@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from toe_train.errors import RunFailed, UserError
-from toe_train.training.checkpoint import FORMAT, Checkpoints, read, require_same, write_atomically
+from toe_train.training import sealed
+from toe_train.training.checkpoint import FORMAT, Checkpoints, read, require_same
 
 
 def state(epoch):
@@ -38,23 +39,6 @@ def test_what_resume_finds(tmp_path):
     assert checkpoints.find(str(checkpoints.best))[1]["progress"]["epoch"] == 1
 
 
-@pytest.mark.parametrize("when", ["save", "fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_former_file(tmp_path, monkeypatch, when):
-    path = tmp_path / "last.pt"
-    write_atomically(path, state(1))
-
-    def crash(*args, **kwargs):
-        raise OSError("no space left on device")
-
-    module = torch if when == "save" else os
-    monkeypatch.setattr(module, when, crash)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, state(2))
-    monkeypatch.undo()
-    assert read(path)["progress"]["epoch"] == 1
-    assert os.listdir(tmp_path) == ["last.pt"]
-
-
 def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1), is_best=True)
@@ -71,15 +55,50 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch):
     assert checkpoints.last.read_bytes() == checkpoints.best.read_bytes() == good
 
 
-@pytest.mark.parametrize("size", [0, 10, 500, -100])
-def test_a_truncated_file_is_named_with_the_way_out(tmp_path, size):
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "truncated":
+        content = content[:-1000]
+    elif how == "emptied":
+        content = content[:0]
+    elif how == "one bit":
+        content[len(content) // 2] ^= 1
+    path.unlink()  # its other names keep the old content
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "emptied", "one bit"])
+def test_a_damaged_file_is_set_aside_and_the_one_before_continues(tmp_path, how):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=True)
+    checkpoints.save(state(2), is_best=False)
+    damage(checkpoints.last, how)
+    told = checkpoints.heal()
+    assert "last.pt is damaged" in told[0]
+    assert "set aside as" in told[0]
+    assert told[1].startswith("continuing from")
+    assert checkpoints.find("auto")[1]["progress"]["epoch"] == 1
+    assert (tmp_path / "last.pt.damaged-1").exists()
+    assert checkpoints.heal() == []
+
+
+def test_without_a_healthy_file_the_user_decides(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=False)
+    damage(checkpoints.last, "one bit")
+    with pytest.raises(
+        UserError, match=r"(?s)set aside as .*no healthy checkpoint is left; start anew with --resume never"
+    ):
+        checkpoints.heal()
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1), is_best=False)
     checkpoints.save(state(2), is_best=False)
-    content = checkpoints.last.read_bytes()
-    checkpoints.last.write_bytes(content[:size])
-    with pytest.raises(UserError, match=r"last.pt cannot be read.*--resume .*previous.pt"):
-        checkpoints.find("auto")
+    damage(checkpoints.last, "one bit")
+    with pytest.raises(UserError, match=r"last.pt cannot be used: its content is not what was written.*previous.pt"):
+        checkpoints.find(str(checkpoints.last))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):
@@ -88,17 +107,17 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
     path = tmp_path / "bomb.pt"
-    torch.save({"format": FORMAT, "x": Bomb()}, path)
-    with pytest.raises(UserError, match="cannot be read"):
+    sealed.write(path, {"format": FORMAT, "x": Bomb()})
+    with pytest.raises(UserError, match="cannot be used"):
         read(path)
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be used"):
         read(path)
     assert not (tmp_path / "exploded").exists()
 
 
 def test_plain_weights_are_not_a_checkpoint(tmp_path):
-    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
+    sealed.write(tmp_path / "weights.pt", torch.nn.Linear(2, 2).state_dict())
     with pytest.raises(UserError, match="not of toe-train's format"):
         read(tmp_path / "weights.pt")
 

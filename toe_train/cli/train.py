@@ -13,6 +13,7 @@ from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
 from toe_train.recipes import RunConfig, dump_config, load_config
 from toe_train.training import build
+from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
 from toe_train.training.runfolder import RunFolder, provenance
 
@@ -71,12 +72,12 @@ def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, g
     here.main_only(lambda: build.check_data(config))
     here.main_only(lambda: _open_folder(folder, resume))
     trainer = here.together(lambda: build.build_trainer(config, here, folder, resume))
-    first = trainer.progress.epoch
+    first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
     if here.is_main:
         folder.write_config(config, started)
-        _greet(config, folder, trainer.layout, here, first)
-    trainer.log.start({"first_epoch": first, "world_size": here.world_size, **started})
+        _greet(config, folder, trainer.layout, here, first, step)
+    trainer.log.start({"first_epoch": first, "first_step": step, "world_size": here.world_size, **started})
     trainer.fit()
     if here.is_main:
         print(summary_table(config, folder, len(trainer.belongs_to["classes"])))
@@ -87,15 +88,18 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
     if resume == "never" and (aside := folder.set_aside()):
         print(f"the earlier run in {folder.root} is now {aside}")
     folder.create()
+    if resume == "auto":
+        for line in Checkpoints(folder.checkpoints).heal():
+            print(line)
 
 
-def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int) -> None:
+def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int, step: int) -> None:
     print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
     print(f"{build.describe_split(layout)}; {build.describe_precision(config, here.device)}")
     if first >= config.epochs:
         print(f"all {config.epochs} epochs are done; nothing to train")
-    elif first:
-        print(f"continuing at epoch {first + 1} of {config.epochs}")
+    elif first or step:
+        print(f"continuing at epoch {first + 1} of {config.epochs}" + (f", after {step} of its steps" if step else ""))
     if config.expansion and config.expansion.stage_epochs[-1] >= config.epochs:
         print(
             f"note: the last stage begins at epoch {config.expansion.stage_epochs[-1] + 1}, after the end of the run: "

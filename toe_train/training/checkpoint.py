@@ -1,35 +1,19 @@
-"""Checkpoints: written whole or not at all, read without running code, refused where they do not belong.
+"""The checkpoints of a run: found whole, refused where they do not belong.
 
 `last.pt` is the newest, `previous.pt` the one before, to fall back on, and `best.pt` the best by the chosen metric.
-Each is a dictionary of tensors and plain values; see `Trainer.state` for its keys.
+Each is a sealed file (`sealed.py`) of tensors and plain values; see `Trainer.state` for its keys.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toe_train.errors import RunFailed, UserError
+from toe_train.training import sealed
 
 FORMAT = 1
 ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
-
-
-def write_atomically(path: Path, state: dict[str, Any]) -> None:
-    """Saves to a temporary file beside `path`, flushes it to the disk, then renames: `path` is never half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -42,15 +26,9 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist; give the path of a .pt file, or resume with auto or never")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file; all mean the same to the user
-        size = path.stat().st_size
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(
-            f"checkpoint {path} cannot be read ({size} bytes; {type(error).__name__}: {reason}); it is damaged, "
-            f"truncated or not a checkpoint of toe-train. Move it away and resume from another one"
-            f"{_others(path)}"
-        ) from None
+        state = sealed.read(path)
+    except sealed.Damaged as damage:
+        raise UserError(f"checkpoint {path} cannot be used: {damage}{_others(path)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"checkpoint {path} is not of toe-train's format {FORMAT}; plain weights cannot be resumed from, use a "
@@ -67,18 +45,22 @@ class Checkpoints:
         self.last, self.previous, self.best = (folder / f"{name}.pt" for name in ("last", "previous", "best"))
 
     def save(self, state: dict[str, Any], is_best: bool) -> None:
-        """Writes `last.pt`, keeping the former one as `previous.pt`, and `best.pt` where it is the best so far."""
+        """Writes `last.pt`, keeping the former one as `previous.pt`, and `best.pt` where it is the best so far.
+
+        Raises:
+            RunFailed: the disk does not take it; what was there before is whole.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # In this order a crash between any two steps leaves a complete last.pt, and a best.pt that is at least as
             # good as last.pt knows.
             if self.last.exists():
-                _replace_by_link(self.last, self.previous)
+                sealed.replace_by_link(self.last, self.previous)
             if is_best:
-                write_atomically(self.best, state)
-                _replace_by_link(self.best, self.last)
+                sealed.write(self.best, state)
+                sealed.replace_by_link(self.best, self.last)
             else:
-                write_atomically(self.last, state)
+                sealed.write(self.last, state)
         except OSError as error:
             raise RunFailed(
                 f"the checkpoint cannot be written to {self.folder} ({error.strerror or error}); what was there before "
@@ -91,6 +73,42 @@ class Checkpoints:
             return None
         path = self.last if resume == "auto" else Path(resume)
         return path, read(path)
+
+    def heal(self) -> list[str]:
+        """Sets a damaged `last.pt` aside and puts the newest healthy one in its place; a line for each thing done.
+
+        Nothing is deleted. Left-over temporary files of a killed save are removed.
+
+        Raises:
+            UserError: there is no healthy one.
+        """
+        for temporary in self.folder.glob(".*.tmp"):
+            temporary.unlink()
+        if not self.last.exists():  # killed while set aside, or never written
+            candidates = [path for path in (self.previous, self.best) if path.exists()]
+        else:
+            candidates = [self.last, self.previous, self.best]
+        told: list[str] = []
+        for path in candidates:
+            try:
+                sealed.verify(path)
+            except FileNotFoundError:
+                continue
+            except sealed.Damaged as damage:
+                aside = _free_name(path)
+                path.rename(aside)
+                told.append(f"checkpoint {path} is damaged ({damage}); it is set aside as {aside}")
+                continue
+            if path != self.last:
+                sealed.replace_by_link(path, self.last)
+                told.append(f"continuing from {path} instead")
+            return told
+        if told:
+            raise UserError(
+                "\n".join(told) + "\nno healthy checkpoint is left; start anew with --resume never, or name one "
+                "with --resume PATH"
+            )
+        return told
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -141,24 +159,11 @@ def _class_difference(saved: list[str], now: list[str]) -> str:
     return "; ".join(parts) + ". Point data.root at the data set that it was trained on"
 
 
-def _replace_by_link(source: Path, target: Path) -> None:
-    """`target` becomes a second name of `source`'s content, in one step; a copy where the disk has no hard links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-        os.replace(temporary, target)
-    except OSError:
-        write_atomically(target, torch.load(source, map_location="cpu", weights_only=True))
-    _flush_folder(target.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (free := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return free
 
 
 def _others(path: Path) -> str:

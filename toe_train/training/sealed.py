@@ -1,0 +1,127 @@
+"""Files that are whole or absent, and that know when they were damaged.
+
+A sealed file is what `torch.save` writes followed by a seal: a mark, the length of the content and its SHA-256. The
+seal stands behind the zip archive, so `torch.load` opens the file as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+MARK = b"toe-train seal 1"
+SEAL = struct.Struct(f"<{len(MARK)}sQ32s")  # mark, bytes of content, SHA-256 of the content
+
+
+class Damaged(Exception):
+    """A file is not what was written: the message says how."""
+
+
+class _SummingFile:
+    """A file being written whose content is summed on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.sum = hashlib.sha256()
+        self.length = 0
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data)
+        self.sum.update(data)
+        self.length += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def seal(self) -> None:
+        """Ends the content."""
+        self.file.write(SEAL.pack(MARK, self.length, self.sum.digest()))
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Writes a sealed file of tensors and plain values: to a temporary name, to the disk, then under its own name.
+
+    Whenever the process dies, `path` is the former file or the new one.
+
+    Raises:
+        OSError: no space, no permission, ...; `path` is the former file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            summing = _SummingFile(file)
+            torch.save(state, summing)  # type: ignore[arg-type]  # it writes from front to back, and no more
+            summing.seal()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def replace_by_link(source: Path, target: Path) -> None:
+    """Gives `source`'s content a second name, in one step; a copy where the disk has no hard links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            temporary.write_bytes(source.read_bytes())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(target.parent)
+
+
+def verify(path: Path) -> None:
+    """Reads a file through and compares it with its seal.
+
+    Raises:
+        Damaged: no seal, or another length or sum than it says.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(max(0, size - SEAL.size))
+        seal = file.read()
+        if len(seal) != SEAL.size or not seal.startswith(MARK):
+            raise Damaged(f"it has {size} bytes and no seal at its end: truncated, or not written by toe-train")
+        _, length, expected = SEAL.unpack(seal)
+        if length != size - SEAL.size:
+            raise Damaged(f"it has {size - SEAL.size} bytes of content, and {length} were written")
+        file.seek(0)
+        found, left = hashlib.sha256(), length
+        while left:
+            block = file.read(min(left, 1 << 22))
+            found.update(block)
+            left -= len(block)
+    if found.digest() != expected:
+        raise Damaged("its content is not what was written: the checksums differ")
+
+
+def read(path: Path) -> Any:
+    """What a sealed file holds, on the CPU; nothing in it is run.
+
+    Raises:
+        Damaged: see `verify`, or the content is of kinds that are never loaded.
+    """
+    verify(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what it does not load; all mean the same here
+        raise Damaged(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from None
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
