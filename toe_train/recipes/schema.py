@@ -179,7 +179,8 @@ class EvaluateConfig(Section):
 class CheckpointConfig(Section):
     """What is written to `checkpoints/`."""
 
-    every_epochs: PositiveInteger = 1  # the last epoch is always saved
+    every_epochs: PositiveInteger = 1  # the last epoch is always saved, and the last of each stage
+    every_steps: PositiveInteger | None = None  # within an epoch too, at multiples of so many steps
     best_metric: Literal["val_top1", "ema_top1"] = "val_top1"
 
 

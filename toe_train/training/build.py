@@ -225,13 +225,14 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         log_every=config.train.log_every,
         evaluate_every=config.evaluate.every_epochs,
         save_every=config.checkpoint.every_epochs,
+        save_every_steps=config.checkpoint.every_steps,
         best_metric=config.checkpoint.best_metric,
         progress=progress,
     )
     if found is not None:
         trainer.load_state(found[1])
     # Last of all, since it drops the metric lines of an epoch that was broken off.
-    trainer.log = _build_log(config, processes, folder, progress.epoch)
+    trainer.log = _build_log(config, processes, folder, progress)
     if found is not None and (changed := differences(found[1]["config"], belongs_to["config"])):
         trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")
         trainer.log.note("\n".join(f"  {line}" for line in changed))
@@ -343,9 +344,13 @@ def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, proc
     )
 
 
-def _build_log(config: RunConfig, processes: Processes, folder: RunFolder, first_epoch: int) -> RunLog:
+def _build_log(config: RunConfig, processes: Processes, folder: RunFolder, progress: Progress) -> RunLog:
     if not processes.is_main:
         return RunLog()
     return Several(
-        [JsonLines(folder.metrics, first_epoch), TensorBoard(folder.tensorboard, first_epoch), Console(config.epochs)]
+        [
+            JsonLines(folder.metrics, progress.epoch, progress.step),
+            TensorBoard(folder.tensorboard, progress.epoch),
+            Console(config.epochs),
+        ]
     )

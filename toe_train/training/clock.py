@@ -13,17 +13,17 @@ Item = TypeVar("Item")
 
 
 class EpochClock:
-    """Times one epoch. No call waits for the device but `finish`.
+    """Times one epoch. No call waits for the device but `read`.
 
     `compute` blocks are forward, loss, backward, optimiser and averaging, which is what the paper's timer covers (its
-    engine leaves out loading and mixing); the rest of the epoch's wall time is loading, mixing and logging.
+    engine leaves out loading and mixing); the rest of the epoch's wall time is loading, mixing and logging. `before` is
+    what `read` gave when the epoch was broken off.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, before: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         self.device = device
-        self.started = time.perf_counter()
-        self.data_wait = 0.0
-        self._compute = 0.0
+        elapsed, self.data_wait, self._compute = before
+        self.started = time.perf_counter() - elapsed
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
@@ -58,7 +58,7 @@ class EpochClock:
         """Seconds since the epoch began."""
         return time.perf_counter() - self.started
 
-    def finish(self) -> tuple[float, float, float]:
+    def read(self) -> tuple[float, float, float]:
         """Waits for the device; seconds of the whole epoch, of waiting for data, and of computing."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +30,12 @@ from toe_train.training.runlog import RunLog
 class Progress:
     """What a checkpoint carries beside the tensors: where the run stands and what it took so far."""
 
-    epoch: int = 0  # the next epoch to train
+    epoch: int = 0  # the epoch to train next, or to go on with
+    step: int = 0  # its optimiser steps that are done
+    logged: int = 0  # of these, the ones that a log line has told of
+    epoch_loss: float = 0.0  # sum of the means of the logged steps
+    window: list[float] = field(default_factory=list)  # by rank: sum of the losses since then
+    clock: tuple[float, float, float] = (0.0, 0.0, 0.0)  # seconds of the epoch so far: all, waiting, computing
     best: float = -math.inf  # best value of the chosen metric
     compute_seconds: float = 0.0  # of all processes, by the paper's clock: without loading and mixing
     train_seconds: float = 0.0  # of all processes, by the wall, without evaluation
@@ -64,55 +69,71 @@ class Trainer:
     log: RunLog
     log_every: int
     evaluate_every: int
-    save_every: int
+    save_every: int  # epochs
+    save_every_steps: int | None
     best_metric: str
     progress: Progress
     trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
 
     def fit(self) -> None:
         """Trains the epochs that are left."""
-        epochs = self.processes.gather(self.progress.epoch)
-        if len(set(epochs)) > 1:
+        places = self.processes.gather((self.progress.epoch, self.progress.step))
+        if len(set(places)) > 1:
             raise UserError(
-                f"the processes found checkpoints of different epochs ({epochs} by rank): the run folder must be the "
-                "same one on all nodes; put --output on a shared file system"
+                f"the processes found different checkpoints (epoch and step by rank: {places}): the run folder must be "
+                "the same one on all nodes; put --output on a shared file system"
             )
         self.trained = self.processes.wrap(self.model)
         for plan in self.plans[self.progress.epoch :]:
             record = self.train_epoch(plan)
             self._require_finite_weights(plan.epoch)
             record.update(self.validate(plan))
-            self.progress.epoch = plan.epoch + 1
             self.log.epoch(record)
-            self.save(plan, record)
+            self._end_epoch(plan, record)
         self.log.close()
 
     def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
         """One epoch of steps; the part of its record that training knows."""
+        here = self.progress
         lr = self.schedule.apply(plan.epoch)
         kept = self._enter_stage(plan)
-        self.sampler.set_epoch(plan.epoch)
-        steps = len(self.sampler) // self.layout.accumulation
+        self.sampler.set_epoch(plan.epoch, here.step)
+        steps = here.step + len(self.sampler) // self.layout.accumulation
         self.log.epoch_begins(plan.epoch, plan.stage, f"{kept}/{self.num_tokens}", steps)
         if self.processes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.model.train()
 
-        clock = EpochClock(self.processes.device)
+        clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.train_batches)
-        since_log = torch.zeros((), device=self.processes.device)
-        epoch_loss, logged = 0.0, 0
-        for step in range(steps):
-            since_log += self._step(batches, clock, plan.epoch, step)
+        window = torch.tensor(self._own_window(), device=self.processes.device)  # sum of the losses since the last line
+        for step in range(here.step, steps):
+            window += self._step(batches, clock, plan.epoch, step)
+            here.step = step + 1
             self.log.advance()
-            if (step + 1) % self.log_every == 0 or step + 1 == steps:
-                window = step + 1 - logged
-                mean = self._mean_over_processes(since_log) / window
-                self._require_finite(mean, plan.epoch, logged, step)
-                epoch_loss, logged = epoch_loss + mean * window, step + 1
-                since_log.zero_()
+            if here.step % self.log_every == 0 or here.step == steps:
+                count = here.step - here.logged
+                mean = self._mean_over_processes(window) / count
+                self._require_finite(mean, plan.epoch, here.logged, step)
+                here.epoch_loss, here.logged = here.epoch_loss + mean * count, here.step
+                window.zero_()
                 self.log.step(self._step_record(plan, step, steps, lr, mean, clock))
-        return self._epoch_record(plan, kept, lr, epoch_loss / steps, steps, clock)
+            if self.save_every_steps and here.step % self.save_every_steps == 0 and here.step < steps:
+                self._save_within_epoch(window, clock)
+        return self._epoch_record(plan, kept, lr, here.epoch_loss / steps, steps, clock)
+
+    def _own_window(self) -> float:
+        """This process's share of a window that a checkpoint cut; the mean where the processes are others now."""
+        window = self.progress.window
+        if len(window) == self.processes.world_size:
+            return window[self.processes.rank]
+        return sum(window) / len(window) if window else 0.0
+
+    def _save_within_epoch(self, window: Tensor, clock: EpochClock) -> None:
+        self._require_finite_weights(self.progress.epoch)
+        self.progress.window = self.processes.gather(float(window))
+        self.progress.clock = clock.read()
+        self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best=False))
 
     def _enter_stage(self, plan: EpochPlan) -> int:
         """Sets ToE to the epoch's stage and shows what it keeps where the stage is new; tokens kept."""
@@ -120,7 +141,7 @@ class Trainer:
             return self.num_tokens
         self.expansion.set_epoch(plan.epoch)
         former = self.plans[plan.epoch - 1].stage if plan.epoch else None
-        if self.pictures is not None and plan.stage != former:
+        if self.pictures is not None and plan.stage != former and self.progress.step == 0:
             self.log.pictures("kept_tokens", self.pictures(), plan.epoch)
         return self._tokens(plan.stage)
 
@@ -166,20 +187,25 @@ class Trainer:
             record["ema_top1"] = averaged[0].top1
         return record
 
-    def save(self, plan: EpochPlan, record: dict[str, Any]) -> None:
-        """Writes the checkpoint of a finished epoch where one is due, or where it is the best so far."""
-        value = record[self.best_metric]
-        is_best = value is not None and value > self.progress.best
-        if is_best:
-            self.progress.best = value
-        if is_best or self._due(plan, self.save_every):
+    def _end_epoch(self, plan: EpochPlan, record: dict[str, Any]) -> None:
+        """Writes a checkpoint where one is due, where ToE's stage changes, or where it is the best so far."""
+        value, best = record[self.best_metric], self.progress.best
+        is_best = value is not None and value > best
+        self.progress = Progress(
+            epoch=plan.epoch + 1,
+            best=value if is_best else best,
+            compute_seconds=self.progress.compute_seconds,
+            train_seconds=self.progress.train_seconds,
+        )
+        changes = any(other.stage != plan.stage for other in self.plans[plan.epoch + 1 : plan.epoch + 2])
+        if is_best or changes or self._due(plan, self.save_every):
             self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best))
 
     def state(self) -> dict[str, Any]:
         """Everything that training goes on from; tensors and plain values only."""
         return {
             "format": FORMAT,
-            "progress": vars(self.progress).copy(),
+            "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -212,10 +238,10 @@ class Trainer:
             self._stop(f"the training loss is {mean} in epoch {epoch + 1}, steps {first_step} to {last_step}")
 
     def _require_finite_weights(self, epoch: int) -> None:
-        """A loss is measured before its step, so the epoch's last step shows in the weights only."""
+        """Before saving: a loss is measured before its step, so the last step shows in the weights only."""
         finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
         if not finite.all():
-            self._stop(f"the weights are not finite after the last step of epoch {epoch + 1}")
+            self._stop(f"the weights are not finite after step {self.progress.step} of epoch {epoch + 1}")
 
     def _stop(self, reason: str) -> NoReturn:
         saved = self.checkpoints.last
@@ -229,7 +255,7 @@ class Trainer:
     def _step_record(
         self, plan: EpochPlan, step: int, steps: int, lr: float, loss: float, clock: EpochClock
     ) -> dict[str, Any]:
-        rate = (step + 1) / clock.elapsed
+        rate = (step + 1) / clock.elapsed  # of the whole epoch, an earlier start's part of it included
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._tokens(other.stage) for other in self.plans[plan.epoch + 1 :]) / self._tokens(plan.stage)
         left = steps - step - 1 + steps * later
@@ -246,7 +272,7 @@ class Trainer:
     def _epoch_record(
         self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int, clock: EpochClock
     ) -> dict[str, Any]:
-        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in clock.finish())
+        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in clock.read())
         self.progress.train_seconds += train_seconds * self.processes.world_size
         self.progress.compute_seconds += compute * self.processes.world_size
         return {

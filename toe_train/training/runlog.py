@@ -45,10 +45,15 @@ class RunLog:
 
 
 class JsonLines(RunLog):
-    """One JSON object a line; lines of epochs from `first_epoch` on, left by a broken-off run, are dropped first."""
+    """One JSON object a line; lines of what comes after `epoch` and `step`, left by a broken-off run, are dropped."""
 
-    def __init__(self, path: Path, first_epoch: int) -> None:
-        _keep_lines(path, lambda record: record.get("epoch", -1) < first_epoch)
+    def __init__(self, path: Path, epoch: int, step: int) -> None:
+        def is_before(record: Record) -> bool:
+            if record["kind"] == "start":
+                return True
+            return record["epoch"] < epoch or (record["epoch"] == epoch and record.get("step", step) < step)
+
+        _keep_lines(path, is_before)
         self.file = path.open("a", encoding="utf-8")
 
     def start(self, record: Record) -> None:

@@ -1,0 +1,134 @@
+"""Broken off at any step and resumed, any number of times, a run is the uninterrupted run, bit for bit."""
+
+import random
+import re
+
+import pytest
+import torch
+
+from toe_train.cli.train import main
+from toe_train.recipes import load_config
+from toe_train.training.build import build_trainer
+from toe_train.training.checkpoint import Checkpoints, read
+from toe_train.training.distributed import Processes
+from toe_train.training.runfolder import RunFolder
+from toe_train.training.runlog import read_metrics
+
+HERE = Processes(0, 1, torch.device("cpu"))
+TIMES = re.compile("seconds|share|images_per_second|memory|hours")
+
+
+class BrokenOff(BaseException):
+    """The process dies."""
+
+
+def train(file, folder, overrides, stops=()):
+    """Trains to the end, dying right after the saves at these (epoch, step), then starting again."""
+    folder = RunFolder(folder)
+    folder.create()
+    for stop in [*stops, None]:
+        trainer = build_trainer(load_config(file, overrides), HERE, folder, "auto")
+        save = trainer.checkpoints.save
+
+        def dying(state, is_best, save=save, stop=stop):
+            save(state, is_best)
+            if stop == (state["progress"]["epoch"], state["progress"]["step"]):
+                raise BrokenOff
+
+        trainer.checkpoints.save = dying
+        try:
+            trainer.fit()
+        except BrokenOff:
+            trainer.log.close()
+        else:
+            assert stop is None, f"the run never saved at {stop}"
+    return folder
+
+
+def told(folder):
+    """The metric lines without times."""
+    lines = [*read_metrics(folder.metrics, "step"), *read_metrics(folder.metrics, "epoch")]
+    return [{key: value for key, value in line.items() if not TIMES.search(key)} for line in lines]
+
+
+def tensors(path):
+    def walk(value, place):
+        if isinstance(value, torch.Tensor):
+            yield place, value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{place}.{key}")
+
+    return dict(walk(read(path), ""))
+
+
+def assert_same(one, other):
+    assert told(one) == told(other)
+    first, second = (tensors(Checkpoints(folder.checkpoints).last) for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert [place for place in first if not torch.equal(first[place], second[place])] == []
+
+
+EVERY_STEP = ["checkpoint.every_steps=1", "train.log_every=2"]
+VARIANTS = {
+    "toe, accumulation, erasing, mixup, average": ["train.max_micro_batch=64"],
+    "plain, repeated augmentation": ["expansion=null", "augment.repeats=3"],
+    "random initialisation": ["expansion.initialization=random"],
+    "workers": ["data.workers=2"],
+    "bf16, clipped": ["train.precision=bf16", "optim.clip_grad=0.5"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_broken_off_at_random_steps(tiny, tmp_path, variant):
+    """Five places of the fifteen steps, ends of epochs (changes of stage) among them, one after the other."""
+    overrides = [*EVERY_STEP, *VARIANTS[variant]]
+    places = [(epoch, step) for epoch in range(3) for step in range(5)][1:]
+    stops = sorted(random.Random(variant).sample(places, 5))
+    whole = train(tiny, tmp_path / "whole", overrides)
+    broken = train(tiny, tmp_path / "broken", overrides, stops)
+    assert_same(whole, broken)
+
+
+@pytest.mark.slow
+def test_broken_off_after_every_step(tiny, tmp_path):
+    places = [(epoch, step) for epoch in range(3) for step in range(5)][1:]
+    whole = train(tiny, tmp_path / "whole", EVERY_STEP)
+    assert_same(whole, train(tiny, tmp_path / "broken", EVERY_STEP, places))
+
+
+def test_saving_changes_nothing(tiny, tmp_path):
+    often = train(tiny, tmp_path / "often", EVERY_STEP)
+    seldom = train(tiny, tmp_path / "seldom", ["train.log_every=2"])
+    assert told(often) == told(seldom)
+
+
+def test_the_skipped_part_of_an_epoch_is_not_read(tiny, tmp_path, monkeypatch):
+    seen = []
+    from toe_train.data import TrainSet
+
+    read_one = TrainSet.__getitem__
+    monkeypatch.setattr(TrainSet, "__getitem__", lambda self, key: seen.append(key) or read_one(self, key))
+    train(tiny, tmp_path / "run", EVERY_STEP, stops=[(1, 3)])
+    assert len(seen) == 15 * 256
+    assert len(set(seen)) == 15 * 256
+
+
+def test_a_damaged_checkpoint_costs_one_save_interval(tiny, tmp_path, capsys):
+    whole = train(tiny, tmp_path / "whole", EVERY_STEP)
+    folder = train(tiny, tmp_path / "run", [*EVERY_STEP, "epochs=2"])
+    last = folder.checkpoints / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[1000] ^= 4
+    last.unlink()
+    last.write_bytes(content)
+    assert main(["--config", str(tiny), "--output", str(folder.root), *EVERY_STEP]) == 0
+    out = capsys.readouterr().out
+    assert "last.pt is damaged (its content is not what was written" in out
+    assert "continuing at epoch 2 of 3, after 4 of its steps" in out
+    steps = [{k: v for k, v in line.items() if not TIMES.search(k)} for line in read_metrics(folder.metrics, "step")]
+    assert [line["step"] for line in steps] == [1, 3, 4] * 3
+    # Its first two epochs ran with a schedule of two epochs, so only the places can be compared with the whole run's.
+    assert [(line["epoch"], line["step"]) for line in steps] == [
+        (line["epoch"], line["step"]) for line in told(whole)[:9]
+    ]
