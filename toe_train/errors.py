@@ -2,7 +2,7 @@
 
 
 class Reported(Exception):
-    """Base of both.
+    """Base of the three.
 
     Attributes:
         shared: whether every process of the run raises it, so that one telling is enough.
@@ -17,3 +17,7 @@ class UserError(Reported, ValueError):
 
 class RunFailed(Reported, RuntimeError):
     """A run that cannot go on (a loss that is not finite, say): the message tells what is left on disk. Exit code 3."""
+
+
+class Preempted(Reported, RuntimeError):
+    """A run that a signal asked to stop and that saved its place. Exit code 75, for a scheduler to start it again."""

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from toe_train.errors import Reported, RunFailed, UserError
+from toe_train.errors import Preempted, Reported, RunFailed, UserError
 
 USER_ERROR = 2
 RUN_FAILED = 3
+PREEMPTED = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
 
 
@@ -23,6 +24,8 @@ def guarded(command: Callable[[], int]) -> int:
         return _report("error", error, USER_ERROR)
     except RunFailed as error:
         return _report("run failed", error, RUN_FAILED)
+    except Preempted as error:
+        return _report("stopped", error, PREEMPTED)
     except (KeyboardInterrupt, SignalException):
         return _report("interrupted", "from outside; the same command continues from the last checkpoint", INTERRUPTED)
 

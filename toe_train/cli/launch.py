@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from toe_train.errors import UserError
+from toe_train.errors import Preempted, UserError
 
 
 def under_torchrun() -> bool:
@@ -35,9 +37,15 @@ def process_count(nproc: str) -> int:
 
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Runs `python -m toe_train ARGUMENTS` in `count` processes; the first failing one's exit code."""
+    # torchrun passes SIGTERM on to the processes, and would die of SIGUSR1.
+    signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     try:
         torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "toe_train", *arguments])
+    except SignalException as error:
+        if error.sigval == signal.SIGTERM:
+            raise Preempted("by a signal; its processes were given the time to save their place") from None
+        raise
     except ChildFailedError as error:
         return max(1, error.get_first_failure()[1].exitcode)
     return 0

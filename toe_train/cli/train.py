@@ -15,11 +15,12 @@ from toe_train.recipes import RunConfig, dump_config, load_config
 from toe_train.training import build
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
+from toe_train.training.preemption import StopRequest
 from toe_train.training.runfolder import RunFolder, provenance
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed)."""
+    """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed, 75 stopped by a signal)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(given)
     return guarded(lambda: _run(options, given))
@@ -58,8 +59,10 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         _dry_build(config, count)  # so that what the user must mend is said once, before any process starts
         return launch(count, _for_each_process(options))
+    stop = StopRequest()
+    stop.listen()
     with processes() as here:
-        return _train(config, folder, options.resume, here, given)
+        return _train(config, folder, options.resume, here, given, stop)
 
 
 def _for_each_process(options: argparse.Namespace) -> list[str]:
@@ -68,10 +71,13 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
     return ["--config", options.config, "--resume", options.resume, *output, *options.overrides]
 
 
-def _train(config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str]) -> int:
+def _train(
+    config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
+) -> int:
     here.main_only(lambda: build.check_data(config))
     here.main_only(lambda: _open_folder(folder, resume))
     trainer = here.together(lambda: build.build_trainer(config, here, folder, resume))
+    trainer.stop = stop
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
     if here.is_main:

@@ -1,5 +1,6 @@
 """Data loaders: batches in the order of a sampler, whatever the number of workers."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ def train_loader(
             batch_sampler=batch_sampler,
             num_workers=workers,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else each pass would draw a seed for the workers from the global one
         )
@@ -81,7 +83,14 @@ def eval_loader(
             sampler=indices,
             num_workers=workers,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         )
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A scheduler signals every process of a job; the main one still needs its workers while it saves its place."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -26,11 +26,13 @@ class Processes:
         rank: 0 ... world_size - 1 over all nodes.
         world_size: number of processes.
         device: where this process computes.
+        control: group for what the processes agree on, over the CPUs, so that it waits for no device; None alone.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -60,8 +62,8 @@ class Processes:
         """The largest `value` of all processes."""
         if self.world_size == 1:
             return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        tensor = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return float(tensor)
 
     def gather(self, value: Any) -> list[Any]:
@@ -69,7 +71,7 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def together(self, work: Callable[[], Result]) -> Result:
@@ -104,7 +106,9 @@ def processes() -> Iterator[Processes]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     try:
-        yield Processes(rank, world_size, device)
+        control = dist.new_group(backend="gloo")
+        assert isinstance(control, dist.ProcessGroup)  # this process is in it
+        yield Processes(rank, world_size, device, control)
     finally:
         dist.destroy_process_group()
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toe_train.training.distributed import Processes
+
+POLL_BATCHES = 10
+
+
+class Batches(Protocol):
+    """One process's share of the images in batches: images (B, 3, S, S) and class indices (B,)."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -26,17 +38,19 @@ class Scores:
 @torch.no_grad()
 def evaluate(
     models: Sequence[nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     processes: Processes,
     autocast: AbstractContextManager[None],
+    poll: Callable[[], None] = lambda: None,
 ) -> list[Scores]:
     """Scores of each model over the images of all processes together, in one pass over the data.
 
     Args:
         models: their mode is set to eval, which turns ToE off, and put back.
-        batches: this process's share: images (B, 3, S, S) and class indices (B,).
+        batches: this process's share.
         processes: sums the counts.
         autocast: reusable context for the forward pass.
+        poll: called equally often in every process, so that it may communicate; what it raises ends the evaluation.
     """
     device = processes.device
     # Per model: top-1 hits, top-5 hits, sum of losses.
@@ -45,7 +59,12 @@ def evaluate(
     were_training = [model.training for model in models]
     for model in models:
         model.eval()
-    for batch in batches:
+    rounds = int(processes.max(len(batches)))  # a process may have one batch less than another
+    for index, batch in zip_longest(range(rounds), batches):
+        if index % POLL_BATCHES == 0:
+            poll()
+        if batch is None:
+            continue
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
         seen += len(labels)
         for model, total in zip(models, totals, strict=True):

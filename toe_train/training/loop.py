@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from toe_train.data import BatchLayout, BatchMixing, TrainBatchSampler
-from toe_train.errors import RunFailed, UserError
+from toe_train.errors import Preempted, RunFailed, UserError
 from toe_train.expansion import TokenExpansion
 from toe_train.recipes import EpochPlan
 from toe_train.training.checkpoint import FORMAT, Checkpoints
 from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
-from toe_train.training.evaluate import evaluate
+from toe_train.training.evaluate import Batches, evaluate
 from toe_train.training.optim import EpochSchedule
+from toe_train.training.preemption import StopRequest
 from toe_train.training.runlog import RunLog
+
+POLL_STEPS = 10  # optimiser steps between two looks at whether a process was asked to stop
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Trainer:
     layout: BatchLayout
     sampler: TrainBatchSampler
     train_batches: Iterable[tuple[Tensor, Tensor]]
-    val_batches: Iterable[tuple[Tensor, Tensor]]
+    val_batches: Batches
     mixing: BatchMixing
     draws: ForwardDraws
     pictures: Callable[[], Tensor] | None
@@ -73,6 +76,7 @@ class Trainer:
     save_every_steps: int | None
     best_metric: str
     progress: Progress
+    stop: StopRequest = field(default_factory=StopRequest)
     trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
 
     def fit(self) -> None:
@@ -83,6 +87,8 @@ class Trainer:
                 f"the processes found different checkpoints (epoch and step by rank: {places}): the run folder must be "
                 "the same one on all nodes; put --output on a shared file system"
             )
+        if self.processes.max(self.stop.signal):
+            raise self._preempted("before its first step; nothing was to save")
         self.trained = self.processes.wrap(self.model)
         for plan in self.plans[self.progress.epoch :]:
             record = self.train_epoch(plan)
@@ -120,7 +126,11 @@ class Trainer:
                 self.log.step(self._step_record(plan, step, steps, lr, mean, clock))
             if self.save_every_steps and here.step % self.save_every_steps == 0 and here.step < steps:
                 self._save_within_epoch(window, clock)
-        return self._epoch_record(plan, kept, lr, here.epoch_loss / steps, steps, clock)
+            if here.step % POLL_STEPS == 0 and here.step < steps and self.processes.max(self.stop.signal):
+                self._save_within_epoch(window, clock)
+                raise self._preempted(f"after step {here.step} of epoch {plan.epoch + 1}")
+        here.window, here.clock = [], clock.read()
+        return self._epoch_record(plan, kept, lr, here.epoch_loss / steps, steps)
 
     def _own_window(self) -> float:
         """This process's share of a window that a checkpoint cut; the mean where the processes are others now."""
@@ -128,6 +138,18 @@ class Trainer:
         if len(window) == self.processes.world_size:
             return window[self.processes.rank]
         return sum(window) / len(window) if window else 0.0
+
+    def _leave_before_validation(self) -> None:
+        """Stops with the epoch's steps done and its evaluation to do, if any process was asked to stop."""
+        if self.processes.max(self.stop.signal):
+            self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best=False))
+            raise self._preempted(f"in the evaluation of epoch {self.progress.epoch + 1}")
+
+    def _preempted(self, where: str) -> Preempted:
+        self.log.close()
+        preempted = Preempted(f"by a signal, {where}; the same command continues")
+        preempted.shared = True
+        return preempted
 
     def _save_within_epoch(self, window: Tensor, clock: EpochClock) -> None:
         self._require_finite_weights(self.progress.epoch)
@@ -181,7 +203,9 @@ class Trainer:
         if not self._due(plan, self.evaluate_every):
             return record
         models = [self.model] if self.ema is None else [self.model, self.ema.module]
-        raw, *averaged = evaluate(models, self.val_batches, self.processes, self.autocast)
+        raw, *averaged = evaluate(
+            models, self.val_batches, self.processes, self.autocast, poll=self._leave_before_validation
+        )
         record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
         if averaged:
             record["ema_top1"] = averaged[0].top1
@@ -194,8 +218,8 @@ class Trainer:
         self.progress = Progress(
             epoch=plan.epoch + 1,
             best=value if is_best else best,
-            compute_seconds=self.progress.compute_seconds,
-            train_seconds=self.progress.train_seconds,
+            compute_seconds=self.progress.compute_seconds + record["compute_seconds"] * self.processes.world_size,
+            train_seconds=self.progress.train_seconds + record["train_seconds"] * self.processes.world_size,
         )
         changes = any(other.stage != plan.stage for other in self.plans[plan.epoch + 1 : plan.epoch + 2])
         if is_best or changes or self._due(plan, self.save_every):
@@ -269,12 +293,9 @@ class Trainer:
             "eta_seconds": left / rate,
         }
 
-    def _epoch_record(
-        self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int, clock: EpochClock
-    ) -> dict[str, Any]:
-        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in clock.read())
-        self.progress.train_seconds += train_seconds * self.processes.world_size
-        self.progress.compute_seconds += compute * self.processes.world_size
+    def _epoch_record(self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int) -> dict[str, Any]:
+        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in self.progress.clock)
+        count = self.processes.world_size
         return {
             "epoch": plan.epoch,
             "stage": plan.stage,
@@ -286,8 +307,8 @@ class Trainer:
             "data_wait_seconds": data_wait,
             "compute_seconds": compute,
             "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
-            "gpu_hours": self.progress.compute_seconds / 3600,
-            "gpu_hours_with_loading": self.progress.train_seconds / 3600,
+            "gpu_hours": (self.progress.compute_seconds + compute * count) / 3600,
+            "gpu_hours_with_loading": (self.progress.train_seconds + train_seconds * count) / 3600,
         }
 
 
