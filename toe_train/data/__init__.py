@@ -8,10 +8,19 @@ order.py        positions of an epoch, their split over processes and accumulati
 mixing.py       Mixup and CutMix of a batch
 randomness.py   the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
 loaders.py      DataLoaders
+skipping.py     images that cannot be read and are passed over
 """
 
 from toe_train.data.check import check_datasets, require_healthy
-from toe_train.data.datasets import ArrayImages, EvalSet, FolderImages, ImageSource, TrainSet, open_datasets
+from toe_train.data.datasets import (
+    NOT_COUNTED,
+    ArrayImages,
+    EvalSet,
+    FolderImages,
+    ImageSource,
+    TrainSet,
+    open_datasets,
+)
 from toe_train.data.images import load_rgb
 from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
 from toe_train.data.mixing import BatchMixing
@@ -25,9 +34,11 @@ from toe_train.data.order import (
     split_batch,
 )
 from toe_train.data.randomness import derive_seed, generator, seeded
+from toe_train.data.skipping import SkippedImages
 from toe_train.data.transforms import eval_transform, train_transform
 
 __all__ = [
+    "NOT_COUNTED",
     "ArrayImages",
     "BatchLayout",
     "BatchMixing",
@@ -38,6 +49,7 @@ __all__ = [
     "ImageSource",
     "SampleKey",
     "Segment",
+    "SkippedImages",
     "TrainBatchSampler",
     "TrainSet",
     "check_datasets",

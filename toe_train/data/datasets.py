@@ -15,11 +15,14 @@ from torchvision import datasets as torchvision_datasets
 from toe_train.data.images import load_rgb
 from toe_train.data.order import SampleKey
 from toe_train.data.randomness import derive_seed, seeded
+from toe_train.data.skipping import SkippedImages
 from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 
 KINDS = ("image_folder", "cifar10", "cifar100", "digits")
 NAMES_SHOWN = 5  # of a longer list in a message
+NOT_COUNTED = -1  # label of an image that evaluation leaves out
+MAX_SUBSTITUTES = 20
 DIGITS_VAL_EVERY = 5  # every fifth image of each digit is for validation
 
 
@@ -171,33 +174,64 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
     """Augmented training images, (C, S, S) float32, addressed by place in the run and not by index alone.
 
     What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
-    as they were. `dataset[key]` raises UserError for an unreadable file.
+    as they were.
+
+    An unreadable image raises UserError; with `skipped` it is noted there and another image, label included, takes its
+    place: a choice of (seed, epoch, global position) too. MAX_SUBSTITUTES unreadable ones in a row raise UserError.
     """
 
-    def __init__(self, dataset: ImageSource, transform: Transform, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageSource, transform: Transform, seed: int, skipped: SkippedImages | None = None
+    ) -> None:
         self.dataset = dataset
         self._transform = transform
         self._seed = seed
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
-        image, label = self.dataset[key.index]
+        image, label = self._read(key)
         with seeded(derive_seed(self._seed, "sample", key.epoch, key.position)):
             return self._transform(image), label
 
+    def _read(self, key: SampleKey) -> tuple[Image.Image, int]:
+        index = key.index
+        for attempt in range(MAX_SUBSTITUTES):
+            try:
+                return self.dataset[index]
+            except UserError as fault:
+                if self._skipped is None:
+                    raise
+                self._skipped.note(self.dataset.describe(index), str(fault))
+            index = derive_seed(self._seed, "substitute", key.epoch, key.position, attempt) % len(self.dataset)
+        raise UserError(
+            f"{MAX_SUBSTITUTES} images in a row could not be read; `toe-tools doctor --config FILE` lists all"
+        )
+
 
 class EvalSet(Dataset[tuple[Tensor, int]]):
-    """Evaluation images, (C, S, S) float32, by index; the transform draws nothing."""
+    """Evaluation images, (C, S, S) float32, by index; the transform draws nothing.
 
-    def __init__(self, dataset: ImageSource, transform: Transform) -> None:
+    An unreadable image raises UserError; with `skipped` it is noted there and comes as a black one with the label
+    NOT_COUNTED.
+    """
+
+    def __init__(self, dataset: ImageSource, transform: Transform, skipped: SkippedImages | None = None) -> None:
         self.dataset = dataset
         self._transform = transform
+        self._skipped = skipped
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.dataset[index]
+        try:
+            image, label = self.dataset[index]
+        except UserError as fault:
+            if self._skipped is None:
+                raise
+            self._skipped.note(self.dataset.describe(index), str(fault))
+            image, label = Image.new("RGB", (64, 64)), NOT_COUNTED
         return self._transform(image), label

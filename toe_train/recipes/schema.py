@@ -93,6 +93,9 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0)] = 8  # loader processes per training process
     download: bool = False  # CIFAR only
     check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
+    # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
+    on_error: Literal["fail", "skip"] = "fail"
+    max_skipped: Annotated[Integer, Field(ge=0)] = 100  # different images that on_error: skip passes over, at most
 
 
 class AugmentConfig(Section):

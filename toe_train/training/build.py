@@ -106,7 +106,9 @@ def check_data(config: RunConfig) -> None:
     section = config.data
     if section.download:
         data.open_datasets(section.kind, section.root, download=True)
-    data.require_healthy(section.kind, section.root, sample=section.check_sample)
+    # Where unreadable images are to be passed over, they are not looked for.
+    sample = section.check_sample if section.on_error == "fail" else 0
+    data.require_healthy(section.kind, section.root, sample=sample)
 
 
 def batch_layout(config: RunConfig, world_size: int) -> data.BatchLayout:
@@ -187,7 +189,10 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     optimizer = build_optimizer(config, model)
     if config.train.compile:
         model.compile()
-    eval_set = data.EvalSet(val_images, build_eval_transform(config))
+    skipped = None
+    if config.data.on_error == "skip":
+        skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
+    eval_set = data.EvalSet(val_images, build_eval_transform(config), skipped)
     pin = processes.device.type == "cuda"
     trainer = Trainer(
         plans=plan_epochs(config),
@@ -205,8 +210,12 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         layout=layout,
         sampler=sampler,
         train_batches=data.train_loader(
-            data.TrainSet(train_images, build_train_transform(config), config.seed), sampler, config.data.workers, pin
+            data.TrainSet(train_images, build_train_transform(config), config.seed, skipped),
+            sampler,
+            config.data.workers,
+            pin,
         ),
+        skipped=skipped,
         val_batches=_share(eval_set, config, processes),
         mixing=build_mixing(config, len(train_images.classes), layout),
         draws=ForwardDraws(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toe_train.data import NOT_COUNTED
 from toe_train.training.distributed import Processes
 
 POLL_BATCHES = 10
@@ -55,7 +56,7 @@ def evaluate(
     device = processes.device
     # Per model: top-1 hits, top-5 hits, sum of losses.
     totals = torch.zeros(len(models), 3, dtype=torch.float64, device=device)
-    seen = 0
+    seen = torch.zeros((), dtype=torch.int64, device=device)
     were_training = [model.training for model in models]
     for model in models:
         model.eval()
@@ -66,18 +67,18 @@ def evaluate(
         if batch is None:
             continue
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
-        seen += len(labels)
+        seen += (labels != NOT_COUNTED).sum()
         for model, total in zip(models, totals, strict=True):
             with autocast:
                 logits = model(images)
             logits = logits.float()  # (B, classes)
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
-            hits = ranked == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            hits = ranked == labels[:, None]  # never where it is not counted
+            loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=NOT_COUNTED)
             total += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
     for model, training in zip(models, were_training, strict=True):
         model.train(training)
-    count = int(processes.sum(torch.tensor(seen, device=device)))
+    count = int(processes.sum(seen))
     return [
         Scores(100 * top1 / count, 100 * top5 / count, loss / count, count)
         for top1, top5, loss in processes.sum(totals).tolist()

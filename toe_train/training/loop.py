@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from toe_train.data import BatchLayout, BatchMixing, TrainBatchSampler
+from toe_train.data import BatchLayout, BatchMixing, SkippedImages, TrainBatchSampler
 from toe_train.errors import Preempted, RunFailed, UserError
 from toe_train.expansion import TokenExpansion
 from toe_train.recipes import EpochPlan
@@ -64,6 +64,7 @@ class Trainer:
     sampler: TrainBatchSampler
     train_batches: Iterable[tuple[Tensor, Tensor]]
     val_batches: Batches
+    skipped: SkippedImages | None  # None where an unreadable image ends the run
     mixing: BatchMixing
     draws: ForwardDraws
     pictures: Callable[[], Tensor] | None
@@ -124,6 +125,8 @@ class Trainer:
                 here.epoch_loss, here.logged = here.epoch_loss + mean * count, here.step
                 window.zero_()
                 self.log.step(self._step_record(plan, step, steps, lr, mean, clock))
+                if self.skipped is not None:
+                    self.processes.main_only(self.skipped.require_within_limit)
             if self.save_every_steps and here.step % self.save_every_steps == 0 and here.step < steps:
                 self._save_within_epoch(window, clock)
             if here.step % POLL_STEPS == 0 and here.step < steps and self.processes.max(self.stop.signal):
@@ -306,6 +309,7 @@ class Trainer:
             "train_seconds": train_seconds,
             "data_wait_seconds": data_wait,
             "compute_seconds": compute,
+            "skipped_images": len(self.skipped.images()) if self.skipped is not None else 0,
             "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
             "gpu_hours": (self.progress.compute_seconds + compute * count) / 3600,
             "gpu_hours_with_loading": (self.progress.train_seconds + train_seconds * count) / 3600,

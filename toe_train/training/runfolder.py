@@ -28,6 +28,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
+        self.skipped = self.root / "skipped_images.jsonl"
 
     def create(self) -> None:
         """Makes the folder.
