@@ -132,3 +132,15 @@ def test_a_damaged_checkpoint_costs_one_save_interval(tiny, tmp_path, capsys):
     assert [(line["epoch"], line["step"]) for line in steps] == [
         (line["epoch"], line["step"]) for line in told(whole)[:9]
     ]
+
+
+@pytest.mark.parametrize("override", ["train.global_batch=128", "augment.repeats=2", "seed=4"])
+def test_another_order_is_refused_within_an_epoch_only(tiny, tmp_path, capsys, override):
+    folder = train(tiny, tmp_path / "run", [*EVERY_STEP, "epochs=1"])
+    arguments = ["--config", str(tiny), "--output", str(folder.root), "epochs=2", override]
+    within = folder.checkpoints / "previous.pt"  # after four steps of five
+    assert main([*arguments, "--resume", str(within)]) == 2
+    error = capsys.readouterr().err
+    assert "stands within an epoch, after 4 of its steps" in error
+    assert f"{override.split('=')[0]}: " in error
+    assert main(arguments) == 0  # from its end

@@ -17,7 +17,7 @@ from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, attach
 from toe_train.recipes import RunConfig, plan_epochs
-from toe_train.training.checkpoint import Checkpoints, differences, require_same
+from toe_train.training.checkpoint import Checkpoints, differences, require_same, require_same_order
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.evaluate import Scores, evaluate
@@ -170,6 +170,7 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     belongs_to: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "classes": train_images.classes,
+        "images": len(train_images),
         "versions": versions(),
     }
 
@@ -177,6 +178,7 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     found = checkpoints.find(resume)
     if found is not None:
         require_same(*found, belongs_to["config"], train_images.classes)
+        require_same_order(*found, belongs_to["config"], len(train_images))
         saved_name = found[1]["config"]["optim"]["name"]
         if saved_name != config.optim.name:
             raise UserError(

@@ -147,6 +147,37 @@ def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], clas
         )
 
 
+def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any], images: int) -> None:
+    """Refuses to go on within an epoch whose order of images would be another one.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        config: the dumped configuration that is asked for.
+        images: size of the training set.
+
+    Raises:
+        UserError: naming what the order depends on and what differs.
+    """
+    step = state["progress"]["step"]
+    saved = state["config"]
+    before, now = (
+        {
+            "seed": source["seed"],
+            "train.global_batch": source["train"]["global_batch"],
+            "augment.repeats": source["augment"]["repeats"],
+            "training images": count,
+        }
+        for source, count in ((saved, state["images"]), (config, images))
+    )
+    if step and (differing := differences(before, now)):
+        raise UserError(
+            f"checkpoint {path} stands within an epoch, after {step} of its steps, and these decide what they were:\n  "
+            + "\n  ".join(differing)
+            + "\nGive the same values, or resume from a checkpoint at the end of an epoch"
+        )
+
+
 def _class_difference(saved: list[str], now: list[str]) -> str:
     gone, new = [c for c in saved if c not in set(now)], [c for c in now if c not in set(saved)]
     parts = [f"{len(saved)} in the checkpoint, {len(now)} in the data set"]
