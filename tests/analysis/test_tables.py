@@ -5,6 +5,7 @@ import json
 import pytest
 
 from toe_train.analysis.benchmark import benchmark_step
+from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.tables import summary_table, table
 from toe_train.cli import tools
 from toe_train.errors import UserError
@@ -55,7 +56,7 @@ def test_the_summary_compares_with_the_full_token_stage_of_the_same_run(configs,
             epoch(20, 3, 64, 100.0, 80.0),
         ]
     )
-    rows = cells(summary_table(load_config(configs / "quickstart.yaml"), folder, 10))[2:]
+    rows = cells(summary_table(plan_costs(load_config(configs / "quickstart.yaml"), 10), folder))[2:]
     assert rows == [
         ["1", "1-3", "32/64", "170", "1.70x", "1.76x", "60.00", "-"],
         ["2", "11-11", "48/64", "130", "1.30x", "1.28x", "70.00", "-"],
@@ -64,7 +65,11 @@ def test_the_summary_compares_with_the_full_token_stage_of_the_same_run(configs,
 
 
 def test_without_a_full_token_stage_nothing_is_compared(configs, finished):
-    rows = cells(summary_table(load_config(configs / "quickstart.yaml"), finished([epoch(0, 1, 32, 100.0, 50.0)]), 10))
+    rows = cells(
+        summary_table(
+            plan_costs(load_config(configs / "quickstart.yaml"), 10), finished([epoch(0, 1, 32, 100.0, 50.0)])
+        )
+    )
     assert rows[2][4] == "-"
 
 

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from toe_train.cli import tools, train
+from toe_train.training import sealed
 
 
 @pytest.fixture
@@ -84,6 +85,19 @@ BAD_VALUES = {
     "momentum of one": (["optim.betas=[1.0, 0.999]"], "optim.betas.0 = 1.0: should be less than 1"),
     "evaluation by chance": (["evaluate.interpolation=random"], "evaluate.interpolation = 'random': should be"),
     "what the data set gives": (["model.kwargs.num_classes=5"], "must not hold num_classes: the data set gives it"),
+    "patches of no size": (["model.kwargs.patch_size=0"], "model.kwargs"),
+    "pretrained weights": (["model.kwargs.pretrained=true"], "must not hold pretrained"),
+    "pretrained tag": (["model.name=deit_tiny_patch16_224.fb_in1k"], "use 'deit_tiny_patch16_224'"),
+    "a convolutional network": (["model.name=convnext_tiny", "model.kwargs={}"], "not a plain vision transformer"),
+    "windows": (
+        ["model.name=swin_tiny_patch4_window7_224", "model.kwargs={}", "model.image_size=224"],
+        "no plain list",
+    ),
+    "a section that is none": (["optim=null"], "optim = None: must be a section of `key: value` lines"),
+    "a list that is none": (["expansion.keep_rates=0.5"], "expansion.keep_rates = 0.5: must be a list"),
+    "a list that is too short": (["augment.mean=[0, 0]"], "augment.mean: the list is too short; entry 3 is missing"),
+    "no rates": (["expansion.keep_rates=[]"], "such as [0.5, 0.75, 1.0]"),
+    "workers without end": (["data.workers=1000000"], "data.workers = 1000000: should be less than or equal to 512"),
     "dropout": (["model.kwargs.proj_drop_rate=0.2"], "drops out with probability 0.2"),
     "processes": (["--nproc", "0"], "--nproc 0 must be auto or a whole number"),
     "no such checkpoint": (["--resume", "gone.pt"], "checkpoint gone.pt does not exist"),
@@ -101,6 +115,49 @@ def test_bad_values(refused, case):
 
 def test_a_missing_config_file(refused, configs):
     assert "did you mean quickstart.yaml?" in refused(config=configs / "quikstart.yaml")
+
+
+def test_a_folder_or_an_empty_file_as_config(refused, configs, tmp_path):
+    assert f"is a folder, not a YAML file; name a file in it, such as {configs}" in refused(config=configs)
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("# nothing\n")
+    assert "is empty; write at least `extends:" in refused(config=empty)
+
+
+def test_a_syntax_error_is_placed(refused, tmp_path):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("epochs: 3\nmodel: {name: x\noptim: {}\n")
+    assert "bad.yaml, line 3, column " in refused(config=bad)
+
+
+def test_a_finished_run_is_left_as_it_is(run, trained):
+    before = (trained.parents[1] / "config.yaml").read_text()
+    code, out, _ = run("--output", "run", "epochs=1", "optim.lr=0.5")
+    assert code == 0
+    assert "are done: nothing to train" in out
+    assert "count from now on" not in out
+    assert (trained.parents[1] / "config.yaml").read_text() == before
+
+
+def test_a_model_with_attention_pooling_is_counted_too(run):
+    code, out, error = run("epochs=1", "model.kwargs.global_pool=map")
+    assert code == 0, error
+    assert "by FLOPs" in out
+
+
+def test_checkpoints_of_another_make(refused, trained):
+    state = torch.load(trained, weights_only=True)
+    for name, wrong in {
+        "bare": {"format": 1},
+        "weights": {**state, "model": {k: v for k, v in state["model"].items() if k != "head.bias"}},
+        "shapes": {**state, "model": {**state["model"], "head.bias": torch.zeros(3)}},
+    }.items():
+        path = trained.with_name(f"{name}.pt")
+        sealed.write(path, wrong)
+        assert "checkpoint" in refused("--output", "run", "--resume", path, "epochs=3"), name
+        given = ["eval", "--checkpoint", str(path)]
+        assert "checkpoint" in refused(command=lambda rest, given=given: tools.main([*given, *rest])), name
+    assert "is a folder; name a file in it" in refused("--resume", trained.parent)
 
 
 def test_a_loop_of_parents(refused, tmp_path):

@@ -18,6 +18,7 @@ def state(epoch):
         "weights": torch.full((100,), float(epoch)),
         "config": {"model": {"name": "a", "image_size": 32, "kwargs": {"depth": 2}, "drop_path": 0.1}},
         "classes": ["cat", "dog"],
+        **dict.fromkeys(("model", "ema", "optimizer", "scaler", "images", "versions")),
     }
 
 

@@ -13,7 +13,7 @@ from statistics import median, quantiles
 import torch
 from timm.utils import ModelEmaV3
 
-from toe_train.analysis.flops import StageCost, stage_cost, unfuse_attention
+from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
@@ -133,7 +133,7 @@ def benchmark_step(
             times[stage].append(timed_step(stage))
 
     counted = build_model(config, num_classes)
-    unfuse_attention(counted.model)
+    make_countable(counted.model)
     costs = {stage: stage_cost(counted, size, stage) for stage in stages}
     return StepBenchmark(
         model=config.model.name,

@@ -57,8 +57,13 @@ def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
     return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2)
 
 
-def unfuse_attention(model: nn.Module) -> None:
-    """Makes attention two plain products: the counter does not know the fused kernels of every device."""
+def make_countable(model: nn.Module) -> None:
+    """Prepares a model that is only counted, never trained.
+
+    Attention becomes two plain products, as the counter does not know the fused kernels of every device, and no
+    parameter asks for a gradient, which the counter's bookkeeping cannot take as an input without one.
+    """
+    model.requires_grad_(False)
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", False)  # noqa: B010  (a plain flag, which a module's type does not know)
@@ -85,7 +90,7 @@ class PlannedRun:
 def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
     """The run's segments with exact FLOPs, and the speed-up that they predict."""
     built = build_model(config, num_classes)
-    unfuse_attention(built.model)
+    make_countable(built.model)
     full = stage_cost(built, config.model.image_size, 0)
     found = []
     for segment in segments(plan_epochs(config)):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from statistics import median
 
-from toe_train.analysis.flops import plan_costs
+from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.recipes import RunConfig
 from toe_train.training.build import build_model, build_optimizer, build_schedule
 from toe_train.training.runfolder import RunFolder
@@ -37,13 +37,12 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     )
 
 
-def summary_table(config: RunConfig, folder: RunFolder, num_classes: int) -> str:
+def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     """Per stage: tokens kept, images/s (median over its epochs), speed-up measured and predicted, last top-1.
 
     Measured speed-up is over the full-token stage of the same run; without one there is nothing to compare with.
     """
     epochs = read_metrics(folder.metrics, "epoch")
-    planned = plan_costs(config, num_classes)
     predicted = {part.segment.stage: part.speedup for part in planned.segments}
     stages = [(stage, list(group)) for stage, group in groupby(epochs, key=lambda record: record["stage"])]
     full_tokens = planned.full.tokens_kept
@@ -64,7 +63,7 @@ def summary_table(config: RunConfig, folder: RunFolder, num_classes: int) -> str
                 _score(records, "ema_top1"),
             )
         )
-    heads = ("stage", "epochs", "tokens", "images/s", "measured", "by FLOPs", "top-1 %", "EMA top-1 %")
+    heads = ("stage", "epochs", "tokens", "images/s", "measured", "by FLOPs", "last top-1 %", "last EMA top-1 %")
     return (
         table(heads, rows)
         + f"\nrun folder: {folder.root}\ncurves and pictures of kept tokens: tensorboard --logdir {folder.tensorboard}"

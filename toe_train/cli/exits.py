@@ -27,7 +27,11 @@ def guarded(command: Callable[[], int]) -> int:
     except Preempted as error:
         return _report("stopped", error, PREEMPTED)
     except (KeyboardInterrupt, SignalException):
-        return _report("interrupted", "from outside; the same command continues from the last checkpoint", INTERRUPTED)
+        return _report(
+            "interrupted",
+            "from outside; the same command continues from the last checkpoint, if there is one",
+            INTERRUPTED,
+        )
 
 
 def _report(what: str, fault: object, code: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from toe_train import data
+from toe_train import __version__, data
 from toe_train.analysis.benchmark import benchmark_step
 from toe_train.analysis.tables import plan_table
 from toe_train.cli.exits import USER_ERROR, guarded
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=function)
         return sub
 
+    parser.add_argument("--version", action="version", version=f"toe-tools {__version__}")
     command("doctor", _doctor, "Check a whole data set: every file is opened, every fault listed.")
     plan = command("plan", _plan, "Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.")
     plan.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
@@ -71,6 +72,8 @@ def _doctor(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _plan(options: argparse.Namespace, given: list[str]) -> int:
+    if options.classes < 1:
+        raise UserError(f"--classes {options.classes} must be at least 1")
     print(plan_table(load_config(options.config, options.overrides), options.classes))
     return 0
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from toe_train._version import __version__
+from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
@@ -32,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Train a vision transformer, faster by Token Expansion, from one YAML file.",
     )
+    parser.add_argument("--version", action="version", version=f"toe-train {__version__}")
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and YAML value: optim.lr=1e-3")
     parser.add_argument(
@@ -80,13 +83,22 @@ def _train(
     trainer.stop = stop
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
+    # Before the training rather than after it, so that nothing can go wrong once the time is spent.
+    planned = plan_costs(config, len(trainer.belongs_to["classes"])) if here.is_main else None
+    if first >= config.epochs:
+        trainer.log.close()
+        if planned is not None:
+            print(f"all {config.epochs} epochs in {folder.root} are done: nothing to train")
+            print("to train anew: --resume never (sets this run aside), or another --output")
+            print(summary_table(planned, folder))
+        return 0
     if here.is_main:
         folder.write_config(config, started)
         _greet(config, folder, trainer.layout, here, first, step)
     trainer.log.start({"first_epoch": first, "first_step": step, "world_size": here.world_size, **started})
     trainer.fit()
-    if here.is_main:
-        print(summary_table(config, folder, len(trainer.belongs_to["classes"])))
+    if planned is not None:
+        print(summary_table(planned, folder))
     return 0
 
 
@@ -102,10 +114,12 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
 def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int, step: int) -> None:
     print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
     print(f"{build.describe_split(layout)}; {build.describe_precision(config, here.device)}")
-    if first >= config.epochs:
-        print(f"all {config.epochs} epochs are done; nothing to train")
-    elif first or step:
+    if first or step:
         print(f"continuing at epoch {first + 1} of {config.epochs}" + (f", after {step} of its steps" if step else ""))
+    _note_unreached_stages(config)
+
+
+def _note_unreached_stages(config: RunConfig) -> None:
     if config.expansion and config.expansion.stage_epochs[-1] >= config.epochs:
         print(
             f"note: the last stage begins at epoch {config.expansion.stage_epochs[-1] + 1}, after the end of the run: "
@@ -130,6 +144,7 @@ def _dry_run(config: RunConfig, world_size: int) -> int:
     print(dump_config(config))
     print(build.describe_split(build.batch_layout(config, world_size)))
     print(plan_table(config, len(classes)))
+    _note_unreached_stages(config)
     return 0
 
 

@@ -164,7 +164,8 @@ class ExpansionSchedule:
 
 def _items(name: str, value: Sequence[object]) -> Sequence[object]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) == 0:
-        raise ValueError(f"{name}={value!r} must be a list with one entry for each stage, such as [0, 100, 200]")
+        example = [0, 100, 200] if name == "stage_epochs" else [0.5, 0.75, 1.0]
+        raise ValueError(f"{name}={value!r} must be a list with one entry for each stage, such as {example}")
     return value
 
 
@@ -182,7 +183,7 @@ def _rate(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{name}: {value!r} is not a number; give a share of the tokens such as 0.5")
     if not 0.0 < value <= 1.0:
-        remedy = f"; if {value:g} % is meant, write {value / 100:g}" if 1.0 < value <= 100.0 else ""
+        remedy = f"; if {value:g} % is meant, write {value / 100:g}" if 2.0 <= value <= 100.0 else ""
         raise ValueError(f"{name}: {value!r} is not in (0, 1]: it is the share of patch tokens kept{remedy}")
     return float(value)
 
@@ -192,5 +193,5 @@ def _check_increasing(name: str, values: tuple[float, ...], rule: str) -> None:
         if value <= previous:
             raise ValueError(
                 f"{name}={list(values)} is not increasing ({previous} is followed by {value}): {rule}; "
-                f"for instance {sorted(set(values))}"
+                f"for instance {sorted({value for value in values if value >= 0})}"
             )

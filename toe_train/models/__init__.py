@@ -27,6 +27,9 @@ def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: i
     Raises:
         UserError: unknown name, or arguments that the model does not take.
     """
+    if "." in name:
+        plain = name.partition(".")[0]
+        raise UserError(f"model.name = {name!r} names pretrained weights, and training starts from none; use {plain!r}")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"
@@ -35,9 +38,11 @@ def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: i
         return timm.create_model(
             name, num_classes=num_classes, drop_path_rate=drop_path_rate, img_size=img_size, **kwargs
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except Exception as error:  # whatever a constructor makes of arguments that do not fit
         given = {"img_size": img_size, "drop_path_rate": drop_path_rate, **kwargs}
-        reason = str(error) or type(error).__name__
+        reason = f"{type(error).__name__}: {error}"
+        if "'img_size'" in reason:
+            reason = "it takes no img_size, so it is not a plain vision transformer such as deit_tiny_patch16_224"
         raise UserError(
             f"model.name = {name}: cannot be built with {given}: {reason}; mend model.image_size or model.kwargs"
         ) from error

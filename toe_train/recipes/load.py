@@ -77,6 +77,10 @@ def _read_with_parents(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read(path: Path, asked_by: Path | None) -> dict[str, Any]:
     origin = f" (extended by {asked_by})" if asked_by else ""
+    if path.is_dir():
+        names = sorted(file.name for file in path.glob("*.yaml"))
+        hint = f"; name a file in it, such as {path / names[0]}" if names else ""
+        raise UserError(f"config {path} is a folder, not a YAML file{origin}{hint}")
     if not path.is_file():
         neighbours = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         hint = _nearest(path.name, neighbours) or (
@@ -85,12 +89,16 @@ def _read(path: Path, asked_by: Path | None) -> dict[str, Any]:
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{place} is not valid YAML{origin}: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML{origin}: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read{origin}: {error}") from None
     if values is None:
-        return {}
+        raise UserError(f"{path}{origin} is empty; write at least `extends: deit_tiny.yaml` or the like")
     if not isinstance(values, dict):
         raise UserError(f"{path}{origin} must hold `key: value` lines at the top, not {_kind(values)}")
     return values
@@ -135,9 +143,17 @@ def _describe(fault: Any, values: dict[str, Any]) -> str:
     rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not location:
         return str(rule)
-    value = "" if fault["type"] == "missing" else f" = {fault['input']!r}"
+    given = fault["input"]
+    # A whole section says less than the rule, which names the key.
+    value = "" if fault["type"] == "missing" or isinstance(given, dict) else f" = {given!r}"
     if fault["type"] == "extra_forbidden":
         return f"{path}{value}: there is no such key" + _nearest_key(location)
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return f"{path}{value}: must be a section of `key: value` lines; remove the line for the defaults"
+    if fault["type"] == "tuple_type":
+        return f"{path}{value}: must be a list, such as [0.5, 0.75, 1.0]"
+    if fault["type"] == "missing" and isinstance(location[-1], int):
+        return f"{'.'.join(map(str, location[:-1]))}: the list is too short; entry {location[-1] + 1} is missing"
     if fault["type"] == "missing":
         return f"{path}: is required; give it, or set {'.'.join(map(str, location[:-1]))}=null"
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):

@@ -55,6 +55,9 @@ class ModelConfig(Section):
             "num_classes": "the data set gives it",
             "drop_path_rate": "use model.drop_path",
             "img_size": "use model.image_size",
+            "pretrained": "training starts from no weights",
+            "pretrained_cfg": "training starts from no weights",
+            "checkpoint_path": "training starts from no weights",
         }
         for key in value:
             if key in reserved:
@@ -68,7 +71,7 @@ class ExpansionConfig(Section):
     stage_epochs: tuple[Integer, ...]  # first epoch of each stage
     keep_rates: tuple[Number, ...]  # r_1 ... r_G, kept share of the patch tokens
     initial_keep_rate: Number  # r_0, share of the seeds
-    repeats: PositiveInteger = 2  # k, rounds per stage
+    repeats: Annotated[Integer, Field(gt=0, le=1000)] = 2  # k, rounds per stage
     after_block: Annotated[Integer, Field(ge=0)] = 1  # 0 is after the embedding
     metric: Metric = "cosine"
     initialization: Literal["spatial", "even", "random"] = "spatial"
@@ -90,7 +93,7 @@ class DataConfig(Section):
 
     kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
     root: str = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
-    workers: Annotated[Integer, Field(ge=0)] = 8  # loader processes per training process
+    workers: Annotated[Integer, Field(ge=0, le=512)] = 8  # loader processes per training process
     download: bool = False  # CIFAR only
     check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
     # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
@@ -111,7 +114,7 @@ class AugmentConfig(Section):
     erasing_prob: Probability = 0.25
     erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
     erasing_count: PositiveInteger = 1
-    repeats: PositiveInteger = 3  # repeated augmentation: views of an image per epoch
+    repeats: Annotated[Integer, Field(gt=0, le=100)] = 3  # repeated augmentation: views of an image per epoch
     mixup: NonNegative = 0.8  # alpha
     cutmix: NonNegative = 1.0  # alpha
     mix_prob: Probability = 1.0
@@ -175,7 +178,7 @@ class EvaluateConfig(Section):
 
     every_epochs: PositiveInteger = 1  # the last epoch is always evaluated
     batch: PositiveInteger = 256  # images per process
-    crop_pct: Annotated[Number, Field(gt=0, le=1)] = 0.875
+    crop_pct: Annotated[Number, Field(ge=0.1, le=1)] = 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
 
 
@@ -191,7 +194,7 @@ class RunConfig(Section):
     """A whole run."""
 
     seed: Annotated[Integer, Field(ge=0)] = 0
-    epochs: PositiveInteger = 300
+    epochs: Annotated[Integer, Field(gt=0, le=100_000)] = 300
     model: ModelConfig = ModelConfig()
     expansion: ExpansionConfig | None = None
     data: DataConfig = DataConfig()

@@ -241,10 +241,14 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         progress=progress,
     )
     if found is not None:
-        trainer.load_state(found[1])
+        try:
+            trainer.load_state(found[1])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(_does_not_fit(found[0], error)) from None
     # Last of all, since it drops the metric lines of an epoch that was broken off.
     trainer.log = _build_log(config, processes, folder, progress)
-    if found is not None and (changed := differences(found[1]["config"], belongs_to["config"])):
+    changed = differences(found[1]["config"], belongs_to["config"]) if found is not None else []
+    if changed and progress.epoch < config.epochs:
         trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")
         trainer.log.note("\n".join(f"  {line}" for line in changed))
     return trainer
@@ -264,10 +268,20 @@ def evaluate_checkpoint(
     if state[weights] is None:
         raise UserError(f"checkpoint {path} holds no averaged weights (train.ema_decay was null); use --weights model")
     model = build_model(config, len(val_images.classes)).model.to(processes.device)
-    model.load_state_dict(state[weights])
+    try:
+        model.load_state_dict(state[weights])
+    except RuntimeError as error:
+        raise UserError(_does_not_fit(path, error)) from None
     eval_set = data.EvalSet(val_images, build_eval_transform(config))
     autocast = build_autocast(config, processes.device)
     return evaluate([model], _share(eval_set, config, processes), processes, autocast)[0]
+
+
+def _does_not_fit(path: Path, error: Exception) -> str:
+    return (
+        f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); it was changed, or "
+        "written with other versions, which it names: use those, or start anew with --resume never"
+    )
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -286,7 +300,8 @@ def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer) -> Epoch
 def build_train_transform(config: RunConfig) -> Transform:
     """Training transform of the `augment` section."""
     section = config.augment
-    return data.train_transform(
+    build = partial(
+        data.train_transform,
         image_size=config.model.image_size,
         crop=section.crop,
         crop_scale=section.crop_scale,
@@ -301,6 +316,10 @@ def build_train_transform(config: RunConfig) -> Transform:
         mean=section.mean,
         std=section.std,
     )
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"augment.{error}") from None
 
 
 def build_eval_transform(config: RunConfig) -> Transform:

@@ -13,6 +13,7 @@ from toe_train.errors import RunFailed, UserError
 from toe_train.training import sealed
 
 FORMAT = 1
+KEYS = {"progress", "model", "ema", "optimizer", "scaler", "config", "classes", "images", "versions"}
 ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
 
 
@@ -23,13 +24,15 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, damaged or truncated, or not one of this program's checkpoints.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder; name a file in it{_others(path / 'last.pt')}")
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give the path of a .pt file, or resume with auto or never")
+        raise UserError(f"checkpoint {path} does not exist; give the path of a run's .pt file")
     try:
         state = sealed.read(path)
     except sealed.Damaged as damage:
         raise UserError(f"checkpoint {path} cannot be used: {damage}{_others(path)}") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= KEYS:
         raise UserError(
             f"checkpoint {path} is not of toe-train's format {FORMAT}; plain weights cannot be resumed from, use a "
             f"file from a run folder's checkpoints/"
@@ -198,5 +201,5 @@ def _free_name(path: Path) -> Path:
 
 
 def _others(path: Path) -> str:
-    others = sorted(p for p in path.parent.glob("*.pt") if p != path)
-    return f", e.g. --resume {others[-1]}" if others else ""
+    others = [other for name in ("previous", "best") if (other := path.with_name(f"{name}.pt")).exists()]
+    return f"; {others[0]} may be whole" if others and others[0] != path else ""

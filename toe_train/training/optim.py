@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -52,6 +53,8 @@ class EpochSchedule:
         stepping: Literal["released", "plain"],
     ) -> None:
         self.optimizer = optimizer
+        # It warns that a schedule of one epoch has no cosine, which is no news.
+        logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
         self.lag = 1 if stepping == "released" else 0
         self.scheduler = CosineLRScheduler(
             optimizer, t_initial=epochs, lr_min=min_lr, warmup_t=warmup_epochs, warmup_lr_init=warmup_lr
