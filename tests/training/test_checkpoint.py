@@ -8,7 +8,8 @@ import torch
 
 from toe_train.errors import RunFailed, UserError
 from toe_train.training import sealed
-from toe_train.training.checkpoint import FORMAT, Checkpoints, read, require_same
+from toe_train.training.checkpoint import FORMAT, Checkpoints, read
+from toe_train.training.resume import require_same
 
 
 def state(epoch):

@@ -17,8 +17,9 @@ from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build import build_autocast, build_model, build_optimizer, build_scaler, precision_on
+from toe_train.training.build import build_model, build_optimizer
 from toe_train.training.losses import ClassificationLoss
+from toe_train.training.precision import autocast_on, precision_on, scaler_on
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def benchmark_step(
     stages = [0, *(stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage))]
     ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
     optimizer = build_optimizer(config, model)
-    scaler, autocast, loss = build_scaler(config, device), build_autocast(config, device), ClassificationLoss()
+    asked = config.train.precision
+    scaler, autocast, loss = scaler_on(device, asked), autocast_on(device, asked), ClassificationLoss()
     if config.train.compile:
         model.compile()
     size = config.model.image_size
@@ -140,7 +142,7 @@ def benchmark_step(
         image_size=size,
         batch=batch,
         rounds=rounds,
-        precision=precision_on(config, device),
+        precision=precision_on(device, asked),
         compiled=config.train.compile,
         threads=torch.get_num_threads(),
         stages=tuple(_speed(costs[stage], times[stage], costs[0], times[0]) for stage in stages),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from toe_train import __version__, data
+from toe_train import data
+from toe_train._version import __version__
 from toe_train.analysis.benchmark import benchmark_step
 from toe_train.analysis.tables import plan_table
 from toe_train.cli.exits import USER_ERROR, guarded

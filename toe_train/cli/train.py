@@ -17,6 +17,7 @@ from toe_train.recipes import RunConfig, dump_config, load_config
 from toe_train.training import build
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
+from toe_train.training.precision import describe_precision
 from toe_train.training.preemption import StopRequest
 from toe_train.training.runfolder import RunFolder, provenance
 
@@ -113,7 +114,7 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
 
 def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int, step: int) -> None:
     print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
-    print(f"{build.describe_split(layout)}; {build.describe_precision(config, here.device)}")
+    print(f"{build.describe_split(layout)}; {describe_precision(here.device, config.train.precision)}")
     if first or step:
         print(f"continuing at epoch {first + 1} of {config.epochs}" + (f", after {step} of its steps" if step else ""))
     _note_unreached_stages(config)

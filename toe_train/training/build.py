@@ -17,7 +17,7 @@ from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, attach
 from toe_train.recipes import RunConfig, plan_epochs
-from toe_train.training.checkpoint import Checkpoints, differences, require_same, require_same_order
+from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.evaluate import Scores, evaluate
@@ -25,6 +25,8 @@ from toe_train.training.loop import Progress, Trainer
 from toe_train.training.losses import ClassificationLoss
 from toe_train.training.optim import EpochSchedule, create_optimizer
 from toe_train.training.pictures import kept_token_pictures
+from toe_train.training.precision import autocast_on, scaler_on
+from toe_train.training.resume import differences, require_same, resume_point
 from toe_train.training.runfolder import RunFolder, versions
 from toe_train.training.runlog import Console, JsonLines, RunLog, Several, TensorBoard
 
@@ -125,33 +127,6 @@ def describe_split(layout: data.BatchLayout) -> str:
     )
 
 
-def precision_on(config: RunConfig, device: torch.device) -> str:
-    """The precision that the run has on `device`: `train.precision`, but fp32 for fp16 on a CPU."""
-    if config.train.precision == "fp16" and device.type == "cpu":
-        return "fp32"
-    return config.train.precision
-
-
-def build_autocast(config: RunConfig, device: torch.device) -> torch.autocast:
-    """Autocast to the precision that the run has on `device`."""
-    precision = precision_on(config, device)
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-
-
-def build_scaler(config: RunConfig, device: torch.device) -> torch.amp.GradScaler:
-    """Loss scaling for fp16; does nothing otherwise."""
-    return torch.amp.GradScaler(device.type, enabled=precision_on(config, device) == "fp16")
-
-
-def describe_precision(config: RunConfig, device: torch.device) -> str:
-    """What the forward pass runs in, in words."""
-    precision = precision_on(config, device)
-    if precision != config.train.precision:
-        return f"train.precision is {config.train.precision}, which needs a GPU: running in {precision} on this CPU"
-    return f"precision {precision} on {device}"
-
-
 def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, resume: str) -> Trainer:
     """All parts of a run, at its beginning or where the checkpoint that `resume` names left it.
 
@@ -175,16 +150,7 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     }
 
     checkpoints = Checkpoints(folder.checkpoints)
-    found = checkpoints.find(resume)
-    if found is not None:
-        require_same(*found, belongs_to["config"], train_images.classes)
-        require_same_order(*found, belongs_to["config"], len(train_images))
-        saved_name = found[1]["config"]["optim"]["name"]
-        if saved_name != config.optim.name:
-            raise UserError(
-                f"optim.name: {saved_name!r} in the checkpoint, {config.optim.name!r} now: the state of one optimiser "
-                f"is of no use to another; give {saved_name}, or start anew with --resume never"
-            )
+    found = resume_point(checkpoints, resume, belongs_to)
     progress = Progress(**found[1]["progress"]) if found else Progress()
 
     ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
@@ -206,8 +172,8 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         loss=ClassificationLoss(),
         optimizer=optimizer,
         schedule=build_schedule(config, optimizer),
-        scaler=build_scaler(config, processes.device),
-        autocast=build_autocast(config, processes.device),
+        scaler=scaler_on(processes.device, config.train.precision),
+        autocast=autocast_on(processes.device, config.train.precision),
         clip_grad=config.optim.clip_grad,
         layout=layout,
         sampler=sampler,
@@ -273,7 +239,7 @@ def evaluate_checkpoint(
     except RuntimeError as error:
         raise UserError(_does_not_fit(path, error)) from None
     eval_set = data.EvalSet(val_images, build_eval_transform(config))
-    autocast = build_autocast(config, processes.device)
+    autocast = autocast_on(processes.device, config.train.precision)
     return evaluate([model], _share(eval_set, config, processes), processes, autocast)[0]
 
 

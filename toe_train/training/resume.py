@@ -1,0 +1,118 @@
+"""Whether a checkpoint may continue a run, and what of the run differs from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toe_train.errors import UserError
+from toe_train.training.checkpoint import Checkpoints
+
+ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
+
+
+def resume_point(
+    checkpoints: Checkpoints, resume: str, belongs_to: dict[str, Any]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that a run continues from, or None to start anew.
+
+    Args:
+        checkpoints: those of the run.
+        resume: auto, never or a path.
+        belongs_to: the run's dumped `config`, its `classes`, and the number of its training `images`.
+
+    Raises:
+        UserError: the checkpoint is unusable, or belongs to something else.
+    """
+    found = checkpoints.find(resume)
+    if found is None:
+        return None
+    path, state = found
+    require_same(path, state, belongs_to["config"], belongs_to["classes"])
+    require_same_order(path, state, belongs_to["config"], belongs_to["images"])
+    before, now = (source["config"]["optim"]["name"] for source in (state, belongs_to))
+    if before != now:
+        raise UserError(
+            f"optim.name: {before!r} in the checkpoint, {now!r} now: the state of one optimiser is of no use to "
+            f"another; give {before}, or start anew with --resume never"
+        )
+    return found
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """One line for each value that differs between two dumped configurations."""
+    lines = []
+    for key in {**saved, **now}:
+        before, after = saved.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before!r} in the checkpoint, {after!r} now")
+    return lines
+
+
+def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str]) -> None:
+    """Refuses a checkpoint of another model or of other classes.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        config: the dumped configuration that is asked for.
+        classes: class names of the data set, in order.
+
+    Raises:
+        UserError: naming each difference.
+    """
+    saved, now = ({key: source["model"][key] for key in ARCHITECTURE} for source in (state["config"], config))
+    if differing := differences({"model": saved}, {"model": now}):
+        raise UserError(
+            f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
+            "Give the same model, or another --output folder, or --resume never to start anew"
+        )
+    if state["classes"] != classes:
+        raise UserError(
+            f"checkpoint {path} was trained on other classes: {_class_difference(state['classes'], classes)}"
+        )
+
+
+def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any], images: int) -> None:
+    """Refuses to go on within an epoch whose order of images would be another one.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        config: the dumped configuration that is asked for.
+        images: size of the training set.
+
+    Raises:
+        UserError: naming what the order depends on and what differs.
+    """
+    step = state["progress"]["step"]
+    saved = state["config"]
+    before, now = (
+        {
+            "seed": source["seed"],
+            "train.global_batch": source["train"]["global_batch"],
+            "augment.repeats": source["augment"]["repeats"],
+            "training images": count,
+        }
+        for source, count in ((saved, state["images"]), (config, images))
+    )
+    if step and (differing := differences(before, now)):
+        raise UserError(
+            f"checkpoint {path} stands within an epoch, after {step} of its steps, and these decide what they were:\n  "
+            + "\n  ".join(differing)
+            + "\nGive the same values, or resume from a checkpoint at the end of an epoch"
+        )
+
+
+def _class_difference(saved: list[str], now: list[str]) -> str:
+    gone, new = [c for c in saved if c not in set(now)], [c for c in now if c not in set(saved)]
+    parts = [f"{len(saved)} in the checkpoint, {len(now)} in the data set"]
+    if gone:
+        parts.append(f"missing now: {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}")
+    if new:
+        parts.append(f"unknown to it: {', '.join(new[:5])}{' ...' if len(new) > 5 else ''}")
+    if not gone and not new:
+        parts.append("the same names in another order")
+    return "; ".join(parts) + ". Point data.root at the data set that it was trained on"
