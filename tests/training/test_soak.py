@@ -89,8 +89,7 @@ def test_a_process_killed_three_times(tiny, tmp_path):
 @pytest.mark.slow
 def test_soak(configs, tmp_path):
     minutes = float(os.environ.get("TOE_SOAK_MINUTES", "2"))
-    # Long enough that the kills, not the epochs, end it: an epoch of the quickstart takes some seconds.
-    epochs = max(6, round(minutes * 3))
+    epochs = max(15, round(minutes * 15))  # of about four seconds on two cores, so that it lasts as long undisturbed
     stages = f"expansion.stage_epochs=[0,{epochs // 3},{2 * epochs // 3}]"
     overrides = [f"epochs={epochs}", stages, "checkpoint.every_steps=10", "train.global_batch=32"]
     quickstart, chosen = configs / "quickstart.yaml", random.Random(0)
