@@ -90,17 +90,12 @@ def ask_while_saving(trainer):
 def test_asked_at_any_time(trainer_in, monkeypatch, ask, place):
     monkeypatch.setattr(loop, "POLL_STEPS", 1)
     monkeypatch.setattr("toe_train.training.evaluate.POLL_BATCHES", 1)
-    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     whole, broken = trainer_in("whole"), trainer_in("broken")
     whole.fit()
-    try:
-        broken.stop.listen()
-        ask(broken)
-        with pytest.raises(Preempted, match=r"by a signal, .*; the same command continues"):
-            broken.fit()
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    ask(broken)
+    message = "by a signal, .*; the same command continues"
+    with broken.stop.listening(), pytest.raises(Preempted, match=message):
+        broken.fit()
     progress = read(broken.checkpoints.last)["progress"]
     assert (progress["epoch"], progress["step"]) == place
     resumed = trainer_in("broken")
@@ -151,11 +146,16 @@ def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, number):
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
-    script = (
-        "import os, signal, time; from toe_train.training.preemption import StopRequest\n"
-        "stop = StopRequest(); stop.listen(); os.kill(os.getpid(), signal.SIGTERM); print(stop.signal, flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGUSR1); time.sleep(60)"
-    )
+    script = """
+import os, signal, time
+from toe_train.training.preemption import StopRequest
+stop = StopRequest()
+with stop.listening():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(stop.signal, flush=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(60)
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert done.stdout == f"{int(signal.SIGTERM)}\n"
     assert done.returncode == 128 + signal.SIGUSR1

@@ -64,8 +64,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         _dry_build(config, count)  # so that what the user must mend is said once, before any process starts
         return launch(count, _for_each_process(options))
     stop = StopRequest()
-    stop.listen()
-    with processes() as here:
+    with stop.listening(), processes() as here:
         return _train(config, folder, options.resume, here, given, stop)
 
 
