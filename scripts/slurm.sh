@@ -19,7 +19,9 @@ shift
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) OMP_NUM_THREADS=1
 
-srun --kill-on-bad-exit=1 bash -c '
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-12}
+# A task that has saved its place ends with 75 and must not take the others with it before they end as well.
+srun --kill-on-bad-exit=0 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
     exec python -m toe_train --config "$@"' toe-train "$config" "$@"
 code=$?

@@ -59,6 +59,21 @@ def test_skip_lists_them_and_goes_on(tiny, broken, tmp_path, workers):
     assert len(read_metrics(output / "metrics.jsonl", "step")) == 9 * 3  # 48 images: as many steps as with all of them
 
 
+def test_an_evaluation_that_skipped_too_much_is_not_the_best(tiny, broken, tmp_path, capsys):
+    root, _ = broken
+    for label in ("cat", "dog"):
+        for path in sorted((root / "val" / label).iterdir())[1 if label == "cat" else 0 :]:
+            path.write_bytes(b"broken")
+    limits = ["data.on_error=skip", "data.max_skipped=9"]
+    assert main(arguments(tiny, root, tmp_path / "run", *limits)) == 3
+    assert "data.max_skipped allows 9" in capsys.readouterr().err
+    assert not (tmp_path / "run/checkpoints/best.pt").exists()
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes(b"broken")
+    assert main(arguments(tiny, root, tmp_path / "other", "data.on_error=skip")) == 3
+    assert "no validation image could be read" in capsys.readouterr().err
+
+
 def test_too_many_end_the_run(tiny, broken, tmp_path, capsys):
     root, _ = broken
     assert main(arguments(tiny, root, tmp_path / "run", "data.on_error=skip", "data.max_skipped=1", "epochs=9")) == 3

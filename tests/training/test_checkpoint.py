@@ -57,6 +57,16 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, monkeypatch):
     assert checkpoints.last.read_bytes() == checkpoints.best.read_bytes() == good
 
 
+def test_a_failing_save_leaves_two_states(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=False)
+    checkpoints.save(state(2), is_best=False)
+    monkeypatch.setattr(torch, "save", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(RunFailed):
+        checkpoints.save(state(3), is_best=True)
+    assert [read(path)["progress"]["epoch"] for path in (checkpoints.previous, checkpoints.last)] == [1, 2]
+
+
 def damage(path, how):
     content = bytearray(path.read_bytes())
     if how == "truncated":
@@ -92,6 +102,15 @@ def test_without_a_healthy_file_the_user_decides(tmp_path):
         UserError, match=r"(?s)set aside as .*no healthy checkpoint is left; start anew with --resume never"
     ):
         checkpoints.heal()
+
+
+def test_a_start_after_total_damage_does_not_train_anew_either(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=False)
+    damage(checkpoints.last, "one bit")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no healthy checkpoint is left"):
+            checkpoints.heal()
 
 
 def test_a_named_checkpoint_that_is_damaged_is_refused(tmp_path):

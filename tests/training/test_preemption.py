@@ -152,7 +152,9 @@ from toe_train.training.preemption import StopRequest
 stop = StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)  # so soon it is the same request
     print(stop.signal, flush=True)
+    time.sleep(3.1)
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(60)
 """

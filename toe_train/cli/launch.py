@@ -44,7 +44,9 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "toe_train", *arguments])
     except SignalException as error:
         if error.sigval == signal.SIGTERM:
-            raise Preempted("by a signal; its processes were given the time to save their place") from None
+            raise Preempted(
+                "by a signal, which was passed on; the same command continues from the last checkpoint"
+            ) from None
         raise
     except ChildFailedError as error:
         return max(1, error.get_first_failure()[1].exitcode)

@@ -1,5 +1,6 @@
 """Unreadable images that a run passes over: listed, counted, limited."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -30,7 +31,11 @@ class SkippedImages:
         """Return the images passed over so far, each once."""
         if not self.path.exists():
             return set()
-        return {json.loads(line)["image"] for line in self.path.read_text(encoding="utf-8").splitlines()}
+        found = set()
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # torn by a full disk
+                found.add(json.loads(line)["image"])
+        return found
 
     def require_within_limit(self) -> None:
         """Raise RunFailed where more images than the limit were passed over."""

@@ -54,15 +54,13 @@ class Checkpoints:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # In this order a crash between any two steps leaves a complete last.pt, and a best.pt that is at least as
-            # good as last.pt knows.
-            if self.last.exists():
-                sealed.replace_by_link(self.last, self.previous)
-            if is_best:
-                sealed.write(self.best, state)
-                sealed.replace_by_link(self.best, self.last)
-            else:
-                sealed.write(self.last, state)
+            # The new one is whole on the disk before a name changes. In this order a crash between any two steps leaves
+            # a complete last.pt, and a best.pt that is at least as good as last.pt knows.
+            with sealed.written(self.last, state) as new:
+                if self.last.exists():
+                    sealed.replace_by_link(self.last, self.previous)
+                if is_best:
+                    sealed.replace_by_link(new, self.best)
         except OSError as error:
             raise RunFailed(
                 f"the checkpoint cannot be written to {self.folder} ({error.strerror or error}); what was there before "
@@ -105,7 +103,9 @@ class Checkpoints:
                 sealed.replace_by_link(path, self.last)
                 told.append(f"continuing from {path} instead")
             return told
-        if told:
+        damaged = sorted(self.folder.glob("*.damaged-*"))
+        if damaged:
+            told = told or [f"{path} was set aside as damaged" for path in damaged]
             raise UserError(
                 "\n".join(told) + "\nno healthy checkpoint is left; start anew with --resume never, or name one "
                 "with --resume PATH"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toe_train.data import NOT_COUNTED
+from toe_train.errors import RunFailed
 from toe_train.training.distributed import Processes
 
 POLL_BATCHES = 10
@@ -79,6 +80,10 @@ def evaluate(
     for model, training in zip(models, were_training, strict=True):
         model.train(training)
     count = int(processes.sum(seen))
+    if not count:
+        failure = RunFailed("no validation image could be read; `toe-tools doctor --config FILE` lists all that cannot")
+        failure.shared = True
+        raise failure
     return [
         Scores(100 * top1 / count, 100 * top5 / count, loss / count, count)
         for top1, top5, loss in processes.sum(totals).tolist()

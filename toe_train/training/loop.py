@@ -166,7 +166,7 @@ class Trainer:
             return self.num_tokens
         self.expansion.set_epoch(plan.epoch)
         former = self.plans[plan.epoch - 1].stage if plan.epoch else None
-        if self.pictures is not None and plan.stage != former and self.progress.step == 0:
+        if self.pictures is not None and plan.stage != former:
             self.log.pictures("kept_tokens", self.pictures(), plan.epoch)
         return self._tokens(plan.stage)
 
@@ -209,6 +209,8 @@ class Trainer:
         raw, *averaged = evaluate(
             models, self.val_batches, self.processes, self.autocast, poll=self._leave_before_validation
         )
+        if self.skipped is not None:
+            self.processes.main_only(self.skipped.require_within_limit)
         record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
         if averaged:
             record["ema_top1"] = averaged[0].top1

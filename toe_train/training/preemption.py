@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SAME_REQUEST_SECONDS = 3.0
 
 
 class StopRequest:
     """Remembers that a signal asked this process to stop; the training loop looks at it at its next poll.
 
-    A second signal ends the process at once, without saving.
+    A second signal ends the process at once, without saving; within a few seconds of the first it is taken for the same
+    request, since schedulers and launchers often send one to a group and again to each process.
 
     Attributes:
         signal: number of the signal, 0 for none.
@@ -20,6 +24,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._since = 0.0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -32,6 +37,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if not self.signal:
+            self.signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
-        self.signal = number

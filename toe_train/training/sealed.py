@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,9 +47,16 @@ class _SummingFile:
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
-    """Writes a sealed file of tensors and plain values: to a temporary name, to the disk, then under its own name.
+    """Writes a sealed file of tensors and plain values; see `written`."""
+    with written(path, state):
+        pass
 
-    Whenever the process dies, `path` is the former file or the new one.
+
+@contextmanager
+def written(path: Path, state: dict[str, Any]) -> Iterator[Path]:
+    """Writes a sealed file under a temporary name, which the block gets, and gives it its own name after the block.
+
+    It is on the disk before the block begins. Whenever the process dies, `path` is the former file or the new one.
 
     Raises:
         OSError: no space, no permission, ...; `path` is the former file.
@@ -60,6 +69,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
             summing.seal()
             file.flush()
             os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -85,8 +95,17 @@ def verify(path: Path) -> None:
     """Reads a file through and compares it with its seal.
 
     Raises:
-        Damaged: no seal, or another length or sum than it says.
+        Damaged: no seal, another length or sum than it says, or the disk does not give it back.
     """
+    try:
+        _compare_with_seal(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Damaged(f"the disk does not give it back: {error.strerror or error}") from None
+
+
+def _compare_with_seal(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(max(0, size - SEAL.size))
