@@ -1,8 +1,11 @@
 """What several test folders share: the shipped configurations and a run of seconds."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,3 +34,12 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
+
+
+@pytest.fixture(scope="session")
+def golden_labels() -> dict[str, torch.Tensor]:
+    """Token labels, targets and losses of the released code (shared/golden/README.md)."""
+    file = Path(os.environ.get("TOE_GOLDEN", REPOSITORY.parent / "shared" / "golden")) / "token_labels.npz"
+    if not file.is_file():
+        pytest.skip(f"no reference vectors at {file}: set TOE_GOLDEN to their folder")
+    return {name: torch.from_numpy(np.asarray(values)) for name, values in np.load(file).items()}

@@ -4,7 +4,7 @@ import pytest
 
 from toe_train.analysis.flops import plan_costs, stage_cost
 from toe_train.recipes import load_config
-from toe_train.training.build import build_model
+from toe_train.training.build_model import build_model
 
 
 def deit_macs(width, after, full=197, classes=1000):
@@ -41,6 +41,36 @@ def test_speed_ups_of_table_2(configs, name, stages, whole):
     planned = plan_costs(load_config(configs / f"{name}.yaml"), 1000)
     assert tuple(round(part.speedup, 3) for part in planned.segments) == stages
     assert round(planned.speedup, 3) == whole
+
+
+# Billions of MACs per image in stages 1, 2 and 3 at r_1 = 0.4, and the schedule's speed-up with attention counted,
+# recomputed with the released models. `thop` counts norms with 4 MACs a number, and no attention.
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "thop", "with_attention", "speedup"),
+    [
+        ("t", 240, 12, (1.9086, 2.2774, 2.6588), (1.9484, 2.3820, 2.8680), 1.195),
+        ("s", 384, 16, (3.4786, 4.7643, 6.0942), (3.5663, 4.9935, 6.5515), 1.301),
+        ("m", 512, 20, (6.0227, 8.9162, 11.9094), (6.1671, 9.2997, 12.6780), 1.351),
+    ],
+)
+def test_lv_vit(configs, size, width, depth, thop, with_attention, speedup):
+    overrides = [
+        f"model.name=lvvit_{size}",
+        "expansion.keep_rates=[0.4, 0.7, 1.0]",
+        "expansion.initial_keep_rate=0.2",
+    ]
+    planned = plan_costs(load_config(configs / "deit_small_toe_r05.yaml", overrides), 1000)
+    costs = [part.cost for part in planned.segments]
+    assert [cost.tokens_kept for cost in costs] == [78, 136, 196]
+    assert tuple(round(cost.macs / 1e9, 4) for cost in costs) == with_attention
+    assert round(planned.speedup, 3) == speedup
+    without_attention = []
+    for cost in costs:
+        tokens = 1 + cost.tokens_kept
+        attention = 2 * width * (197**2 + (depth - 1) * tokens**2)
+        normed = width * (2 * 197 + 2 * (depth - 1) * tokens + tokens) + 3 * 64 * 112**2  # blocks, last norm, stem
+        without_attention.append(round((cost.macs - attention + 4 * normed) / 1e9, 4))
+    assert tuple(without_attention) == thop
 
 
 def test_counting_leaves_the_model_as_it_was(configs):

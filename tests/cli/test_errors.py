@@ -220,6 +220,23 @@ def test_the_doctor_finds_every_fault(run, folder):
     assert all(name in out for name in ("3.jpg", "4.jpg", "notes.doc"))
 
 
+def test_the_doctor_looks_at_token_labels_too(run, folder, tmp_path):
+    labels = tmp_path / "labels"
+    for image in (folder / "train").rglob("*.jpg"):
+        (labels / image.parent.name).mkdir(parents=True, exist_ok=True)
+        torch.save(torch.ones(2, 1, 3, 3).half(), labels / image.parent.name / f"{image.stem}.pt")
+    given = [*of(folder), f"token_labels.root={labels}", "augment.mixup=0", "augment.cutmix=0"]
+    code, out, error = run(*given, command=lambda rest: tools.main(["doctor", *rest]))
+    assert (code, error) == (0, "")
+    assert out == f"healthy: 24 train and 6 val images in 2 classes; token labels of all train images in {labels}\n"
+    (labels / "cat/3.pt").unlink()
+    (labels / "dog/4.pt").write_text("x")
+    code, out, _ = run(*given, command=lambda rest: tools.main(["doctor", *rest]))
+    assert code == 2
+    assert "1 of 24 training images that were looked at have no label file" in out
+    assert f"{labels / 'dog/4.pt'} cannot be used" in out
+
+
 @pytest.fixture
 def trained(run, tmp_path):
     assert run("epochs=1", "--output", "run")[0] == 0
@@ -260,6 +277,7 @@ def test_resuming_with_other_classes(refused, trained, folder):
 
 
 def test_resuming_a_truncated_checkpoint(refused, trained):
+    trained.with_name("previous.pt").unlink()
     trained.write_bytes(trained.read_bytes()[:5000])  # and best.pt, which is the same file, with it
     message = refused("--output", "run", "epochs=2")
     assert "last.pt is damaged (it has 5000 bytes and no seal at its end: truncated" in message

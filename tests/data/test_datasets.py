@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,17 @@ def test_image_folder(image_root):
     assert train.describe(5) == str(image_root / "train" / "cat" / "cat_1.png")
     expected = Image.open(train.describe(5)).convert("RGB")
     assert np.array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_the_digest_is_of_names_and_labels_wherever_they_lie(image_root, tmp_path):
+    digest = open_datasets("image_folder", image_root)[0].digest()
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(image_root, moved)
+    assert open_datasets("image_folder", moved)[0].digest() == digest
+    (moved / "train/cat/cat_1.png").rename(moved / "train/cat/cat_9.png")
+    assert open_datasets("image_folder", moved)[0].digest() != digest
+    train, val = open_datasets("digits", None)
+    assert train.digest() == open_datasets("digits", None)[0].digest() != val.digest()
 
 
 def test_image_folder_without_images(image_root):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from toe_train.expansion import ExpansionSchedule, TokenExpansion, attach, restore
+from toe_train.expansion import RESTORES, ExpansionSchedule, TokenExpansion, attach, kept_mask
 
 SMALL = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 # name -> (number of prefix tokens, arguments); each has 64 patch tokens
@@ -230,29 +230,98 @@ class Plain(nn.Module):
 
 
 class Dense(Plain):
-    """A model with one output for every patch position, which puts the kept tokens back into the grid itself."""
+    """A model with an output for every patch position."""
+
+    dense_output = True
+
+    def __init__(self, *blocks, width=8):
+        super().__init__(*blocks, width=width)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, x):
-        num_tokens = x.shape[1]
-        x = super().forward(x)
-        kept = self.token_expansion.kept
-        return x if kept is None else restore(x, kept, num_tokens)
+        return self.norm(super().forward(x))
 
 
-def test_a_model_restores_its_dense_grid_from_what_was_kept_last():
-    torch.compiler.reset()
+def dense_model():
     torch.manual_seed(0)
-    model = Dense(nn.Linear(8, 8), nn.Linear(8, 8)).train()
-    expansion = expansion_for(0)
-    attach(model, expansion)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 16, 8)
-    for stage, dropped in ((1, 8), (2, 4), (3, 0), (1, 8)):
+    return Dense(nn.Linear(8, 8), nn.Linear(8, 8)).train()
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_the_last_norm_gives_out_the_full_grid(restore, prefix):
+    model = dense_model()
+    expansion = expansion_for(prefix)
+    attach(model, expansion, restore=restore)
+    x = torch.randn(2, prefix + 16, 8)
+    for stage, count in ((1, 8), (2, 12), (1, 8)):
         expansion.set_epoch(stage)
         y = model(x)
-        assert ((y == 0).all(dim=2).sum(dim=1) == dropped).all()
-        torch.testing.assert_close(compiled(x), y)
-    assert not (model.eval()(x) == 0).all(dim=2).any()
+        tokens, kept = copy.deepcopy(expansion)(model.blocks[0](x))
+        tokens = model.norm.forward(model.blocks[1].forward(tokens))  # without the hooks
+        assert torch.equal(y[:, :prefix], tokens[:, :prefix])
+        mask = kept_mask(kept, 16)
+        assert (mask.sum(dim=1) == count).all()
+        for image in range(2):
+            assert torch.equal(y[image, prefix + kept[image]], tokens[image, prefix:])
+            expected = torch.zeros(16 - count, 8)
+            if restore == "copy":
+                expected = tokens[image, prefix + expansion.owner[image, ~mask[image]]]
+            assert torch.equal(y[image, prefix:][~mask[image]], expected)
+    for stage, training in ((3, True), (0, True), (1, False)):
+        expansion.set_epoch(stage)
+        model.train(training)
+        assert torch.equal(model(x), model.norm.forward(model.blocks[1].forward(model.blocks[0](x))))
+
+
+@pytest.mark.parametrize("restore", ["zero", "copy"])
+def test_compiled_dense_outputs_equal_eager(restore):
+    torch.compiler.reset()
+    model = dense_model()
+    expansion = expansion_for(0)
+    attach(model, expansion, restore=restore)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for stage, num_tokens in ((1, 16), (3, 16), (1, 36)):
+        expansion.set_epoch(stage)
+        x = torch.randn(2, num_tokens, 8)
+        y = compiled(x)
+        assert y.shape == x.shape
+        torch.testing.assert_close(y, model(x))
+
+
+def test_owners_are_remembered_while_attached_to_copy_them():
+    model = dense_model()
+    x = torch.randn(2, 16, 8)
+    for restore, remembered in (("zero", False), ("copy", True), ("ignore", False)):
+        expansion = expansion_for(0)
+        handle = attach(model, expansion, restore=restore)
+        model(x)
+        assert (expansion.owner is not None) == remembered
+        handle.remove()
+        assert not expansion.remember_owner
+
+
+def test_remove_takes_the_hook_off_the_norm():
+    model, plain = dense_model(), dense_model()
+    handle = attach(model, expansion_for(0), restore="copy")
+    handle.remove()
+    x = torch.randn(2, 16, 8)
+    assert torch.equal(model(x), plain(x))
+    assert not model.norm._forward_hooks
+
+
+def test_restore_that_cannot_be():
+    with pytest.raises(ValueError, match=r"restore='zeros' is not one of zero, .*nearest is 'zero'"):
+        attach(dense_model(), expansion_for(0), restore="zeros")
+    with pytest.raises(ValueError, match=r"restore='copy' is for models with an output for every patch.*VisionTransf"):
+        attach(build(), expansion_for(), restore="copy")
+    with pytest.raises(ValueError, match=r"this expansion has merging=False; use restore='zero' or 'ignore'"):
+        attach(dense_model(), expansion_for(0, merging=False), restore="copy")
+    model = dense_model()
+    del model.norm
+    with pytest.raises(ValueError, match=r"Dense has dense outputs and no module `norm`"):
+        attach(model, expansion_for(0))
+    assert not model.blocks[1]._forward_pre_hooks
 
 
 class NormBlock(nn.Module):

@@ -68,6 +68,24 @@ def test_kept_is_remembered_and_forgotten(tokens):
     assert expansion.kept is None
 
 
+@pytest.mark.parametrize("expansion", EXPANSIONS)
+def test_owners_are_remembered_when_asked(tokens, expansion):
+    module = make(expansion=expansion)
+    x = tokens()
+    y, kept = module(x)
+    assert module.owner is None
+    assert module.num_tokens == 16
+    module.remember_owner = True
+    module(x)
+    for image in range(2):  # a token is the mean of those that it owns
+        assert module.owner[image, kept[image]].tolist() == list(range(kept.shape[1]))
+        for slot in range(kept.shape[1]):
+            expected = x[image, 1:][module.owner[image] == slot].mean(0)
+            torch.testing.assert_close(y[image, 1 + slot], expected)
+    module.eval()(x)
+    assert module.owner is None
+
+
 def test_it_has_no_tensors_and_copies(tokens):
     expansion = make()
     expansion(tokens().requires_grad_())

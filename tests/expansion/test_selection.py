@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toe_train.expansion import METRICS, ExpansionSchedule, restore, similarity
+from toe_train.expansion import METRICS, ExpansionSchedule, kept_mask, restore, similarity
 from toe_train.expansion.selection import expand, gather, initialise, merge
 
 PROFILE = settings.get_profile("expansion")
@@ -113,9 +113,10 @@ def test_restore_undoes_gather(problem):
     patches, _, _ = problem
     _, kept, _ = run(*problem)
     grid = restore(gather(patches, kept), kept, patches.shape[1])
-    dropped = torch.ones(patches.shape[:2], dtype=torch.bool).scatter(1, kept, False)
-    assert torch.equal(grid[~dropped], patches[~dropped])
-    assert (grid[dropped] == 0).all()
+    mask = kept_mask(kept, patches.shape[1])
+    assert mask.sum() == kept.numel()
+    assert torch.equal(grid[mask], patches[mask])
+    assert (grid[~mask] == 0).all()
 
 
 def test_restore_by_hand():
@@ -124,6 +125,7 @@ def test_restore_by_hand():
     assert grid.squeeze(2).tolist() == [[2, 0, 1, 0], [0, 3, 0, 4]]
     (grid * torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1)).sum().backward()
     assert tokens.grad.squeeze(2).tolist() == [[3, 1], [2, 4]]
+    assert kept_mask(torch.tensor([[2, 0], [1, 3]]), 4).long().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
 
 
 def test_expand_and_merge_by_hand():

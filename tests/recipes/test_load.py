@@ -103,6 +103,19 @@ def test_learning_rate_scales_with_the_batch_unless_told_not_to(write):
     assert load_config(write("train: {global_batch: 256}\noptim: {lr_base_batch: null}")).peak_lr == 5e-4
 
 
+def test_token_labels(write):
+    text = "token_labels: {root: labels}\naugment: {mixup: 0, cutmix: 0, order: lvvit}"
+    section = load_config(write(text)).token_labels
+    assert section.model_dump() == {
+        "root": "labels",
+        "geometry": "full",
+        "alignment": "correct",
+        "dense_weight": 1.0,
+        "cls_weight": 1.0,
+    }
+    assert load_config(write(text), ["token_labels=null"]).token_labels is None
+
+
 def test_all_faults_are_reported_at_once_each_with_path_value_rule_and_remedy(write):
     text = faults(
         write(
@@ -147,6 +160,13 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
         ("augment: {crop_scale: [1.0, 0.08]}", "[0.08, 1.0] would be in order"),
         ("augment: {mix_group: 5}", "use 4 or 6"),
         ("checkpoint: {best_metric: ema_top1}\ntrain: {ema_decay: null}", "set train.ema_decay, or use val_top1"),
+        ("token_labels: {geometry: full}", "token_labels.root: is required; give it, or set token_labels=null"),
+        ("token_labels: {root: x, alignement: released}", "did you mean alignment?"),
+        ("token_labels: {root: x}", "set augment.mixup=0 and augment.cutmix=0"),
+        (
+            "token_labels: {root: x}\ndata: {kind: cifar10}",
+            "cifar10 has no files that label files could be named after",
+        ),
         ("[1, 2]", "must hold `key: value` lines at the top, not a list"),
         ("epochs: 3\nepochs: 4", "key 'epochs' stands twice"),
         ("epochs: [", "is not valid YAML"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import NOT_COUNTED, EvalSet, SampleKey, SkippedImages, TrainSet, open_datasets
 from toe_train.training.runlog import read_metrics
@@ -78,6 +79,21 @@ def test_too_many_end_the_run(tiny, broken, tmp_path, capsys):
     root, _ = broken
     assert main(arguments(tiny, root, tmp_path / "run", "data.on_error=skip", "data.max_skipped=1", "epochs=9")) == 3
     assert "images could not be read, and data.max_skipped allows 1" in capsys.readouterr().err
+
+
+def test_eval_passes_over_what_training_passed_over(tiny, broken, tmp_path, capsys):
+    root, _ = broken
+    run = arguments(tiny, root, tmp_path / "run", "data.on_error=skip", "epochs=1")
+    assert main(run) == 0
+    listed = (tmp_path / "run/skipped_images.jsonl").read_text()
+    given = ["--config", str(tmp_path / "run/config.yaml"), "--checkpoint", str(tmp_path / "run/checkpoints/last.pt")]
+    capsys.readouterr()
+    assert tools(["eval", *given]) == 0
+    counted = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")[0]["val_images"]
+    assert f"over {counted} images" in capsys.readouterr().out
+    assert (tmp_path / "run/skipped_images.jsonl").read_text() == listed
+    assert tools(["eval", *given, "data.max_skipped=0"]) == 3
+    assert "data.max_skipped allows 0" in capsys.readouterr().err
 
 
 def test_a_substitute_brings_its_own_label_and_depends_on_the_place_only(broken, tmp_path):

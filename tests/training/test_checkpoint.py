@@ -94,6 +94,19 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_continues(tmp_path, how)
     assert checkpoints.heal() == []
 
 
+def test_a_damaged_best_is_set_aside_where_the_last_is_healthy(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=True)
+    checkpoints.save(state(2), is_best=False)
+    content = bytearray(checkpoints.best.read_bytes())
+    checkpoints.best.unlink()  # previous.pt is the same file
+    checkpoints.best.write_bytes(content[:-1])
+    (line,) = checkpoints.heal()
+    assert "best.pt is damaged" in line
+    assert (tmp_path / "best.pt.damaged-1").exists()
+    assert read(checkpoints.last)["progress"]
+
+
 def test_without_a_healthy_file_the_user_decides(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1), is_best=False)

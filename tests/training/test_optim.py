@@ -5,7 +5,7 @@ import torch
 
 from toe_train.models import create_model
 from toe_train.recipes import load_config
-from toe_train.training.build import build_schedule
+from toe_train.training.build_step import build_schedule
 from toe_train.training.optim import create_optimizer
 
 
@@ -60,3 +60,17 @@ def test_sgd_takes_its_momentum():
     optimizer = create_optimizer(torch.nn.Linear(2, 2), "sgd", 0.1, 0.0, (0.9, 0.999), 1e-8, 0.7)
     assert isinstance(optimizer, torch.optim.SGD)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
+
+
+def test_the_cooldown_stays_at_the_least_rate(schedule):
+    """LV-ViT: 300 epochs of cosine and 10 after it, plain stepping, 1.6e-3 whatever the batch (spec.md 3.2)."""
+    plain = schedule(
+        "epochs=310",
+        "schedule.cooldown_epochs=10",
+        "schedule.stepping=plain",
+        "optim.lr=1.6e-3",
+        "optim.lr_base_batch=null",
+    )
+    assert plain.lr(5) == pytest.approx(1.5989e-3, rel=1e-4)
+    assert plain.lr(150) == pytest.approx(8.05e-4, rel=1e-4)
+    assert [plain.lr(epoch) for epoch in range(300, 310)] == [1e-5] * 10

@@ -1,5 +1,6 @@
 """Asked to stop by a signal at any time, a run saves its place and goes on later as if nothing had happened."""
 
+import math
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import torch
 
 from toe_train.errors import Preempted
 from toe_train.recipes import load_config
-from toe_train.training import loop
 from toe_train.training.build import build_trainer
 from toe_train.training.checkpoint import Checkpoints, read
 from toe_train.training.distributed import Processes
@@ -51,25 +51,25 @@ def assert_same(one, other):
 
 
 def ask_in_step(trainer):
-    step = trainer._step
+    draws = trainer.step.draws.give
 
-    def asked(batches, clock, epoch, number):
-        if (epoch, number) == (1, 2):
+    def asked(epoch, step, micro):
+        if (epoch, step) == (1, 2):
             trainer.stop.signal = signal.SIGTERM
-        return step(batches, clock, epoch, number)
+        draws(epoch, step, micro)
 
-    trainer._step = asked
+    trainer.step.draws.give = asked
 
 
 def ask_in_evaluation(trainer):
-    forward = trainer.ema.module.forward
+    forward = trainer.step.ema.module.forward
 
     def asked(images):
         if trainer.progress.epoch == 1:
             trainer.stop.signal = signal.SIGTERM
         return forward(images)
 
-    trainer.ema.module.forward = asked
+    trainer.step.ema.module.forward = asked
 
 
 def ask_while_saving(trainer):
@@ -88,8 +88,7 @@ def ask_while_saving(trainer):
     [(ask_in_step, (1, 3)), (ask_in_evaluation, (1, 5)), (ask_while_saving, (1, 1))],
 )
 def test_asked_at_any_time(trainer_in, monkeypatch, ask, place):
-    monkeypatch.setattr(loop, "POLL_STEPS", 1)
-    monkeypatch.setattr("toe_train.training.evaluate.POLL_BATCHES", 1)
+    monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
     whole, broken = trainer_in("whole"), trainer_in("broken")
     whole.fit()
     ask(broken)
@@ -111,38 +110,40 @@ def test_asked_before_the_first_step(trainer_in):
     assert not trainer.checkpoints.last.exists()
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.02)
-
-
-def command(tiny, *arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, "-m", "toe_train", "--config", str(tiny), "epochs=400", *arguments]
-
-
-def children(parent):
-    """Process numbers of the training processes under torchrun."""
-    found = subprocess.run(["ps", "--ppid", str(parent), "-o", "pid=,args="], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "toe_train" in line]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, number):
+def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, start, number):
     metrics = tmp_path / "run/metrics.jsonl"
-    run = subprocess.Popen(
-        command(tiny, "--output", "run"), cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    wait_for(lambda: len(read_metrics(metrics, "step")) > 7)
-    run.send_signal(number)
-    _, error = run.communicate(timeout=60)
-    assert run.returncode == 75, error
-    assert error.startswith("stopped: by a signal, ")
+    job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=2")
+    job.wait_until(lambda: len(read_metrics(metrics, "step")) > 7)
+    job.process.send_signal(number)
+    assert job.end(timeout=60) == 75, job.stderr
+    assert job.stderr.startswith("stopped: by a signal, ")
     progress = read(tmp_path / "run/checkpoints/last.pt")["progress"]
     assert 5 * progress["epoch"] + progress["step"] >= 8
-    Checkpoints(tmp_path / "run/checkpoints").heal()
+    assert Checkpoints(tmp_path / "run/checkpoints").heal() == []
+
+
+def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
+    """The loader processes hold copies of what signals are read from."""
+    arguments = ["optim.lr=1e30", "optim.name=sgd", "schedule.warmup_epochs=0", "data.workers=2"]
+    job = start("--config", tiny, "--output", "run", *arguments)
+    assert job.end(timeout=60) == 3, job.stderr
+
+
+def test_asked_in_a_row_of_bad_steps_it_goes_on_to_a_good_one(trainer_in, monkeypatch):
+    monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
+    trainer = trainer_in("run")
+    mix = trainer.step.mixing
+
+    def mixing(images, labels, epoch, step, rank, micro):
+        images, targets = mix(images, labels, epoch, step, rank, micro)
+        return images * (math.nan if (epoch, step) in {(1, 1), (1, 2)} else 1), targets
+
+    trainer.step.mixing = mixing
+    ask_in_step(trainer)
+    with pytest.raises(Preempted, match="after step 4 of epoch 2"):
+        trainer.fit()
+    assert read(trainer.checkpoints.last)["progress"]["step"] == 4
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
@@ -153,6 +154,7 @@ stop = StopRequest()
 with stop.listening():
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGUSR1)  # so soon it is the same request
+    time.sleep(0.5)
     print(stop.signal, flush=True)
     time.sleep(3.1)
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -163,20 +165,26 @@ with stop.listening():
     assert done.returncode == 128 + signal.SIGUSR1
 
 
-def test_one_process_of_two_that_is_asked_stops_both(tiny, tmp_path):
-    metrics = tmp_path / "run/metrics.jsonl"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    run = subprocess.Popen(
-        command(tiny, "--output", "run", processes=2),
-        cwd=tmp_path,
-        env=environment,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    wait_for(lambda: len(read_metrics(metrics, "step")) > 7)
-    os.kill(children(run.pid)[1], signal.SIGTERM)
-    _, error = run.communicate(timeout=60)
-    assert error.count("stopped: by a signal, ") == 1
-    assert run.returncode != 0
+def test_a_second_signal_ends_a_process_that_waits_for_another(tiny, tmp_path, start):
+    """The other one is held still, so that this one waits in a collective operation, outside Python."""
+    job = start("--config", tiny, "--output", "run", "epochs=1000", processes=2)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    waiting, still = job.workers()
+    os.kill(still, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(waiting, signal.SIGTERM)
+    time.sleep(3.1)
+    assert job.process.poll() is None
+    os.kill(waiting, signal.SIGTERM)
+    assert job.end(timeout=100) == 1
+    assert "exitcode  : 143" in job.stderr
+
+
+def test_one_process_of_two_that_is_asked_stops_both(tiny, tmp_path, start):
+    job = start("--config", tiny, "--output", "run", "epochs=400", processes=2)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    os.kill(job.workers()[1], signal.SIGTERM)
+    assert job.end(timeout=60) == 1  # torchrun's own; it prints the processes'
+    assert job.stderr.count("stopped: by a signal, ") == 1
+    assert job.stderr.count("exitcode  : 75") == 2
     assert read(tmp_path / "run/checkpoints/last.pt")["progress"]["epoch"] >= 1

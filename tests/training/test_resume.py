@@ -2,9 +2,11 @@
 
 import random
 import re
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from toe_train.cli.train import main
 from toe_train.recipes import load_config
@@ -144,3 +146,64 @@ def test_another_order_is_refused_within_an_epoch_only(tiny, tmp_path, capsys, o
     assert "stands within an epoch, after 4 of its steps" in error
     assert f"{override.split('=')[0]}: " in error
     assert main(arguments) == 0  # from its end
+
+
+def test_other_images_of_the_same_number_are_refused_within_an_epoch_only(tiny, tmp_path, capsys):
+    for label in ("cat", "dog"):
+        for split, count in (("train", 20), ("val", 2)):
+            (tmp_path / "images" / split / label).mkdir(parents=True)
+            for number in range(count):
+                path = tmp_path / "images" / split / label / f"{number}.png"
+                Image.new("RGB", (16, 16), (9 * number, 90, 10)).save(path)
+    images = ["data.kind=image_folder", f"data.root={tmp_path / 'images'}"]
+    batch = ["train.global_batch=8", "augment.mix_group=8"]
+    folder = train(tiny, tmp_path / "run", [*EVERY_STEP, *images, *batch, "epochs=1"])
+    arguments = ["--config", str(tiny), "--output", str(folder.root), *images, *batch, "epochs=2"]
+    (tmp_path / "images/train/cat/3.png").rename(tmp_path / "images/train/cat/30.png")
+    assert main([*arguments, "--resume", str(folder.checkpoints / "previous.pt")]) == 2
+    assert "training images.digest: " in capsys.readouterr().err
+    assert main(arguments) == 0
+
+
+def test_resuming_from_an_older_checkpoint_leaves_the_newer_one_behind_at_once(tiny, tmp_path):
+    """What the run would go back to, if numbers were not finite, or start from by itself, is where it resumed."""
+    folder = train(tiny, tmp_path / "run", ["epochs=2"])
+    older = tmp_path / "older.pt"
+    shutil.copy(folder.checkpoints / "previous.pt", older)
+    trainer = build_trainer(load_config(tiny), HERE, folder, str(older))
+    places = []
+    trainer._run_epoch = lambda plan: places.append(read(folder.checkpoints / "last.pt")["progress"]) or 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit()
+    assert places == [read(older)["progress"]]
+
+
+def test_minutes_within_an_epoch(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    places = []
+    for minutes in ("1e-9", "null"):
+        trainer = build_trainer(load_config(tiny, [f"checkpoint.every_minutes={minutes}"]), HERE, folder, "auto")
+        save = trainer.checkpoints.save
+        trainer.checkpoints.save = lambda state, best, save=save: places.append(state["progress"]) or save(state, best)
+        trainer.plans = trainer.plans[: trainer.progress.epoch + 1]
+        trainer.fit()
+    assert [(place["epoch"], place["step"]) for place in places] == [
+        *[(0, step) for step in range(5)],
+        (1, 0),
+        (2, 0),
+    ]
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_a_run_that_was_started_again_by_itself_goes_on(tiny, tmp_path, monkeypatch, capsys, name):
+    """Whatever the command said about resuming, which was for its first start."""
+    arguments = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--resume", "never"]
+    assert main([*arguments, "epochs=1"]) == 0
+    monkeypatch.setenv(name, "1")
+    assert main([*arguments, "epochs=2"]) == 0
+    assert "continuing at epoch 2 of 2" in capsys.readouterr().out
+    monkeypatch.setenv(name, "0")
+    assert main([*arguments, "epochs=1"]) == 0
+    assert "is now" in capsys.readouterr().out

@@ -148,6 +148,7 @@ def test_killed_at_every_call_of_a_save(tmp_path, is_best):
         after.save(state(4), is_best=False)  # and the next save works
         assert after.find("auto")[1]["progress"]["epoch"] == 4
         last += 1
+    print(f"killed at {killed} calls")
     assert killed > 20
 
 

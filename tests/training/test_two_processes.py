@@ -1,8 +1,11 @@
 """Two gloo processes under torchrun against one process, at the same global batch."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -12,20 +15,12 @@ from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import read_metrics
 
 
-def torchrun(folder, *arguments, module="toe_train", count=2):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", module]
-    return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-def test_two_processes_train_what_one_trains(tiny, tmp_path, monkeypatch):
+def test_two_processes_train_what_one_trains(tiny, tmp_path, run, monkeypatch):
     """Losses agree to 2e-4 (gradients are summed in another order, all that is drawn is the same); counts are equal."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert main(["--config", str(tiny), "--output", str(tmp_path / "one")]) == 0
-    done = torchrun(tmp_path, "--config", str(tiny), "--output", "two")
-    assert done.returncode == 0, done.stderr
+    done = run("--config", str(tiny), "--output", "two", processes=2)
+    assert done.process.returncode == 0, done.stderr
     assert "global batch 256 = 2 processes x 1 accumulation x 128 images" in done.stdout
     one, two = (RunFolder(tmp_path / name).metrics for name in ("one", "two"))
     assert read_metrics(two, "start")[0]["world_size"] == 2
@@ -40,23 +35,23 @@ def test_two_processes_train_what_one_trains(tiny, tmp_path, monkeypatch):
         assert tops[1] == pytest.approx(tops[0], abs=100 / 364 + 1e-9)
 
 
-def test_each_image_counts_once_where_the_processes_do_not_divide_them(tiny, tmp_path):
+def test_each_image_counts_once_where_the_processes_do_not_divide_them(tiny, tmp_path, run):
     """364 images over 3 processes: what one process says of a checkpoint, to the last digit."""
     assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
     arguments = ["eval", "--config", str(tiny), "--checkpoint", str(tmp_path / "run/checkpoints/last.pt")]
-    done = torchrun(tmp_path, *arguments, module="toe_train.cli.tools", count=3)
-    assert done.returncode == 0, done.stderr
+    done = run(*arguments, module="toe_train.cli.tools", processes=3)
+    assert done.process.returncode == 0, done.stderr
     record = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")[0]
     assert f"top-1 {record['val_top1']:.3f} %, top-5 {record['val_top5']:.3f} %" in done.stdout
     assert "over 364 images" in done.stdout
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path, run):
     assert main(["--config", str(tiny), "--output", str(tmp_path / "whole")]) == 0
     assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=3", "--resume", "never"]) == 0
     previous = tmp_path / "run/checkpoints/previous.pt"  # after two epochs
-    done = torchrun(tmp_path, "--config", str(tiny), "--output", "run", "--resume", str(previous))
-    assert done.returncode == 0, done.stderr
+    done = run("--config", str(tiny), "--output", "run", "--resume", str(previous), processes=2)
+    assert done.process.returncode == 0, done.stderr
     steps, again = (
         [r["train_loss"] for r in read_metrics(tmp_path / name / "metrics.jsonl", "step")] for name in ("whole", "run")
     )
@@ -68,7 +63,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny, tmp_path):
     assert last["gpu_hours"] - first["gpu_hours"] == pytest.approx(2 * last["compute_seconds"] / 3600)
 
 
-def test_a_fault_of_one_process_is_told(tiny, tmp_path):
+def test_a_fault_of_one_process_is_told(tiny, tmp_path, run):
     """The bad file is met by one process in the middle of an epoch; its name must reach the user."""
     for split, count in (("train", 24), ("val", 2)):
         for label in ("cat", "dog"):
@@ -79,10 +74,10 @@ def test_a_fault_of_one_process_is_told(tiny, tmp_path):
     bad = tmp_path / "images/train/cat/3.jpg"
     bad.write_bytes(b"broken")
     data = ["data.kind=image_folder", f"data.root={tmp_path / 'images'}", "data.check_sample=0"]
-    done = torchrun(
-        tmp_path, "--config", str(tiny), "--output", "run", *data, "train.global_batch=8", "augment.mix_group=8"
+    done = run(
+        "--config", str(tiny), "--output", "run", *data, "train.global_batch=8", "augment.mix_group=8", processes=2
     )
-    assert done.returncode != 0
+    assert done.process.returncode != 0
     assert f"error: {bad} cannot be read as an image" in done.stderr
 
 
@@ -104,7 +99,55 @@ def test_one_command_starts_the_processes_itself_and_says_a_fault_once(tiny, tmp
     assert read_metrics(tmp_path / "run/metrics.jsonl", "start")[0]["world_size"] == 2
 
 
-def test_a_loss_that_is_not_finite_ends_all_processes_together(tiny, tmp_path):
-    done = torchrun(tmp_path, "--config", str(tiny), "--output", "run", "optim.lr=1e30", "optim.name=sgd")
-    assert done.returncode != 0
-    assert done.stderr.count("run failed: the training loss is") == 1
+POISONED = """
+import math, sys
+from toe_train.cli.train import main
+from toe_train.data import BatchMixing
+
+mix, left = BatchMixing.__call__, {places}
+
+def mixing(self, images, labels, epoch, step, rank, micro):
+    images, targets = mix(self, images, labels, epoch, step, rank, micro)
+    if rank == 1 and (epoch, step) in left:
+        left.remove((epoch, step))
+        images = images * math.nan
+    return images, targets
+
+BatchMixing.__call__ = mixing
+sys.exit(main())
+"""
+
+
+def test_what_is_not_finite_in_one_process_is_left_out_in_all(tiny, tmp_path, run):
+    """In the first epoch one step, in the second a row of three, which takes the run back once."""
+    places = [(0, 3), (1, 0), (1, 1), (1, 2)]
+    (tmp_path / "poisoned.py").write_text(POISONED.replace("{places}", repr(places)))
+    limit = "train.max_skipped_steps=2"
+    done = run("--config", str(tiny), "--output", "run", limit, module="poisoned", processes=2)
+    assert done.process.returncode == 0, done.stderr
+    assert done.stdout.count("from step 1 of epoch 2 on: back to after step 0 of epoch 2, and on in another order") == 1
+    epochs = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
+    assert [record["skipped_steps"] for record in epochs] == [1, 0, 0]
+    (report,) = (json.loads(line) for line in (tmp_path / "run/not_finite.jsonl").read_text().splitlines())
+    assert len(report["samples"]) == 128  # of the second process
+
+
+def test_a_run_that_is_never_finite_ends_all_processes_together(tiny, tmp_path, run):
+    done = run("--config", str(tiny), "--output", "run", "optim.lr=1e30", "optim.name=sgd", processes=2)
+    assert done.process.returncode == 1  # torchrun's own; it prints the processes'
+    assert done.stderr.count("run failed: ") == 1
+    assert "exitcode  : 3" in done.stderr
+    assert done.stderr.count("Traceback") == 1  # torchrun's own
+
+
+def test_a_process_that_is_gone_ends_the_others(tiny, tmp_path, start):
+    """One is killed in the middle of an epoch; the other must not wait for it."""
+    job = start("--config", tiny, "--output", "run", "epochs=1000", processes=2)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    os.kill(job.workers()[1], signal.SIGKILL)
+    begin = time.monotonic()
+    assert job.end(timeout=60) == 1
+    assert time.monotonic() - begin < 40
+    assert "Signal 9 (SIGKILL)" in job.stderr
+    assert "another process of the run is gone" in job.stderr
+    assert job.stderr.count("Traceback") == 1  # torchrun's own

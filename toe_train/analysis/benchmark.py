@@ -1,7 +1,8 @@
 """Speed of a training step per stage of Token Expansion, as ratios measured in one run.
 
-A step is forward, loss, backward, optimiser and averaged model, on random images already on the device; loading and
-mixing are not in it. The stages take turns in every round, so that what slows the machine down slows all of them.
+A step is the training's own: forward, loss, backward, optimiser and averaged model, on random images already on the
+device; loading and mixing are not in it. The stages take turns in every round, so that what slows the machine down
+slows all of them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 
 import torch
-from timm.utils import ModelEmaV3
 
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
+from toe_train.data import BatchLayout
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build import build_model, build_optimizer
-from toe_train.training.losses import ClassificationLoss
-from toe_train.training.precision import autocast_on, precision_on, scaler_on
+from toe_train.training.build_inputs import example_batch
+from toe_train.training.build_model import build_model
+from toe_train.training.build_step import build_step
+from toe_train.training.clock import EpochClock
+from toe_train.training.distributed import Processes
+from toe_train.training.precision import precision_on
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,11 @@ class StepBenchmark:
             )
             for speed in self.stages
         ]
+        setting = (
+            f"{self.model}, {self.image_size} px, batch {self.batch}, {self.precision}, {self.threads} CPU threads"
+        )
         heads = ("stage", "tokens", "ms/step", "quartiles", "images/s", "measured", "quartiles", "by FLOPs")
-        return table(heads, rows)
+        return f"{setting}\n{table(heads, rows)}"
 
 
 def benchmark_step(
@@ -86,7 +93,7 @@ def benchmark_step(
 
     Args:
         config: a run with ToE.
-        batch: images per step.
+        batch: images per step, even.
         rounds: timed steps per stage, after two that are not.
         device: where to compute.
         num_classes: width of the classifier; ImageNet's by default.
@@ -97,32 +104,25 @@ def benchmark_step(
     if config.expansion is None:
         raise UserError("expansion = null: there are no stages to compare; give a configuration with ToE")
     built = build_model(config, num_classes)
-    model, expansion = built.model.to(device).train(), built.expansion
+    built.model.to(device).train()
+    expansion = built.expansion
     assert expansion is not None
     schedule = expansion.schedule
     stages = [0, *(stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage))]
-    ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
-    optimizer = build_optimizer(config, model)
-    asked = config.train.precision
-    scaler, autocast, loss = scaler_on(device, asked), autocast_on(device, asked), ClassificationLoss()
+    step = build_step(config, built, num_classes, BatchLayout(batch, batch), Processes(0, 1, device))
     if config.train.compile:
-        model.compile()
+        built.model.compile()
     size = config.model.image_size
-    images = torch.randn(batch, 3, size, size, device=device)
-    targets = torch.full((batch, num_classes), 1 / num_classes, device=device)
+    _, labels = example_batch(config, batch)
+    images, targets = step.mixing(torch.randn(batch, 3, size, size, device=device), labels.to(device), 0, 0, 0, 0)
+    step.mixing = lambda *given: (images, targets)
+    clock = EpochClock(device)
 
     def timed_step(stage: int) -> float:
         expansion.stage = stage
         _wait_for(device)
         begin = time.perf_counter()
-        with autocast:
-            output = model(images)
-        scaler.scale(loss(output, targets)).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if ema is not None:
-            ema.update(model)
+        step(iter([(images, images)]), clock, 0, 0)
         _wait_for(device)
         return 1000 * (time.perf_counter() - begin)
 
@@ -142,7 +142,7 @@ def benchmark_step(
         image_size=size,
         batch=batch,
         rounds=rounds,
-        precision=precision_on(device, asked),
+        precision=precision_on(device, config.train.precision),
         compiled=config.train.compile,
         threads=torch.get_num_threads(),
         stages=tuple(_speed(costs[stage], times[stage], costs[0], times[0]) for stage in stages),

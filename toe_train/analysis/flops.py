@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toe_train.recipes import RunConfig, Segment, plan_epochs, segments
-from toe_train.training.build import BuiltModel, build_model
+from toe_train.training.build_model import BuiltModel, build_model
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from statistics import median
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.recipes import RunConfig
-from toe_train.training.build import build_model, build_optimizer, build_schedule
+from toe_train.training.build_model import build_model
+from toe_train.training.build_step import build_optimizer, build_schedule
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import Record, read_metrics
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
+import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from toe_train.errors import Preempted, Reported, RunFailed, UserError
@@ -25,7 +27,11 @@ def guarded(command: Callable[[], int]) -> int:
     except RunFailed as error:
         return _report("run failed", error, RUN_FAILED)
     except Preempted as error:
+        if "RANK" in os.environ:  # when the first process is gone, torchrun ends the others, which are on their way
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return _report("stopped", error, PREEMPTED)
+    except torch.OutOfMemoryError as error:
+        return _report("run failed", f"out of device memory: {error}", RUN_FAILED)
     except (KeyboardInterrupt, SignalException):
         return _report(
             "interrupted",

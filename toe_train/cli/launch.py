@@ -9,14 +9,23 @@ from collections.abc import Sequence
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
 from toe_train.errors import Preempted, UserError
+
+SHUTDOWN_SECONDS = 120  # that the processes have to save their place before torchrun kills them
 
 
 def under_torchrun() -> bool:
     """Whether this process was started by torchrun, which then says who it is in the environment."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun or Slurm started the same command again by itself."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return any(count not in ("", "0") for count in counts)
 
 
 def process_count(nproc: str) -> int:
@@ -35,13 +44,16 @@ def process_count(nproc: str) -> int:
     return int(nproc)
 
 
-def launch(count: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m toe_train ARGUMENTS` in `count` processes; the first failing one's exit code."""
+def launch(count: int, arguments: Sequence[str], module: str = "toe_train") -> int:
+    """Runs `python -m MODULE ARGUMENTS` in `count` processes; the first failing one's exit code."""
     # torchrun passes SIGTERM on to the processes, and would die of SIGUSR1.
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    options = ["--standalone", f"--nproc-per-node={count}"]
+    if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.6 has not
+        options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
     try:
-        torchrun(["--standalone", f"--nproc-per-node={count}", "-m", "toe_train", *arguments])
+        torchrun([*options, "-m", module, *arguments])
     except SignalException as error:
         if error.sigval == signal.SIGTERM:
             raise Preempted(

@@ -12,8 +12,10 @@ import torch
 
 from toe_train import data
 from toe_train._version import __version__
-from toe_train.analysis.benchmark import benchmark_step
+from toe_train.analysis.benchmark import StepBenchmark, benchmark_step
+from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
 from toe_train.analysis.tables import plan_table
+from toe_train.cli import labels
 from toe_train.cli.exits import USER_ERROR, guarded
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
@@ -27,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     options, rest = parser.parse_known_args(given)  # overrides may stand after an option, which subparsers do not know
-    if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
+    takes_overrides = hasattr(options, "overrides")
+    if unknown := [text for text in rest if not takes_overrides or text.startswith("-") or "=" not in text]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += rest
+    if takes_overrides:
+        options.overrides += rest
     return guarded(lambda: options.command(options, given))
 
 
@@ -53,22 +57,41 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
     )
-    bench = command("bench", _bench, "Time the training step of each stage beside the full-token step, in one run.")
+    bench = command("bench", _bench, "Time what a run spends its time on, in one go.")
+    bench.add_argument(
+        "--what",
+        choices=("step", "saving"),
+        default="step",
+        help="step: the training step of each stage beside the full-token step; saving: a checkpoint (default: step)",
+    )
     bench.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: 32)")
-    bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed steps per stage (default: 20)")
+    bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
+    bench.add_argument("--output", default="runs", metavar="DIR", help="where saving writes (default: runs)")
     bench.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
+    maker = commands.add_parser("labels", help=labels.TEXT, description=labels.TEXT)
+    labels.add_options(maker)
+    maker.set_defaults(command=labels.run)
     return parser
 
 
 def _doctor(options: argparse.Namespace, given: list[str]) -> int:
-    section = load_config(options.config, options.overrides).data
-    faults = data.check_datasets(section.kind, section.root, sample=None, progress=sys.stderr.isatty())
+    config = load_config(options.config, options.overrides)
+    section, token_labels = config.data, config.token_labels
+    faults = data.check_datasets(
+        section.kind,
+        section.root,
+        sample=None,
+        progress=sys.stderr.isatty(),
+        label_root=token_labels.root if token_labels else None,
+        label_geometry=token_labels.geometry if token_labels else "full",
+    )
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)} in {section.kind} {section.root}:")
         print("\n".join(f"  {fault}" for fault in faults))
         return USER_ERROR
     train, val = data.open_datasets(section.kind, section.root, section.download)
-    print(f"healthy: {len(train)} train and {len(val)} val images in {len(train.classes)} classes")
+    labelled = f"; token labels of all train images in {token_labels.root}" if token_labels else ""
+    print(f"healthy: {len(train)} train and {len(val)} val images in {len(train.classes)} classes{labelled}")
     return 0
 
 
@@ -96,13 +119,15 @@ def _bench(options: argparse.Namespace, given: list[str]) -> int:
     for name, least in (("batch", 1), ("rounds", 1)):
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = benchmark_step(load_config(options.config, options.overrides), options.batch, options.rounds, device)
+    config = load_config(options.config, options.overrides)
+    result: StepBenchmark | SavingBenchmark
+    if options.what == "saving":
+        result = benchmark_saving(config, Path(options.output), options.rounds)
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        result = benchmark_step(config, options.batch, options.rounds, device)
     origin = provenance(given, program="toe-tools")
-    print(
-        f"{result.model}, {result.image_size} px, batch {result.batch}, {result.precision}, {result.rounds} rounds, "
-        f"{origin['device']} ({result.threads} threads), {origin['versions']}"
-    )
+    print(f"{origin['device']}, {origin['versions']}, {result.rounds} rounds")
     print(result.as_table())
     if options.json:
         try:

@@ -7,14 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from toe_train._version import __version__
 from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
-from toe_train.cli.launch import launch, process_count, under_torchrun
+from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
 from toe_train.recipes import RunConfig, dump_config, load_config
-from toe_train.training import build
+from toe_train.training import build, memory
+from toe_train.training.build_inputs import (
+    batch_layout,
+    build_eval_transform,
+    build_train_transform,
+    check_data,
+    describe_split,
+)
+from toe_train.training.build_model import build_model
+from toe_train.training.build_step import build_step, fit_to_memory
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
 from toe_train.training.precision import describe_precision
@@ -63,9 +74,19 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         _dry_build(config, count)  # so that what the user must mend is said once, before any process starts
         return launch(count, _for_each_process(options))
+    started = Checkpoints(folder.checkpoints).last.exists()
+    resume = "auto" if restarted() and started else options.resume  # else it would begin there again each time
     stop = StopRequest()
     with stop.listening(), processes() as here:
-        return _train(config, folder, options.resume, here, given, stop)
+        while True:
+            try:
+                return _train(config, folder, resume, here, given, stop)
+            except memory.RanOut as fault:
+                if here.world_size > 1:  # the others wait for this process in vain, and end with it
+                    raise
+                print(fault)
+            memory.release()
+            resume = "auto"
 
 
 def _for_each_process(options: argparse.Namespace) -> list[str]:
@@ -77,9 +98,10 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
 def _train(
     config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
 ) -> int:
-    here.main_only(lambda: build.check_data(config))
+    here.main_only(lambda: check_data(config))
     here.main_only(lambda: _open_folder(folder, resume))
-    trainer = here.together(lambda: build.build_trainer(config, here, folder, resume))
+    micro_batch = _fit_to_memory(config, folder, here)
+    trainer = here.together(lambda: build.build_trainer(config, here, folder, resume, micro_batch))
     trainer.stop = stop
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
@@ -96,7 +118,11 @@ def _train(
         folder.write_config(config, started)
         _greet(config, folder, trainer.layout, here, first, step)
     trainer.log.start({"first_epoch": first, "first_step": step, "world_size": here.world_size, **started})
-    trainer.fit()
+    try:
+        trainer.fit()
+    except memory.StepTooLarge as error:
+        alone = here.world_size == 1
+        raise memory.ran_out(folder.micro_batch, trainer.layout.micro_batch, error, alone) from None
     if planned is not None:
         print(summary_table(planned, folder))
     return 0
@@ -111,9 +137,22 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
             print(line)
 
 
+def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes) -> int:
+    """The largest micro-batch that the device holds, as far as that is known before the first step."""
+    asked = here.together(lambda: batch_layout(config, here.world_size)).micro_batch
+    left = here.gather(memory.remembered(folder.micro_batch))[0]
+    now = here.together(lambda: batch_layout(config, here.world_size, left)).micro_batch
+    if here.device.type == "cuda":
+        train_images, _ = here.together(lambda: open_datasets(config.data.kind, config.data.root))
+        now = fit_to_memory(config, len(train_images.classes), here, now)
+    if now < asked and here.is_main:
+        print(f"micro-batches of {now} images instead of {asked}, which the device's memory does not hold")
+    return now
+
+
 def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int, step: int) -> None:
     print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
-    print(f"{build.describe_split(layout)}; {describe_precision(here.device, config.train.precision)}")
+    print(f"{describe_split(layout)}; {describe_precision(here.device, config.train.precision)}")
     if first or step:
         print(f"continuing at epoch {first + 1} of {config.epochs}" + (f", after {step} of its steps" if step else ""))
     _note_unreached_stages(config)
@@ -129,20 +168,22 @@ def _note_unreached_stages(config: RunConfig) -> None:
 
 def _dry_build(config: RunConfig, world_size: int) -> list[str]:
     """Builds what can be wrong, for `world_size` processes; the class names."""
-    build.check_data(config)
+    check_data(config)
     train_images, _ = open_datasets(config.data.kind, config.data.root)
-    layout = build.batch_layout(config, world_size)
+    layout = batch_layout(config, world_size)
     GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
-    build.build_train_transform(config)
-    build.build_eval_transform(config)
-    build.build_model(config, len(train_images.classes))
+    build_train_transform(config)
+    build_eval_transform(config)
+    num_classes = len(train_images.classes)
+    alone = Processes(0, world_size, torch.device("cpu"))
+    build_step(config, build_model(config, num_classes), num_classes, layout, alone)
     return train_images.classes
 
 
 def _dry_run(config: RunConfig, world_size: int) -> int:
     classes = _dry_build(config, world_size)
     print(dump_config(config))
-    print(build.describe_split(build.batch_layout(config, world_size)))
+    print(describe_split(batch_layout(config, world_size)))
     print(plan_table(config, len(classes)))
     _note_unreached_stages(config)
     return 0

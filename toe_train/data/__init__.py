@@ -1,14 +1,18 @@
 """Data: what images a step sees, and with what augmentation.
 
-check.py        is the data healthy?
-datasets.py     image folders, CIFAR, digits; TrainSet and EvalSet over them
-images.py       a file of any kind as RGB
-transforms.py   augmentation of one image
-order.py        positions of an epoch, their split over processes and accumulation steps
-mixing.py       Mixup and CutMix of a batch
-randomness.py   the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
-loaders.py      DataLoaders
-skipping.py     images that cannot be read and are passed over
+check.py            is the data healthy?
+datasets.py         image folders, CIFAR, digits; TrainSet and EvalSet over them
+images.py           a file of any kind as RGB
+transforms.py       augmentation of one image
+order.py            positions of an epoch, their split over processes and accumulation steps
+mixing.py           Mixup and CutMix of a batch
+token_labels.py     what a teacher saw in each part of an image: files, and soft targets for each patch token
+joint_transform.py  augmentation that moves an image and its label map together
+token_mixing.py     MixToken's boxes and a batch's soft targets
+label_record.py     what the maker of label files noted about them
+randomness.py       the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
+loaders.py          DataLoaders
+skipping.py         images that cannot be read and are passed over
 """
 
 from toe_train.data.check import check_datasets, require_healthy
@@ -22,6 +26,7 @@ from toe_train.data.datasets import (
     open_datasets,
 )
 from toe_train.data.images import load_rgb
+from toe_train.data.joint_transform import JointTransform
 from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
 from toe_train.data.mixing import BatchMixing
 from toe_train.data.order import (
@@ -35,6 +40,8 @@ from toe_train.data.order import (
 )
 from toe_train.data.randomness import derive_seed, generator, seeded
 from toe_train.data.skipping import SkippedImages
+from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget, read_token_labels, token_targets
+from toe_train.data.token_mixing import TokenMixing
 from toe_train.data.transforms import eval_transform, train_transform
 
 __all__ = [
@@ -47,9 +54,14 @@ __all__ = [
     "FolderImages",
     "GlobalOrder",
     "ImageSource",
+    "JointTransform",
     "SampleKey",
     "Segment",
     "SkippedImages",
+    "TokenLabelFiles",
+    "TokenMap",
+    "TokenMixing",
+    "TokenTarget",
     "TrainBatchSampler",
     "TrainSet",
     "check_datasets",
@@ -60,9 +72,11 @@ __all__ = [
     "generator",
     "load_rgb",
     "open_datasets",
+    "read_token_labels",
     "require_healthy",
     "seeded",
     "split_batch",
+    "token_targets",
     "train_loader",
     "train_transform",
 ]

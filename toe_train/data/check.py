@@ -7,40 +7,63 @@ takes seconds on ImageNet; the full check decodes every image in all processor c
 import multiprocessing
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from toe_train.data.datasets import compare_classes, open_datasets, shorten
 from toe_train.data.images import load_rgb
+from toe_train.data.label_record import record_fault
+from toe_train.data.token_labels import TokenLabelFiles
 from toe_train.errors import UserError
 
 SPLITS = ("train", "val")
 FAULTS_SHOWN = 10
 
 
-def check_datasets(kind: str, root: str | Path | None, sample: int | None = 64, progress: bool = False) -> list[str]:
+def check_datasets(
+    kind: str,
+    root: str | Path | None,
+    sample: int | None = 64,
+    progress: bool = False,
+    label_root: str | Path | None = None,
+    label_geometry: str = "full",
+) -> list[str]:
     """Return the faults found, none for a healthy data set.
 
     sample: images decoded in each of train and val, always the same ones; None decodes all, and also reports files
-    that would be ignored. progress: show a bar while decoding. The digits have nothing to check; CIFAR's files are
-    verified by their checksums, so fetch them with `open_datasets(..., download=True)` first where that is wanted.
+    that would be ignored. progress: show a bar while decoding. label_root, label_geometry: folder of an image folder's
+    token labels and what part of an image a map covers; those of the same training images are read. The digits have
+    nothing to check; CIFAR's files are verified by their checksums, so fetch them with
+    `open_datasets(..., download=True)` first where that is wanted.
     """
     if kind != "image_folder":
         return _faults_of_opening(kind, root)
     if root is None:
         return ["data kind image_folder needs data.root: the folder that holds train/ and val/"]
     try:
-        return _check_image_folder(Path(root), sample, progress)
+        faults = _check_image_folder(Path(root), sample, progress)
+        if label_root is not None and (train := Path(root) / "train").is_dir():
+            faults += _check_labels(Path(label_root), label_geometry, train, sample, progress)
+        return faults
     except PermissionError as fault:
         return [f"{fault.filename} cannot be listed ({fault.strerror}): give this user the right to read it"]
 
 
-def require_healthy(kind: str, root: str | Path | None, sample: int | None = 64) -> None:
+def require_healthy(
+    kind: str,
+    root: str | Path | None,
+    sample: int | None = 64,
+    label_root: str | Path | None = None,
+    label_geometry: str = "full",
+) -> None:
     """Raise UserError with the first faults that `check_datasets` finds, and the number of the rest."""
-    faults = check_datasets(kind, root, sample)
+    faults = check_datasets(kind, root, sample, label_root=label_root, label_geometry=label_geometry)
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:
@@ -66,10 +89,8 @@ def _check_image_folder(folder: Path, sample: int | None, progress: bool) -> lis
     faults = [fault for split in SPLITS for fault in _check_folders(folder / split, classes[split])]
     if all(classes.values()) and (difference := compare_classes(classes["train"], classes["val"])):
         faults.append(difference)
-    images = [
-        path for split in SPLITS for path in _choose_images(folder / split, classes[split], sample, random.Random(0))
-    ]
-    faults += _undecodable(images, parallel=sample is None, progress=progress)
+    images = [path for split in SPLITS for path in _choose_images(folder / split, classes[split], sample)]
+    faults += _faults_of_each(images, _fault_of_image, sample is None, progress)
     if sample is None:
         faults += [fault for split in SPLITS for fault in _ignored(folder / split, classes[split])]
     return faults
@@ -113,30 +134,75 @@ def _check_folders(split: Path, classes: list[str]) -> Iterator[str]:
         )
 
 
-def _choose_images(split: Path, classes: list[str], sample: int | None, choice: random.Random) -> Iterator[Path]:
+def _choose_images(split: Path, classes: list[str], sample: int | None) -> Iterator[Path]:
     """Yield all images, or about `sample`: from as many classes as possible, the same ones at each call."""
     if sample is None or not classes:
         yield from (path for name in classes for path in _image_files(split / name))
         return
+    choice = random.Random(0)
     chosen = choice.sample(classes, min(sample, len(classes)))
     for name in sorted(chosen):
         images = sorted(_image_files(split / name))
         yield from choice.sample(images, min(-(-sample // len(chosen)), len(images)))
 
 
-def _undecodable(images: list[Path], parallel: bool, progress: bool) -> list[str]:
-    if not parallel or len(images) < 1000:
-        return _collect(map(_fault_of, images), len(images), progress)
+def _check_labels(root: Path, geometry: str, train: Path, sample: int | None, progress: bool) -> list[str]:
+    """Return the faults of the label files of the training images that `sample` chooses."""
+    if not root.is_dir():
+        return [f"{root} is not a folder: set token_labels.root to the folder that holds <class>/<image>.pt"]
+    classes = _class_names(train)
+    if fault := record_fault(root, geometry, classes):
+        return [fault]
+    files, label_of = TokenLabelFiles(root, classes), {name: label for label, name in enumerate(classes)}
+    images = [(image, label_of[image.relative_to(train).parts[0]]) for image in _choose_images(train, classes, sample)]
+    faults = list(_shared_labels(files, images)) if sample is None else []
+    missing = [str(path.relative_to(root)) for image in images if not (path := files.path(*image)).is_file()]
+    if missing:
+        faults.append(
+            f"{len(missing)} of {len(images)} training images that were looked at have no label file in {root}: "
+            f"{shorten(missing)}; make them with `toe-tools labels`, or set token_labels.root to the folder that holds "
+            "them"
+        )
+    present = [image for image in images if files.path(*image).is_file()]
+    # The first one's size is what all are held against, in other processes too.
+    first = _collect(map(partial(_fault_of_labels, files), present[:1]), 1, False)
+    return faults + first + _faults_of_each(present[1:], partial(_fault_of_labels, files), sample is None, progress)
+
+
+def _shared_labels(files: TokenLabelFiles, images: list[tuple[Path, int]]) -> Iterator[str]:
+    """Yield a line on images that one label file would have to serve."""
+    uses = Counter(files.path(*image) for image in images)
+    sharing = [str(image[0]) for image in images if uses[files.path(*image)] > 1]
+    if sharing:
+        yield (
+            f"{len(sharing)} training images share their label file with another, as a name counts up to its first "
+            f"'.': {shorten(sharing)}; rename them"
+        )
+
+
+def _faults_of_each(
+    items: list[Any], fault_of: Callable[[Any], str | None], parallel: bool, progress: bool
+) -> list[str]:
+    if not parallel or len(items) < 1000:
+        return _collect(map(fault_of, items), len(items), progress)
     with multiprocessing.Pool(os.cpu_count()) as pool:
-        return _collect(pool.imap(_fault_of, images, chunksize=32), len(images), progress)
+        return _collect(pool.imap(fault_of, items, chunksize=32), len(items), progress)
 
 
 def _collect(results: Iterable[str | None], total: int, progress: bool) -> list[str]:
-    bar = tqdm(results, desc="checking images", unit="image", total=total, disable=not progress)
+    bar = tqdm(results, desc="checking files", unit="file", total=total, disable=not progress)
     return [fault for fault in bar if fault is not None]
 
 
-def _fault_of(path: Path) -> str | None:
+def _fault_of_labels(files: TokenLabelFiles, item: tuple[Path, int]) -> str | None:
+    try:
+        files.read(*item)
+    except UserError as fault:
+        return str(fault)
+    return None
+
+
+def _fault_of_image(path: Path) -> str | None:
     try:
         load_rgb(path)
     except UserError as fault:

@@ -3,8 +3,10 @@
 Sources give (PIL RGB image, label); TrainSet and EvalSet add the transform. Files are checked in check.py.
 """
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -13,9 +15,11 @@ from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 
 from toe_train.data.images import load_rgb
+from toe_train.data.joint_transform import JointTransform
 from toe_train.data.order import SampleKey
 from toe_train.data.randomness import derive_seed, seeded
 from toe_train.data.skipping import SkippedImages
+from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget
 from toe_train.data.transforms import Transform
 from toe_train.errors import UserError
 
@@ -39,6 +43,10 @@ class ImageSource(Protocol):
         """Name an image so that a person finds it."""
         ...
 
+    def digest(self) -> str:
+        """Sum up which images stand in which order under which labels; the same wherever the data set lies."""
+        ...
+
 
 class FolderImages:
     """One folder of class folders, read lazily: root/<class>/**/<image>, labels in the order of the sorted names."""
@@ -51,6 +59,7 @@ class FolderImages:
                 f"{root} cannot be used as a folder of classes ({fault}): put each image into its class's folder, "
                 f"{root / '<class>' / '<image>'}"
             ) from fault
+        self.root = root
         self.classes = folder.classes
         self._folder = folder
 
@@ -64,6 +73,13 @@ class FolderImages:
     def describe(self, index: int) -> str:
         """Return the file's path."""
         return str(self._folder.samples[index][0])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the relative paths and labels; what is in the files does not count."""
+        summed = hashlib.sha256()
+        for path, label in self._folder.samples:
+            summed.update(f"{path[len(str(self._folder.root)) :]}\0{label}\n".encode())
+        return summed.hexdigest()
 
 
 class ArrayImages:
@@ -85,6 +101,10 @@ class ArrayImages:
     def describe(self, index: int) -> str:
         """Return the image's number and the data set's name."""
         return f"image {index} of {self._name}"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the pixels and labels."""
+        return hashlib.sha256(self._pixels.tobytes() + repr(self._labels).encode()).hexdigest()
 
 
 def open_datasets(kind: str, root: str | Path | None, download: bool = False) -> tuple[ImageSource, ImageSource]:
@@ -110,18 +130,17 @@ def open_datasets(kind: str, root: str | Path | None, download: bool = False) ->
     return _open_cifar(kind, Path(root), download)
 
 
-def compare_classes(train: list[str], val: list[str]) -> str | None:
+def compare_classes(first: list[str], second: list[str], whose: tuple[str, str] = ("train", "val")) -> str | None:
     """Return the fault of two class lists that differ, else None: labels are numbered by the sorted names."""
-    if train == val:
+    if first == second:
         return None
+    own = sorted(set(first) - set(second)), sorted(set(second) - set(first))
     differences = [
-        f"only in {split} ({len(names)}): {shorten(names)}"
-        for split, names in (("train", sorted(set(train) - set(val))), ("val", sorted(set(val) - set(train))))
-        if names
+        f"only in {name} ({len(names)}): {shorten(names)}" for name, names in zip(whose, own, strict=True) if names
     ]
     return (
-        f"train has {len(train)} classes and val {len(val)}, and they must be the same, else labels do not agree; "
-        f"{'; '.join(differences)}: rename, add or remove the class folders"
+        f"{whose[0]} has {len(first)} classes and {whose[1]} {len(second)}, and they must be the same, else labels do "
+        f"not agree; {'; '.join(differences) or 'their order differs'}: rename, add or remove the class folders"
     )
 
 
@@ -170,37 +189,52 @@ def _open_digits() -> tuple[ImageSource, ImageSource]:
     return train, val
 
 
-class TrainSet(Dataset[tuple[Tensor, int]]):
-    """Augmented training images, (C, S, S) float32, addressed by place in the run and not by index alone.
+class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
+    """Augmented training images, (C, S, S) float32, with their classes, addressed by place in the run and not by index.
+
+    With `labels`, of an image folder, a `TokenTarget` takes the class's place and `transform` is a `JointTransform`.
 
     What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
     as they were.
 
-    An unreadable image raises UserError; with `skipped` it is noted there and another image, label included, takes its
-    place: a choice of (seed, epoch, global position) too. MAX_SUBSTITUTES unreadable ones in a row raise UserError.
+    An unreadable image or label file raises UserError; with `skipped` the image is noted there and another one, label
+    included, takes its place: a choice of (seed, epoch, global position) too. MAX_SUBSTITUTES unreadable ones in a row
+    raise UserError.
     """
 
     def __init__(
-        self, dataset: ImageSource, transform: Transform, seed: int, skipped: SkippedImages | None = None
+        self,
+        dataset: ImageSource,
+        transform: Transform | JointTransform,
+        seed: int,
+        skipped: SkippedImages | None = None,
+        labels: TokenLabelFiles | None = None,
     ) -> None:
         self.dataset = dataset
-        self._transform = transform
+        self._transform: Callable[..., Any] = transform
         self._seed = seed
         self._skipped = skipped
+        self._labels = labels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int]:
-        image, label = self._read(key)
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int | TokenTarget]:
+        image, label, cells = self._read(key)
         with seeded(derive_seed(self._seed, "sample", key.epoch, key.position)):
-            return self._transform(image), label
+            if cells is None:
+                return self._transform(image), label
+            shown, target = self._transform(image, cells, label)
+            return shown, target
 
-    def _read(self, key: SampleKey) -> tuple[Image.Image, int]:
+    def _read(self, key: SampleKey) -> tuple[Image.Image, int, TokenMap | None]:
         index = key.index
         for attempt in range(MAX_SUBSTITUTES):
             try:
-                return self.dataset[index]
+                image, label = self.dataset[index]
+                if self._labels is None:
+                    return image, label, None
+                return image, label, self._labels.read(self.dataset.describe(index), label)
             except UserError as fault:
                 if self._skipped is None:
                     raise

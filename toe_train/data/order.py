@@ -66,10 +66,11 @@ class GlobalOrder:
         """Global batches in an epoch; the last partial one is dropped."""
         return self._kept // self.global_batch
 
-    def epoch(self, epoch: int) -> Tensor:
-        """Return the indices of an epoch, (steps_per_epoch * global_batch,) int64."""
+    def epoch(self, epoch: int, attempt: int = 0) -> Tensor:
+        """Return the indices of an epoch, (steps_per_epoch * global_batch,) int64; another order for each attempt."""
         length = self.steps_per_epoch * self.global_batch
-        shuffled = torch.randperm(self.num_samples, generator=generator(self.seed, "order", epoch))
+        place = (epoch, attempt) if attempt else (epoch,)
+        shuffled = torch.randperm(self.num_samples, generator=generator(self.seed, "order", *place))
         distinct = -(-length // self.repeats)
         return shuffled[:distinct].repeat_interleave(self.repeats)[:length]
 
@@ -197,21 +198,21 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
         self._rows = [layout.rows(rank, micro) for micro in range(layout.accumulation)]
         self._epoch = 0
         self._start_step = 0
+        self._attempt = 0
 
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch of the next pass, and the step (global batch) at which it begins."""
+    def set_epoch(self, epoch: int, start_step: int = 0, attempt: int = 0) -> None:
+        """Choose the epoch of the next pass, the step (global batch) at which it begins, and which of its orders."""
         assert 0 <= start_step <= self._order.steps_per_epoch, (start_step, self._order.steps_per_epoch)
-        self._epoch, self._start_step = epoch, start_step
+        self._epoch, self._start_step, self._attempt = epoch, start_step, attempt
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self._micro_batches(self._epoch, self._start_step)
+        return self._micro_batches(self._order.epoch(self._epoch, self._attempt), self._epoch, self._start_step)
 
     def __len__(self) -> int:
         """Micro-batches left in the epoch."""
         return (self._order.steps_per_epoch - self._start_step) * len(self._rows)
 
-    def _micro_batches(self, epoch: int, start_step: int) -> Iterator[list[SampleKey]]:
-        indices = self._order.epoch(epoch)
+    def _micro_batches(self, indices: Tensor, epoch: int, start_step: int) -> Iterator[list[SampleKey]]:
         for step in range(start_step, self._order.steps_per_epoch):
             for rows in self._rows:
                 positions = step * self._order.global_batch + rows

@@ -19,6 +19,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos", "random")
 CROPS = ("random_resized", "padded")
+ORDERS = ("deit", "lvvit")
 ERASING_MODES = ("pixel", "rand", "const")
 _RAND_AUGMENT_SECTION = re.compile(
     r"m\d+|n[1-9]\d*|p(0(\.\d+)?|1(\.0+)?|\.\d+)|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3a|3aw)"
@@ -40,9 +41,12 @@ def train_transform(
     erasing_count: int,
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
+    order: str = "deit",
 ) -> transforms.Compose:
     """Build the training transform: crop, flip, RandAugment or colour jitter, normalise, erase.
 
+    order: "deit" as above; "lvvit" crops after RandAugment, which then works on the whole image (TokenLabeling
+    tlt/data, with interpolation "random").
     crop: "random_resized" cuts a share `crop_scale` of the area at an aspect `crop_ratio`; "padded" brings the shorter
     side to image_size, pads 4 pixels and cuts, what DeiT does at 32 pixels and below (DeiT datasets.py).
     rand_augment: timm's string, DeiT's is "rand-m9-mstd0.5-inc1"; while it is given, timm leaves colour jitter out
@@ -52,6 +56,7 @@ def train_transform(
 
     Raises UserError for a value outside these rules.
     """
+    _require("order", order, ORDERS)
     _require("crop", crop, CROPS)
     _require("interpolation", interpolation, INTERPOLATIONS)
     _require("erasing mode", erasing_mode, ERASING_MODES)
@@ -81,6 +86,11 @@ def train_transform(
             transforms.Resize(image_size, resizing),  # leaves an image of that size alone
             transforms.RandomCrop(image_size, padding=4),
         ]
+    if order == "lvvit":
+        count = 2 if crop == "padded" else 1
+        cropping, others = built.transforms[:count], built.transforms[count:]
+        place = next(place for place, step in enumerate(others) if isinstance(step, transforms.ToTensor))
+        built.transforms = [*others[:place], *cropping, *others[place:]]
     return built
 
 

@@ -2,17 +2,19 @@
 
 from toe_train.expansion.attach import Attachment, attach
 from toe_train.expansion.module import TokenExpansion
-from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, ExpansionSchedule
-from toe_train.expansion.selection import restore, similarity
+from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES, ExpansionSchedule
+from toe_train.expansion.selection import kept_mask, restore, similarity
 
 __all__ = [
     "EXPANSIONS",
     "INITIALIZATIONS",
     "METRICS",
+    "RESTORES",
     "Attachment",
     "ExpansionSchedule",
     "TokenExpansion",
     "attach",
+    "kept_mask",
     "restore",
     "similarity",
 ]

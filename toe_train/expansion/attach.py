@@ -1,9 +1,12 @@
 """Attach a `TokenExpansion` to a vision transformer from outside, by a hook on one of its blocks.
 
+A model that gives an output for every patch position (`dense_output`, as LV-ViT) gets a second hook, on its last norm,
+which puts the kept tokens back into the full grid.
+
 The model's code and its state_dict stay those of the plain model. Models in which dropping tokens between blocks would
 be wrong are refused, by what they contain and by how their blocks behave.
 
-Shapes: B batch, P prefix tokens, n patch tokens of a probe, D width.
+Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, n patch tokens of a probe, D width.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from toe_train.expansion.module import TokenExpansion
+from toe_train.expansion.schedule import RESTORES, check_option
+from toe_train.expansion.selection import gather
+from toe_train.expansion.selection import restore as restore_grid
 
 NAME = "token_expansion"
 
@@ -34,16 +40,23 @@ _LATE_CLASS_TOKEN = ("blocks_token_only", "cls_attn_blocks", "local_up_to_layer"
 class Attachment:
     """What `attach` returns: the expansion in use, and the way to take it off again."""
 
-    def __init__(self, model: nn.Module, expansion: TokenExpansion, block: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, expansion: TokenExpansion, block: nn.Module, norm: nn.Module | None, copy: bool
+    ) -> None:
         self.expansion = expansion
         self._model: nn.Module | None = model
-        self._hook = block.register_forward_pre_hook(_ExpandInput(expansion))
+        self._hooks = [block.register_forward_pre_hook(_ExpandInput(expansion))]
+        if norm is not None:
+            self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
+        expansion.remember_owner = copy
         model.add_module(NAME, expansion)
 
     def remove(self) -> None:
         """Make the model the plain one again. Does nothing when called twice."""
         if self._model is not None:
-            self._hook.remove()
+            for hook in self._hooks:
+                hook.remove()
+            self.expansion.remember_owner = False
             delattr(self._model, NAME)
             self._model = None
 
@@ -59,7 +72,28 @@ class _ExpandInput:
         return (tokens, *args[1:])
 
 
-def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1) -> Attachment:
+class _RestoreGrid:
+    """Forward hook of the last norm: (B, P+K, D) -> (B, P+N, D) where tokens were dropped. An object as above."""
+
+    def __init__(self, expansion: TokenExpansion, copy: bool) -> None:
+        self.expansion = expansion
+        self.copy = copy
+
+    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        kept = self.expansion.kept
+        if kept is None:
+            return output
+        prefix = output[:, : self.expansion.num_prefix_tokens]  # (B, P, D)
+        patches = output[:, self.expansion.num_prefix_tokens :]  # (B, K, D)
+        if self.copy:
+            assert self.expansion.owner is not None
+            grid = gather(patches, self.expansion.owner)  # (B, N, D)
+        else:
+            grid = restore_grid(patches, kept, self.expansion.num_tokens)  # (B, N, D)
+        return torch.cat([prefix, grid], dim=1)  # (B, P+N, D)
+
+
+def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, restore: str = "zero") -> Attachment:
     """Let a model drop tokens while it trains.
 
     Attach before wrapping the model in DDP or compiling it. Works through gradient checkpointing, torch.compile, DDP
@@ -71,6 +105,11 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1) ->
         expansion: the module that drops the tokens.
         after_block: number of blocks that still see every token: 1 is the paper's choice, 0 expands right after the
             embedding; at most one less than the depth (paper, Table 8).
+        restore: what stands at the dropped positions after the last norm, in a model whose `dense_output` is True.
+            "zero" has parity with the paper (A.1) and the released code: zeros, so that a head answers there with its
+            bias and the dense loss, a mean over all positions, teaches it nothing else. "copy" puts the token there
+            that the dropped one was merged into. "ignore" puts zeros too and says that the loss leaves these positions
+            out, which is up to the loss: `kept_mask(expansion.kept, N)` names the positions that count.
 
     Returns:
         A handle with `.expansion` and `.remove()`.
@@ -96,7 +135,8 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1) ->
     width = _width(model)
     for index, block in enumerate(blocks[after_block:], start=after_block):
         _probe(f"block {index} of {_name(model)}", block, prefix, width)
-    return Attachment(model, expansion, blocks[after_block])
+    norm = _dense_norm(model, expansion, restore)
+    return Attachment(model, expansion, blocks[after_block], norm, copy=restore == "copy")
 
 
 def _name(model: nn.Module) -> str:
@@ -113,6 +153,30 @@ def _plain_blocks(model: nn.Module) -> list[nn.Module]:
             f"feature maps need every token); {remedy}"
         )
     return list(blocks)
+
+
+def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:
+    """The norm after which the grid is restored; None for a model without dense outputs."""
+    check_option("restore", restore, RESTORES)
+    if not getattr(model, "dense_output", False):
+        if restore != "zero":
+            raise ValueError(
+                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {_name(model)} has "
+                "none: its dropped tokens need no place; leave restore at 'zero'"
+            )
+        return None
+    if restore == "copy" and not expansion.merging:
+        raise ValueError(
+            "restore='copy' gives a dropped position the token that it was merged into, and this expansion has "
+            "merging=False; use restore='zero' or 'ignore', or merging=True"
+        )
+    norm = getattr(model, "norm", None)
+    if not isinstance(norm, nn.Module):
+        raise ValueError(
+            f"{_name(model)} has dense outputs and no module `norm` after its blocks, where the grid is put together "
+            "again; name its last norm so"
+        )
+    return norm
 
 
 def _refuse_grid_models(model: nn.Module, blocks: list[nn.Module]) -> None:

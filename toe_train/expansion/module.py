@@ -47,6 +47,10 @@ class TokenExpansion(nn.Module):
             step so that the seeds are a function of a sample and not of the number of processes. With None, numbers
             are drawn from the device's global generator. Not used by the other initialisations.
         kept: what the last forward returned as its second value, for dense outputs and for pictures.
+        num_tokens: patch tokens N of the last forward that dropped some.
+        remember_owner: whether forward leaves `owner` behind; `attach` sets it.
+        owner: (B, N) int64, for each token the place 0..K-1 in `kept` of the token that it was merged into (its own
+            for a kept one). None where it is not remembered, nothing is dropped, or nothing is merged.
 
     Raises:
         ValueError: for an option that does not exist, a negative number of prefix tokens, and in forward for shapes
@@ -55,6 +59,7 @@ class TokenExpansion(nn.Module):
 
     noise: Tensor | None
     kept: Tensor | None
+    owner: Tensor | None
 
     def __init__(
         self,
@@ -80,6 +85,9 @@ class TokenExpansion(nn.Module):
         self.stage = schedule.stage(0)
         self.noise = None
         self.kept = None
+        self.num_tokens = 0
+        self.remember_owner = False
+        self.owner = None
 
     def set_epoch(self, epoch: int) -> None:
         """Enter the stage of an epoch (0-based); the training loop calls this before each epoch."""
@@ -103,12 +111,13 @@ class TokenExpansion(nn.Module):
             kept: (B, K) int64 positions in 0..N-1 of y's patch tokens; None when nothing is dropped, y being x then.
         """
         if not self.training or self.schedule.is_dense(self.stage):
-            self.kept = None
+            self.kept = self.owner = None
             return x, None
         prefix, patches = self._split(x)  # (B, P, D), (B, N, D)
         kept, owner = self._select(patches)  # (B, K), (B, N) or None
         tokens = gather(patches, kept) if owner is None else merge(patches, kept, owner)  # (B, K, D)
-        self.kept = kept
+        self.kept, self.num_tokens = kept, patches.shape[1]
+        self.owner = owner if self.remember_owner else None
         return torch.cat([prefix, tokens], dim=1), kept  # (B, P+K, D)
 
     def extra_repr(self) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 METRICS = ("cosine", "euclidean", "manhattan", "euclidean_released", "manhattan_released")
 INITIALIZATIONS = ("spatial", "even", "random")
 EXPANSIONS = ("farthest", "uniform", "none")
+RESTORES = ("zero", "copy", "ignore")
 
 
 def check_option(name: str, value: str, legal: tuple[str, ...]) -> None:

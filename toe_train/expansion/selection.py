@@ -154,6 +154,12 @@ def restore(tokens: Tensor, kept: Tensor, num_tokens: int) -> Tensor:
     return grid.scatter(1, index, tokens)  # (B, N, D)
 
 
+def kept_mask(kept: Tensor, num_tokens: int) -> Tensor:
+    """True where a token was kept: (B, num_tokens) bool from the positions `kept` (B, K), for losses on those only."""
+    mask = torch.zeros(kept.shape[0], num_tokens, dtype=torch.bool, device=kept.device)  # (B, N)
+    return mask.scatter(1, kept, True)  # (B, N)
+
+
 def _rows(nearness: Tensor, positions: Tensor) -> Tensor:
     """Rows (B, n, N) of `nearness` at `positions` (B, n)."""
     images = torch.arange(nearness.shape[0], device=nearness.device).unsqueeze(1)  # (B, 1)

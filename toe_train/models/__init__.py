@@ -10,15 +10,27 @@ from torch import nn
 
 from toe_train.errors import UserError
 from toe_train.models.drop_path import DropPathDraws, give_drop_path
+from toe_train.models.lvvit import LvVit
+from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
 
-__all__ = ["DropPathDraws", "create_model", "give_drop_path"]
+__all__ = [
+    "DropPathDraws",
+    "LvVit",
+    "TokenMix",
+    "box_share",
+    "create_model",
+    "draw_box",
+    "give_drop_path",
+    "no_mix",
+    "swap_in_boxes",
+]
 
 
 def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: int, **kwargs: Any) -> nn.Module:
     """A freshly initialised model.
 
     Args:
-        name: any name that `timm.create_model` knows.
+        name: any name that `timm.create_model` knows; importing this package adds lvvit_t, _s, _m and _l to them.
         num_classes: width of the classifier.
         drop_path_rate: of the last block; linear from 0 over the blocks.
         img_size: side of the square input in pixels.

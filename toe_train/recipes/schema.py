@@ -77,6 +77,9 @@ class ExpansionConfig(Section):
     initialization: Literal["spatial", "even", "random"] = "spatial"
     expansion: Literal["farthest", "uniform", "none"] = "farthest"
     merging: bool = True
+    # What stands at dropped positions in a model with an output for each (LV-ViT): zeros, a copy of the token that they
+    # were merged into, or nothing that the dense loss counts.
+    restore: Literal["zero", "copy", "ignore"] = "zero"
 
     @model_validator(mode="after")
     def _legal_schedule(self) -> ExpansionConfig:
@@ -104,6 +107,7 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Training transforms, in the order in which they act (DeiT datasets.py; mixing as DeiT main.py)."""
 
+    order: Literal["deit", "lvvit"] = "deit"  # lvvit: crop after rand_augment, which then sees the whole image
     crop: Literal["random_resized", "padded"] = "random_resized"  # padded: 4 pixels, what DeiT does at 32 x 32
     crop_scale: tuple[Number, Number] = (0.08, 1.0)
     crop_ratio: tuple[Number, Number] = (3 / 4, 4 / 3)
@@ -139,6 +143,17 @@ class AugmentConfig(Section):
         return value
 
 
+class TokenLabelsConfig(Section):
+    """Label files for each part of a training image (LV-ViT); `toe-tools labels` makes them."""
+
+    root: str  # holds <class>/<image>.pt
+    geometry: Literal["full", "center_crop"] = "full"  # what part of its image a map covers; see `JointTransform`
+    # released: labels from the transposed place of the crop, as the released code takes them.
+    alignment: Literal["correct", "released"] = "correct"
+    dense_weight: NonNegative = 1.0  # of the patch tokens' loss
+    cls_weight: NonNegative = 1.0  # of the class token's
+
+
 class OptimConfig(Section):
     """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
 
@@ -156,6 +171,7 @@ class ScheduleConfig(Section):
     """Learning rate by epoch: linear warm-up, then cosine with the phase counted from epoch 0."""
 
     warmup_epochs: Annotated[Integer, Field(ge=0)] = 5
+    cooldown_epochs: Annotated[Integer, Field(ge=0)] = 0  # the last ones of `epochs`, at min_lr after the cosine's end
     warmup_lr: NonNegative = 1.0e-6
     min_lr: NonNegative = 1.0e-5
     # released: epoch e trains at f(e - 1), as DeiT steps its scheduler at the end of an epoch; plain: at f(e).
@@ -171,6 +187,10 @@ class TrainConfig(Section):
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
     compile: bool = False  # torch.compile
     log_every: PositiveInteger = 50  # steps between lines of the run log
+    # A step whose gradients are not finite is left out; after more than so many in a row the run goes back to its last
+    # checkpoint, so many times in all, and on in another order of the images.
+    max_skipped_steps: Annotated[Integer, Field(ge=0, le=1000)] = 10
+    max_rollbacks: Annotated[Integer, Field(ge=0)] = 3
 
 
 class EvaluateConfig(Section):
@@ -187,6 +207,7 @@ class CheckpointConfig(Section):
 
     every_epochs: PositiveInteger = 1  # the last epoch is always saved, and the last of each stage
     every_steps: PositiveInteger | None = None  # within an epoch too, at multiples of so many steps
+    every_minutes: Positive | None = 15.0  # within an epoch too, so many minutes after the last one
     best_metric: Literal["val_top1", "ema_top1"] = "val_top1"
 
 
@@ -199,6 +220,7 @@ class RunConfig(Section):
     expansion: ExpansionConfig | None = None
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    token_labels: TokenLabelsConfig | None = None
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -210,6 +232,21 @@ class RunConfig(Section):
         if self.checkpoint.best_metric == "ema_top1" and self.train.ema_decay is None:
             raise ValueError(
                 "checkpoint.best_metric: ema_top1 needs an averaged model; set train.ema_decay, or use val_top1"
+            )
+        if self.schedule.cooldown_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} of {self.epochs} epochs leave none for the "
+                f"cosine; use at most {self.epochs - 1}"
+            )
+        if self.token_labels is not None and self.data.kind != "image_folder":
+            raise ValueError(
+                f"token_labels: {self.data.kind} has no files that label files could be named after; use "
+                "data.kind=image_folder, or token_labels=null"
+            )
+        if self.token_labels is not None and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError(
+                "token_labels: images with them are mixed by MixToken, in the model; set augment.mixup=0 and "
+                "augment.cutmix=0"
             )
         return self
 

@@ -1,31 +1,35 @@
-"""The one place where the configuration meets constructors."""
+"""The one place where the configuration meets constructors: a run of all parts, each part made in `build_*.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from timm.layers import PatchDropout
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
-from toe_train import data, models
-from toe_train.data.transforms import Transform
+from toe_train import data
 from toe_train.errors import UserError
-from toe_train.expansion import TokenExpansion, attach
 from toe_train.recipes import RunConfig, plan_epochs
+from toe_train.training.build_inputs import (
+    batch_layout,
+    build_eval_transform,
+    build_train_set,
+    build_val_batches,
+    check_data,
+)
+from toe_train.training.build_model import BuiltModel, build_model
+from toe_train.training.build_step import build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes
-from toe_train.training.draws import ForwardDraws
 from toe_train.training.evaluate import Scores, evaluate
-from toe_train.training.loop import Progress, Trainer
-from toe_train.training.losses import ClassificationLoss
-from toe_train.training.optim import EpochSchedule, create_optimizer
+from toe_train.training.loop import Trainer
 from toe_train.training.pictures import kept_token_pictures
-from toe_train.training.precision import autocast_on, scaler_on
+from toe_train.training.precision import autocast_on
+from toe_train.training.progress import Progress
+from toe_train.training.recovery import Recovery
 from toe_train.training.resume import differences, require_same, resume_point
 from toe_train.training.runfolder import RunFolder, versions
 from toe_train.training.runlog import Console, JsonLines, RunLog, Several, TensorBoard
@@ -33,119 +37,28 @@ from toe_train.training.runlog import Console, JsonLines, RunLog, Several, Tenso
 PICTURES = 8  # images of which TensorBoard shows the kept tokens
 
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A model with what training attached to it."""
-
-    model: nn.Module
-    expansion: TokenExpansion | None
-    drop_path: models.DropPathDraws
-    grid: tuple[int, int]  # rows and columns of patches
-
-    @property
-    def num_tokens(self) -> int:
-        """Patch tokens N of an image."""
-        return self.grid[0] * self.grid[1]
-
-
-def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
-    """The model in its initial state, a function of the seed alone, with ToE attached where the run has it.
-
-    Raises:
-        UserError: a model that does not exist, cannot be built so, or cannot be trained with ToE.
-    """
-    section = config.model
-    with data.seeded(data.derive_seed(config.seed, "init")):
-        model = models.create_model(section.name, num_classes, section.drop_path, section.image_size, **section.kwargs)
-    embedding: Any = getattr(model, "patch_embed", None)
-    grid = getattr(embedding, "grid_size", None)
-    if grid is None:
-        raise UserError(
-            f"model.name = {section.name}: has no patch embedding; toe-train trains vision transformers, e.g. "
-            "deit_tiny_patch16_224"
-        )
-    patch = embedding.patch_size[0]
-    if section.image_size % patch:
-        below = section.image_size // patch * patch
-        raise UserError(
-            f"model.image_size = {section.image_size} is not a multiple of the patch size {patch} of {section.name}: "
-            f"the model would not see the edge; use {below or patch} or {below + patch}"
-        )
-    _refuse_dropout(model)
-    drop_path = models.give_drop_path(model)
-    if config.expansion is None:
-        return BuiltModel(model, None, drop_path, grid)
-    options = config.expansion
-    try:
-        expansion = TokenExpansion(
-            options.schedule(),
-            num_prefix_tokens=getattr(model, "num_prefix_tokens", 1),
-            metric=options.metric,
-            initialization=options.initialization,
-            expansion=options.expansion,
-            merging=options.merging,
-        )
-        attach(model, expansion, options.after_block)
-        for stage in range(1, len(options.keep_rates) + 1):
-            expansion.schedule.num_kept(stage, grid[0] * grid[1])
-    except ValueError as error:
-        raise UserError(f"expansion: {error}") from None
-    return BuiltModel(model, expansion, drop_path, grid)
-
-
-def _refuse_dropout(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        rate = getattr(module, "p" if isinstance(module, nn.Dropout) else "prob", 0.0)
-        if isinstance(module, (nn.Dropout, PatchDropout)) and rate:
-            raise UserError(
-                f"model.kwargs: {name} drops out with probability {rate}, which would draw other numbers for every "
-                "number of processes; leave dropout at 0, as all recipes here do, and use model.drop_path"
-            )
-
-
-def check_data(config: RunConfig) -> None:
-    """The start-up check of the data set, downloaded first where the run says so; one process does it for all."""
-    section = config.data
-    if section.download:
-        data.open_datasets(section.kind, section.root, download=True)
-    # Where unreadable images are to be passed over, they are not looked for.
-    sample = section.check_sample if section.on_error == "fail" else 0
-    data.require_healthy(section.kind, section.root, sample=sample)
-
-
-def batch_layout(config: RunConfig, world_size: int) -> data.BatchLayout:
-    """How the global batch is cut for `world_size` processes."""
-    accumulation = data.split_batch(config.train.global_batch, world_size, config.train.max_micro_batch)
-    return data.BatchLayout(config.train.global_batch, config.augment.mix_group, world_size, accumulation)
-
-
-def describe_split(layout: data.BatchLayout) -> str:
-    """The split of the global batch in words."""
-    return (
-        f"global batch {layout.global_batch} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
-        f"{layout.accumulation} accumulation x {layout.micro_batch} images"
-    )
-
-
-def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, resume: str) -> Trainer:
+def build_trainer(
+    config: RunConfig, processes: Processes, folder: RunFolder, resume: str, micro_batch: int | None = None
+) -> Trainer:
     """All parts of a run, at its beginning or where the checkpoint that `resume` names left it.
 
     It does not communicate, so that a fault in one process can be told to the others (`Processes.together`), and takes
-    the data set as checked (`check_data`).
+    the data set as checked (`check_data`). `micro_batch` limits the micro-batch beside `train.max_micro_batch`.
 
     Raises:
         UserError: for everything that cannot work, before anything is trained or overwritten.
     """
     train_images, val_images = data.open_datasets(config.data.kind, config.data.root)
-    layout = batch_layout(config, processes.world_size)
+    num_classes = len(train_images.classes)
+    layout = batch_layout(config, processes.world_size, micro_batch)
     order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, processes.rank)
-    built = build_model(config, len(train_images.classes))
-    model = built.model.to(processes.device)
+    built = build_model(config, num_classes)
+    built.model.to(processes.device)
     belongs_to: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "classes": train_images.classes,
-        "images": len(train_images),
+        "images": {"count": len(train_images), "digest": train_images.digest()},
         "versions": versions(),
     }
 
@@ -153,47 +66,35 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
     found = resume_point(checkpoints, resume, belongs_to)
     progress = Progress(**found[1]["progress"]) if found else Progress()
 
-    ema = ModelEmaV3(model, decay=config.train.ema_decay) if config.train.ema_decay is not None else None
-    optimizer = build_optimizer(config, model)
+    step = build_step(config, built, num_classes, layout, processes)
     if config.train.compile:
-        model.compile()
+        built.model.compile()
     skipped = None
     if config.data.on_error == "skip":
         skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
     eval_set = data.EvalSet(val_images, build_eval_transform(config), skipped)
-    pin = processes.device.type == "cuda"
+    every_minutes = config.checkpoint.every_minutes
     trainer = Trainer(
         plans=plan_epochs(config),
-        processes=processes,
-        model=model,
-        ema=ema,
         expansion=built.expansion,
         num_tokens=built.num_tokens,
-        loss=ClassificationLoss(),
-        optimizer=optimizer,
-        schedule=build_schedule(config, optimizer),
-        scaler=scaler_on(processes.device, config.train.precision),
-        autocast=autocast_on(processes.device, config.train.precision),
-        clip_grad=config.optim.clip_grad,
-        layout=layout,
+        step=step,
+        schedule=build_schedule(config, step.optimizer),
         sampler=sampler,
         train_batches=data.train_loader(
-            data.TrainSet(train_images, build_train_transform(config), config.seed, skipped),
+            build_train_set(config, train_images, skipped),
             sampler,
             config.data.workers,
-            pin,
+            processes.device.type == "cuda",
         ),
+        val_batches=build_val_batches(config, eval_set, processes),
         skipped=skipped,
-        val_batches=_share(eval_set, config, processes),
-        mixing=build_mixing(config, len(train_images.classes), layout),
-        draws=ForwardDraws(
-            config.seed,
-            layout,
-            processes.rank,
-            built.drop_path,
-            built.expansion,
-            built.num_tokens,
-            processes.device,
+        recovery=Recovery(
+            max_skipped=config.train.max_skipped_steps,
+            max_rollbacks=config.train.max_rollbacks,
+            path=folder.not_finite,
+            order=order,
+            describe=train_images.describe,
         ),
         pictures=_pictures(config, built, eval_set, processes),
         checkpoints=checkpoints,
@@ -203,8 +104,10 @@ def build_trainer(config: RunConfig, processes: Processes, folder: RunFolder, re
         evaluate_every=config.evaluate.every_epochs,
         save_every=config.checkpoint.every_epochs,
         save_every_steps=config.checkpoint.every_steps,
+        save_every_seconds=float("inf") if every_minutes is None else 60 * every_minutes,
         best_metric=config.checkpoint.best_metric,
         progress=progress,
+        saved=found is not None and found[0].resolve() == checkpoints.last.resolve(),
     )
     if found is not None:
         try:
@@ -228,7 +131,8 @@ def evaluate_checkpoint(
     Raises:
         UserError: the checkpoint has no such weights, or belongs to another model or other classes.
     """
-    processes.main_only(lambda: check_data(config))
+    # Label files are for training alone.
+    processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = data.open_datasets(config.data.kind, config.data.root)
     require_same(path, state, config.model_dump(mode="json"), val_images.classes)
     if state[weights] is None:
@@ -238,9 +142,14 @@ def evaluate_checkpoint(
         model.load_state_dict(state[weights])
     except RuntimeError as error:
         raise UserError(_does_not_fit(path, error)) from None
-    eval_set = data.EvalSet(val_images, build_eval_transform(config))
     autocast = autocast_on(processes.device, config.train.precision)
-    return evaluate([model], _share(eval_set, config, processes), processes, autocast)[0]
+    with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
+        skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
+        noted = skipped if config.data.on_error == "skip" else None
+        eval_set = data.EvalSet(val_images, build_eval_transform(config), noted)
+        scores = evaluate([model], build_val_batches(config, eval_set, processes), processes, autocast)[0]
+        processes.together(skipped.require_within_limit)  # each for its own share
+    return scores
 
 
 def _does_not_fit(path: Path, error: Exception) -> str:
@@ -250,82 +159,13 @@ def _does_not_fit(path: Path, error: Exception) -> str:
     )
 
 
-def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Optimiser of the `optim` section, at the peak learning rate."""
-    section = config.optim
-    return create_optimizer(
-        model, section.name, config.peak_lr, section.weight_decay, section.betas, section.eps, section.momentum
-    )
-
-
-def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer) -> EpochSchedule:
-    """Learning rates of the `schedule` section."""
-    return EpochSchedule(optimizer, config.epochs, **config.schedule.model_dump())
-
-
-def build_train_transform(config: RunConfig) -> Transform:
-    """Training transform of the `augment` section."""
-    section = config.augment
-    build = partial(
-        data.train_transform,
-        image_size=config.model.image_size,
-        crop=section.crop,
-        crop_scale=section.crop_scale,
-        crop_ratio=section.crop_ratio,
-        interpolation=section.interpolation,
-        hflip=section.hflip,
-        rand_augment=section.rand_augment,
-        color_jitter=section.color_jitter,
-        erasing_prob=section.erasing_prob,
-        erasing_mode=section.erasing_mode,
-        erasing_count=section.erasing_count,
-        mean=section.mean,
-        std=section.std,
-    )
-    try:
-        return build()
-    except UserError as error:
-        raise UserError(f"augment.{error}") from None
-
-
-def build_eval_transform(config: RunConfig) -> Transform:
-    """Evaluation transform of the `evaluate` section."""
-    return data.eval_transform(
-        image_size=config.model.image_size,
-        crop_pct=config.evaluate.crop_pct,
-        interpolation=config.evaluate.interpolation,
-        mean=config.augment.mean,
-        std=config.augment.std,
-    )
-
-
-def build_mixing(config: RunConfig, num_classes: int, layout: data.BatchLayout) -> data.BatchMixing:
-    """Mixup and CutMix of the `augment` section."""
-    section = config.augment
-    return data.BatchMixing(
-        num_classes,
-        section.mixup,
-        section.cutmix,
-        section.mix_prob,
-        section.mix_switch_prob,
-        section.smoothing,
-        config.seed,
-        layout,
-    )
-
-
-def _share(eval_set: data.EvalSet, config: RunConfig, processes: Processes) -> data.CleanErrors:
-    indices = data.evaluation_indices(len(eval_set), processes.rank, processes.world_size)
-    pin = processes.device.type == "cuda"
-    return data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
-
-
 def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, processes: Processes) -> Any:
     """A function that draws what ToE keeps of a few val images, on the main process of a run with ToE."""
     if built.expansion is None or not processes.is_main:
         return None
     step = max(1, len(eval_set) // PICTURES)
     images: Tensor = torch.stack([eval_set[index][0] for index in range(0, len(eval_set), step)[:PICTURES]])
+    noise = torch.rand(len(images), built.num_tokens, generator=data.generator(config.seed, "pictures"))
     return partial(
         kept_token_pictures,
         built.model,
@@ -334,9 +174,7 @@ def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, proc
         built.grid,
         config.augment.mean,
         config.augment.std,
-        noise=torch.rand(len(images), built.num_tokens, generator=data.generator(config.seed, "pictures")).to(
-            processes.device
-        ),
+        noise=noise.to(processes.device),
     )
 
 

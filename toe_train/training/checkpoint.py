@@ -12,7 +12,7 @@ from typing import Any
 from toe_train.errors import RunFailed, UserError
 from toe_train.training import sealed
 
-FORMAT = 1
+FORMAT = 2
 KEYS = {"progress", "model", "ema", "optimizer", "scaler", "config", "classes", "images", "versions"}
 
 
@@ -75,7 +75,7 @@ class Checkpoints:
         return path, read(path)
 
     def heal(self) -> list[str]:
-        """Sets a damaged `last.pt` aside and puts the newest healthy one in its place; a line for each thing done.
+        """Sets damaged ones aside and puts the newest healthy one in `last.pt`'s place; a line for each thing done.
 
         Nothing is deleted. Left-over temporary files of a killed save are removed.
 
@@ -84,24 +84,12 @@ class Checkpoints:
         """
         for temporary in self.folder.glob(".*.tmp"):
             temporary.unlink()
-        if not self.last.exists():  # killed while set aside, or never written
-            candidates = [path for path in (self.previous, self.best) if path.exists()]
-        else:
-            candidates = [self.last, self.previous, self.best]
         told: list[str] = []
-        for path in candidates:
-            try:
-                sealed.verify(path)
-            except FileNotFoundError:
-                continue
-            except sealed.Damaged as damage:
-                aside = _free_name(path)
-                path.rename(aside)
-                told.append(f"checkpoint {path} is damaged ({damage}); it is set aside as {aside}")
-                continue
-            if path != self.last:
-                sealed.replace_by_link(path, self.last)
-                told.append(f"continuing from {path} instead")
+        healthy = [path for path in (self.last, self.previous, self.best) if path.exists() and _is_healthy(path, told)]
+        if healthy:
+            if self.last not in healthy:  # damaged, or a save was killed before it had its name
+                sealed.replace_by_link(healthy[0], self.last)
+                told.append(f"continuing from {healthy[0]} instead")
             return told
         damaged = sorted(self.folder.glob("*.damaged-*"))
         if damaged:
@@ -111,6 +99,17 @@ class Checkpoints:
                 "with --resume PATH"
             )
         return told
+
+
+def _is_healthy(path: Path, told: list[str]) -> bool:
+    try:
+        sealed.verify(path)
+    except sealed.Damaged as damage:
+        aside = _free_name(path)
+        path.rename(aside)
+        told.append(f"checkpoint {path} is damaged ({damage}); it is set aside as {aside}")
+        return False
+    return True
 
 
 def _free_name(path: Path) -> Path:

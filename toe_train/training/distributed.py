@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import RunFailed, UserError
+from toe_train.errors import Reported, RunFailed, UserError
 
 Result = TypeVar("Result")
 
@@ -39,18 +40,33 @@ class Processes:
         """Whether this process writes the run folder."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the processes in the backward pass."""
+    def wrap(self, model: nn.Module, image_size: int) -> nn.Module:
+        """The model with gradients averaged over the processes in the backward pass.
+
+        After its first backward pass DDP arranges the gradients anew, and sums in another order from then on. Here that
+        pass is one that changes nothing, so that a resumed run's first step is summed as the uninterrupted run's was.
+        """
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device)).sum().backward()
+        model.zero_grad(set_to_none=True)
+        return wrapped
 
     def no_sync(self, model: nn.Module, skip: bool) -> AbstractContextManager[None]:
         """Holds back the averaging where `skip`: in all micro-batches of a step but the last."""
         if skip and isinstance(model, DistributedDataParallel):
             return model.no_sync()
         return nullcontext()
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives the main process's buffers to all: what batch norm learned differs by process until then."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, in place."""
@@ -60,11 +76,15 @@ class Processes:
 
     def max(self, value: float) -> float:
         """The largest `value` of all processes."""
+        return self.largest([value])[0]
+
+    def largest(self, values: list[float]) -> list[float]:
+        """The largest of each of `values` over all processes."""
         if self.world_size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
-        return float(tensor)
+        return [float(value) for value in tensor]
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's `value`, by rank; small and picklable."""
@@ -79,11 +99,14 @@ class Processes:
 
         `work` itself must not communicate.
         """
-        result, fault = None, None
+        result: Result | None = None
+        fault: UserError | RunFailed | None = None
         try:
             result = work()
         except (UserError, RunFailed) as error:
             fault = error
+        except OSError as error:
+            fault = RunFailed(f"{error}; make room, or give the right to it, then start the same command again")
         first = next((found for found in self.gather(fault) if found is not None), None)
         if first is not None:
             first.shared = True
@@ -103,14 +126,40 @@ def processes() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(rank, world_size, device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     try:
+        _join(rank, world_size, device)
         control = dist.new_group(backend="gloo")
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
         yield Processes(rank, world_size, device, control)
+    except Reported:
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        lost = RunFailed(
+            f"another process of the run is gone ({str(error).strip().splitlines()[-1][-200:]}); what it printed, or "
+            "torchrun's report, says why. The same command continues from the last checkpoint"
+        )
+        lost.shared = True
+        raise lost from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(rank: int, world_size: int, device: torch.device) -> None:
+    store, _, _ = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one node torchrun's restarts meet at the same store (torch 2.15), which still holds the addresses of the
+        # processes before. On several nodes they do not count restarts alike.
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -16,8 +16,6 @@ from toe_train.data import NOT_COUNTED
 from toe_train.errors import RunFailed
 from toe_train.training.distributed import Processes
 
-POLL_BATCHES = 10
-
 
 class Batches(Protocol):
     """One process's share of the images in batches: images (B, 3, S, S) and class indices (B,)."""
@@ -52,7 +50,8 @@ def evaluate(
         batches: this process's share.
         processes: sums the counts.
         autocast: reusable context for the forward pass.
-        poll: called equally often in every process, so that it may communicate; what it raises ends the evaluation.
+        poll: called before each batch, equally often in every process, so that it may communicate; what it raises ends
+            the evaluation.
     """
     device = processes.device
     # Per model: top-1 hits, top-5 hits, sum of losses.
@@ -62,9 +61,8 @@ def evaluate(
     for model in models:
         model.eval()
     rounds = int(processes.max(len(batches)))  # a process may have one batch less than another
-    for index, batch in zip_longest(range(rounds), batches):
-        if index % POLL_BATCHES == 0:
-            poll()
+    for _, batch in zip_longest(range(rounds), batches):
+        poll()
         if batch is None:
             continue
         images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)

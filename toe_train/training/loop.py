@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import resource
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
-from toe_train.data import BatchLayout, BatchMixing, SkippedImages, TrainBatchSampler
+from toe_train.data import BatchLayout, CleanErrors, SkippedImages, TrainBatchSampler
 from toe_train.errors import Preempted, RunFailed, UserError
 from toe_train.expansion import TokenExpansion
 from toe_train.recipes import EpochPlan
-from toe_train.training.checkpoint import FORMAT, Checkpoints
+from toe_train.training.checkpoint import FORMAT, Checkpoints, read
 from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
-from toe_train.training.draws import ForwardDraws
-from toe_train.training.evaluate import Batches, evaluate
+from toe_train.training.evaluate import evaluate
+from toe_train.training.memory import StepTooLarge
 from toe_train.training.optim import EpochSchedule
+from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
+from toe_train.training.progress import Progress
+from toe_train.training.recovery import Recovery
 from toe_train.training.runlog import RunLog
-
-POLL_STEPS = 10  # optimiser steps between two looks at whether a process was asked to stop
-
-
-@dataclass
-class Progress:
-    """What a checkpoint carries beside the tensors: where the run stands and what it took so far."""
-
-    epoch: int = 0  # the epoch to train next, or to go on with
-    step: int = 0  # its optimiser steps that are done
-    logged: int = 0  # of these, the ones that a log line has told of
-    epoch_loss: float = 0.0  # sum of the means of the logged steps
-    window: list[float] = field(default_factory=list)  # by rank: sum of the losses since then
-    clock: tuple[float, float, float] = (0.0, 0.0, 0.0)  # seconds of the epoch so far: all, waiting, computing
-    best: float = -math.inf  # best value of the chosen metric
-    compute_seconds: float = 0.0  # of all processes, by the paper's clock: without loading and mixing
-    train_seconds: float = 0.0  # of all processes, by the wall, without evaluation
+from toe_train.training.stability import NotFinite, not_finite
+from toe_train.training.step import TrainStep
 
 
 @dataclass
@@ -49,24 +35,15 @@ class Trainer:
     """The parts of a run, made by `build.build_trainer`, and the loop over them."""
 
     plans: tuple[EpochPlan, ...]
-    processes: Processes
-    model: nn.Module  # the plain model: evaluated and saved
-    ema: ModelEmaV3 | None
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
+    step: TrainStep  # holds model, averaged model, optimiser and scaler
     schedule: EpochSchedule
-    scaler: torch.amp.GradScaler
-    autocast: torch.autocast
-    clip_grad: float | None
-    layout: BatchLayout
     sampler: TrainBatchSampler
-    train_batches: Iterable[tuple[Tensor, Tensor]]
-    val_batches: Batches
+    train_batches: CleanErrors
+    val_batches: CleanErrors
     skipped: SkippedImages | None  # None where an unreadable image ends the run
-    mixing: BatchMixing
-    draws: ForwardDraws
+    recovery: Recovery
     pictures: Callable[[], Tensor] | None
     checkpoints: Checkpoints
     belongs_to: dict[str, Any]  # config, classes and versions, stored with every checkpoint
@@ -75,13 +52,50 @@ class Trainer:
     evaluate_every: int
     save_every: int  # epochs
     save_every_steps: int | None
+    save_every_seconds: float
     best_metric: str
     progress: Progress
+    saved: bool  # whether `last.pt` holds just this state
     stop: StopRequest = field(default_factory=StopRequest)
-    trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
+    polling: Polling = field(init=False)  # while training
+    evaluation_polling: Polling = field(init=False)
+    saved_at: float = field(default_factory=time.monotonic)
+    save_seconds: float = 0.0  # of the saves since the last epoch line
+
+    def __post_init__(self) -> None:
+        self.polling, self.evaluation_polling = Polling(self.processes), Polling(self.processes)
+
+    @property
+    def processes(self) -> Processes:
+        """This process among its fellows."""
+        return self.step.processes
+
+    @property
+    def layout(self) -> BatchLayout:
+        """How the global batch is cut."""
+        return self.step.layout
+
+    @property
+    def model(self) -> nn.Module:
+        """The plain model: evaluated and saved."""
+        return self.step.model
 
     def fit(self) -> None:
-        """Trains the epochs that are left."""
+        """Trains the epochs that are left.
+
+        Raises:
+            UserError: the processes do not stand at the same place.
+            RunFailed: numbers that are not finite, again and again; or what saving raises.
+            Preempted: a signal asked a process to stop; the place is saved.
+        """
+        try:
+            self._fit()
+        finally:
+            self.train_batches.close()
+            self.val_batches.close()
+            self.log.close()
+
+    def _fit(self) -> None:
         places = self.processes.gather((self.progress.epoch, self.progress.step))
         if len(set(places)) > 1:
             raise UserError(
@@ -90,75 +104,99 @@ class Trainer:
             )
         if self.processes.max(self.stop.signal):
             raise self._preempted("before its first step; nothing was to save")
-        self.trained = self.processes.wrap(self.model)
-        for plan in self.plans[self.progress.epoch :]:
-            record = self.train_epoch(plan)
-            self._require_finite_weights(plan.epoch)
-            record.update(self.validate(plan))
-            self.log.epoch(record)
-            self._end_epoch(plan, record)
-        self.log.close()
+        self.step.join()
+        if self.processes.max(not self.saved):
+            self._save()  # to go back to, and to learn at once that the disk takes it
+        while self.progress.epoch < len(self.plans):
+            try:
+                self._run_epoch(self.plans[self.progress.epoch])
+            except NotFinite as fault:
+                self._roll_back(fault)
+
+    def _run_epoch(self, plan: EpochPlan) -> None:
+        record = self.train_epoch(plan)
+        self._require_finite()  # before an evaluation of what would be thrown away
+        record.update(self.validate(plan))
+        self.log.epoch(record)
+        self._end_epoch(plan, record)
 
     def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
         """One epoch of steps; the part of its record that training knows."""
         here = self.progress
         lr = self.schedule.apply(plan.epoch)
         kept = self._enter_stage(plan)
-        self.sampler.set_epoch(plan.epoch, here.step)
+        self.sampler.set_epoch(plan.epoch, here.step, here.rollbacks)
         steps = here.step + len(self.sampler) // self.layout.accumulation
         self.log.epoch_begins(plan.epoch, plan.stage, f"{kept}/{self.num_tokens}", steps)
         if self.processes.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.model.train()
+        self.step.guard.begin_epoch(here.skipped)
+        self.polling.restart()
 
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.train_batches)
-        window = torch.tensor(self._own_window(), device=self.processes.device)  # sum of the losses since the last line
+        window = torch.tensor(
+            here.own_window(self.processes), device=self.processes.device
+        )  # sum and number of finite losses
         for step in range(here.step, steps):
-            window += self._step(batches, clock, plan.epoch, step)
+            try:
+                losses = self.step(batches, clock, plan.epoch, step)
+            except torch.OutOfMemoryError as error:
+                raise StepTooLarge(str(error)) from None
+            window += counted(losses)
             here.step = step + 1
             self.log.advance()
             if here.step % self.log_every == 0 or here.step == steps:
-                count = here.step - here.logged
-                mean = self._mean_over_processes(window) / count
-                self._require_finite(mean, plan.epoch, here.logged, step)
-                here.epoch_loss, here.logged = here.epoch_loss + mean * count, here.step
+                self._log_step(plan, steps, lr, window, clock)
                 window.zero_()
-                self.log.step(self._step_record(plan, step, steps, lr, mean, clock))
-                if self.skipped is not None:
-                    self.processes.main_only(self.skipped.require_within_limit)
-            if self.save_every_steps and here.step % self.save_every_steps == 0 and here.step < steps:
-                self._save_within_epoch(window, clock)
-            if here.step % POLL_STEPS == 0 and here.step < steps and self.processes.max(self.stop.signal):
-                self._save_within_epoch(window, clock)
+            stop, save = self._look() if self.polling.due() else (0.0, 0.0)
+            if self.save_every_steps and here.step % self.save_every_steps == 0:
+                save = 1.0
+            if here.step == steps or not (stop or save):
+                continue
+            counts = self.step.guard.counts()
+            if counts.running:  # finite as the weights are, they may be the cause, and are not to be gone back to
+                self.polling.soon()
+                continue
+            here.window = self.processes.gather(tuple(window.tolist()))
+            here.skipped = counts.total
+            here.account(clock, self.processes)
+            self._save()
+            if stop:
                 raise self._preempted(f"after step {here.step} of epoch {plan.epoch + 1}")
-        here.window, here.clock = [], clock.read()
-        return self._epoch_record(plan, kept, lr, here.epoch_loss / steps, steps)
+        here.window = []
+        here.skipped = self.step.guard.counts().total
+        here.account(clock, self.processes)
+        return self._epoch_record(plan, kept, lr, steps)
 
-    def _own_window(self) -> float:
-        """This process's share of a window that a checkpoint cut; the mean where the processes are others now."""
-        window = self.progress.window
-        if len(window) == self.processes.world_size:
-            return window[self.processes.rank]
-        return sum(window) / len(window) if window else 0.0
+    def _look(self) -> tuple[float, float]:
+        """What the processes have to tell each other: whether to stop, and whether to save."""
+        counts = self.step.guard.counts()
+        late = time.monotonic() - self.saved_at > self.save_every_seconds
+        stop, save, longest = self.polling.largest(self.stop.signal, late, counts.longest)
+        if longest > self.recovery.max_skipped:
+            raise self._steps_not_finite()
+        return stop, save
 
     def _leave_before_validation(self) -> None:
         """Stops with the epoch's steps done and its evaluation to do, if any process was asked to stop."""
-        if self.processes.max(self.stop.signal):
-            self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best=False))
+        if self.evaluation_polling.due() and self.evaluation_polling.largest(self.stop.signal)[0]:
+            self._save()
             raise self._preempted(f"in the evaluation of epoch {self.progress.epoch + 1}")
 
     def _preempted(self, where: str) -> Preempted:
-        self.log.close()
         preempted = Preempted(f"by a signal, {where}; the same command continues")
         preempted.shared = True
         return preempted
 
-    def _save_within_epoch(self, window: Tensor, clock: EpochClock) -> None:
-        self._require_finite_weights(self.progress.epoch)
-        self.progress.window = self.processes.gather(float(window))
-        self.progress.clock = clock.read()
-        self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best=False))
+    def _save(self, is_best: bool = False) -> None:
+        """Writes a checkpoint of what is finite."""
+        self._require_finite()
+        begin = time.monotonic()
+        self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best))
+        self.saved, self.saved_at = True, time.monotonic()
+        self.save_seconds += self.saved_at - begin
 
     def _enter_stage(self, plan: EpochPlan) -> int:
         """Sets ToE to the epoch's stage and shows what it keeps where the stage is new; tokens kept."""
@@ -174,41 +212,24 @@ class Trainer:
         """Patch tokens that a stage keeps."""
         return self.num_tokens if self.expansion is None else self.expansion.num_kept(self.num_tokens, stage)
 
-    def _step(self, batches: Any, clock: EpochClock, epoch: int, step: int) -> Tensor:
-        """One optimiser step; this process's mean loss, on the device."""
-        accumulation, device = self.layout.accumulation, self.processes.device
-        total = torch.zeros((), device=device)
-        for micro in range(accumulation):
-            images, labels = next(batches)
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
-            self.draws.give(epoch, step, micro)
-            with clock.compute(), self.processes.no_sync(self.trained, skip=micro + 1 < accumulation):
-                with self.autocast:
-                    output = self.trained(images)
-                loss = self.loss(output, targets) / accumulation
-                self.scaler.scale(loss).backward()
-                total += loss.detach()
-        with clock.compute():
-            if self.clip_grad is not None:
-                self.scaler.unscale_(self.optimizer)
-                clip_grad_norm_(self.model.parameters(), self.clip_grad)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.ema is not None:
-                self.ema.update(self.model)
-        return total
-
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """Top-1 and top-5 of the raw model and top-1 of the averaged one, in percent; None in epochs that skip it."""
         record: dict[str, float | None] = dict.fromkeys(("val_top1", "val_top5", "val_loss", "val_images", "ema_top1"))
         if not self._due(plan, self.evaluate_every):
             return record
-        models = [self.model] if self.ema is None else [self.model, self.ema.module]
-        raw, *averaged = evaluate(
-            models, self.val_batches, self.processes, self.autocast, poll=self._leave_before_validation
-        )
+        models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
+        for model in models:
+            self.processes.share_buffers(model)
+        self.evaluation_polling.restart()
+        try:
+            raw, *averaged = evaluate(
+                models, self.val_batches, self.processes, self.step.autocast, poll=self._leave_before_validation
+            )
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"out of device memory in the evaluation ({str(error).split('. ')[0]}); start the same command again "
+                "with half the evaluate.batch"
+            ) from None
         if self.skipped is not None:
             self.processes.main_only(self.skipped.require_within_limit)
         record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
@@ -218,79 +239,115 @@ class Trainer:
 
     def _end_epoch(self, plan: EpochPlan, record: dict[str, Any]) -> None:
         """Writes a checkpoint where one is due, where ToE's stage changes, or where it is the best so far."""
+        row, more = self.step.guard.counts().running, plan.epoch + 1 < len(self.plans)
         value, best = record[self.best_metric], self.progress.best
-        is_best = value is not None and value > best
-        self.progress = Progress(
-            epoch=plan.epoch + 1,
-            best=value if is_best else best,
-            compute_seconds=self.progress.compute_seconds + record["compute_seconds"] * self.processes.world_size,
-            train_seconds=self.progress.train_seconds + record["train_seconds"] * self.processes.world_size,
-        )
+        is_best = value is not None and value > best and not row
+        self.progress = self.progress.after_epoch(best=value if is_best else best)
+        if row and more:  # as within an epoch; a stop waits for the first good step
+            self.log.note(f"no checkpoint after epoch {plan.epoch + 1}: its last {row} steps are not finite")
+            return
         changes = any(other.stage != plan.stage for other in self.plans[plan.epoch + 1 : plan.epoch + 2])
-        if is_best or changes or self._due(plan, self.save_every):
-            self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best))
+        stop = self.processes.max(self.stop.signal) and more
+        if stop or is_best or changes or self._due(plan, self.save_every):
+            self._save(is_best)
+        if stop:
+            raise self._preempted(f"after epoch {plan.epoch + 1}")
 
     def state(self) -> dict[str, Any]:
         """Everything that training goes on from; tensors and plain values only."""
+        step = self.step
         return {
             "format": FORMAT,
             "progress": asdict(self.progress),
-            "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema is not None else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "model": step.model.state_dict(),
+            "ema": step.ema.module.state_dict() if step.ema is not None else None,
+            "optimizer": step.optimizer.state_dict(),
+            "scaler": step.scaler.state_dict(),
             **self.belongs_to,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes up a checkpoint's state; the optimiser's options stay those of the configuration."""
+        step = self.step
         self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"] or state["model"])
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+        step.model.load_state_dict(state["model"])
+        if step.ema is not None:
+            step.ema.module.load_state_dict(state["ema"] or state["model"])
+        options = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
+        step.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(step.optimizer.param_groups, options, strict=True):
             group.update(own)
         if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+            step.scaler.load_state_dict(state["scaler"])
 
     def _due(self, plan: EpochPlan, every: int) -> bool:
         return (plan.epoch + 1) % every == 0 or plan.epoch + 1 == len(self.plans)
 
-    def _mean_over_processes(self, value: Tensor) -> float:
-        return float(self.processes.sum(value.clone())) / self.processes.world_size
+    def _require_finite(self) -> None:
+        """All processes leave for the last checkpoint together, if the state or too many steps are not finite."""
+        here, counts = self.progress, self.step.guard.counts()
+        broken = not_finite(self.step.tensors())
+        longest, weights = self.processes.largest([counts.longest, len(broken)])
+        if longest > self.recovery.max_skipped:
+            raise self._steps_not_finite()
+        if weights:
+            raise NotFinite(
+                f"{int(weights)} tensors of the weights and moments are not finite after step {here.step} of epoch "
+                f"{here.epoch + 1}, {broken[0] if broken else 'in another process'} for one",
+                here.epoch,
+                max(here.step - 1, 0),
+            )
 
-    def _require_finite(self, mean: float, epoch: int, first_step: int, last_step: int) -> None:
-        """The mean is over all processes, so all of them stop here together."""
-        if not math.isfinite(mean):
-            self._stop(f"the training loss is {mean} in epoch {epoch + 1}, steps {first_step} to {last_step}")
-
-    def _require_finite_weights(self, epoch: int) -> None:
-        """Before saving: a loss is measured before its step, so the last step shows in the weights only."""
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()])
-        if not finite.all():
-            self._stop(f"the weights are not finite after step {self.progress.step} of epoch {epoch + 1}")
-
-    def _stop(self, reason: str) -> NoReturn:
-        saved = self.checkpoints.last
-        left = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint was written yet"
-        failure = RunFailed(
-            f"{reason}; {left}. Continue with a lower optim.lr, train.precision=bf16 or fp32, or optim.clip_grad=1.0"
+    def _steps_not_finite(self) -> NotFinite:
+        epoch, step = self.step.guard.first_of_longest()
+        return NotFinite(
+            f"the gradients of more than {self.recovery.max_skipped} steps in a row are not finite, from step "
+            f"{step + 1} of epoch {epoch + 1} on",
+            epoch,
+            step,
         )
-        failure.shared = True
-        raise failure
+
+    def _roll_back(self, fault: NotFinite) -> None:
+        """Goes back to the last healthy checkpoint and on from it in another order, or gives up with a report."""
+        guard, done = self.step.guard, self.progress.rollbacks
+        suspects = self.processes.gather(guard.micro_batches_not_finite(fault.epoch, fault.step))
+        report = self.processes.together(
+            lambda: self.recovery.report(fault, done, guard, self.layout, suspects, self.processes.is_main)
+        )
+        self.recovery.require_another_try(fault, done, report, self.checkpoints.last)
+        self.processes.main_only(self.checkpoints.heal)
+        scale = self.step.scaler.get_scale()
+        self.load_state(self.processes.together(lambda: read(self.checkpoints.last)))
+        if not any(suspects):  # finite losses: gradients beyond fp16, for which the scale had come down
+            self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
+        self.progress.rollbacks = done + 1
+        guard.forget()
+        self._save()  # so that a run that is killed again and again counts its roll-backs all the same
+        self.log.rewind(self.progress.epoch, self.progress.step)
+        self.log.note(
+            f"{fault}: back to after step {self.progress.step} of epoch {self.progress.epoch + 1}, and on in another "
+            f"order (roll-back {done + 1} of {self.recovery.max_rollbacks}); {self.recovery.path} tells more"
+        )
+
+    def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Tensor, clock: EpochClock) -> None:
+        here = self.progress
+        total, count = self.processes.sum(window.clone()).tolist()
+        here.losses, here.logged = (here.losses[0] + total, here.losses[1] + count), here.step
+        self.log.step(self._step_record(plan, steps, lr, total / count if count else None, clock))
+        if self.skipped is not None:
+            self.processes.main_only(self.skipped.require_within_limit)
 
     def _step_record(
-        self, plan: EpochPlan, step: int, steps: int, lr: float, loss: float, clock: EpochClock
+        self, plan: EpochPlan, steps: int, lr: float, loss: float | None, clock: EpochClock
     ) -> dict[str, Any]:
-        rate = (step + 1) / clock.elapsed  # of the whole epoch, an earlier start's part of it included
+        done = self.progress.step
+        rate = done / clock.elapsed  # of the whole epoch, an earlier start's part of it included
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._tokens(other.stage) for other in self.plans[plan.epoch + 1 :]) / self._tokens(plan.stage)
-        left = steps - step - 1 + steps * later
+        left = steps - done + steps * later
         return {
             "epoch": plan.epoch,
-            "step": step,
+            "step": done - 1,
             "lr": lr,
             "train_loss": loss,
             "images_per_second": rate * self.layout.global_batch,
@@ -298,24 +355,32 @@ class Trainer:
             "eta_seconds": left / rate,
         }
 
-    def _epoch_record(self, plan: EpochPlan, kept: int, lr: float, loss: float, steps: int) -> dict[str, Any]:
-        train_seconds, data_wait, compute = (self.processes.max(seconds) for seconds in self.progress.clock)
-        count = self.processes.world_size
+    def _epoch_record(self, plan: EpochPlan, kept: int, lr: float, steps: int) -> dict[str, Any]:
+        train_seconds, data_wait, compute = self.progress.clock
+        total, count = self.progress.losses
+        saving, self.save_seconds = self.save_seconds, 0.0
         return {
             "epoch": plan.epoch,
             "stage": plan.stage,
             "tokens_kept": kept,
             "lr": lr,
-            "train_loss": loss,
+            "train_loss": total / count if count else None,
             "images_per_second": steps * self.layout.global_batch / train_seconds,
             "train_seconds": train_seconds,
             "data_wait_seconds": data_wait,
             "compute_seconds": compute,
+            "save_seconds": saving,
             "skipped_images": len(self.skipped.images()) if self.skipped is not None else 0,
+            "skipped_steps": self.step.guard.counts().total,
             "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
-            "gpu_hours": (self.progress.compute_seconds + compute * count) / 3600,
-            "gpu_hours_with_loading": (self.progress.train_seconds + train_seconds * count) / 3600,
+            "gpu_hours": self.progress.compute_seconds / 3600,
+            "gpu_hours_with_loading": self.progress.train_seconds / 3600,
         }
+
+
+def counted(losses: Tensor) -> Tensor:
+    """Sum and number of the finite losses, (2,), on their device."""
+    return torch.stack([losses.nan_to_num(0.0, 0.0, 0.0).sum(), losses.isfinite().sum()])
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -22,15 +22,16 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
 
-    There are always two groups, so that a run may be resumed with another decay. On a GPU it is the fused kernel, which
-    takes the loss scale itself and so leaves no step waiting for the device.
+    There are always two groups, so that a run may be resumed with another decay. AdamW on a GPU is the fused kernel,
+    which knows by itself whether a step is left out, so that no step waits for the device. SGD is not: were its first
+    step left out, the fused kernel would take momentum from memory that nothing was written to (torch 2.11).
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one group
     for group in groups:
         group["weight_decay"] *= weight_decay
     extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
-    if next(model.parameters()).is_cuda:
+    if name == "adamw" and next(model.parameters()).is_cuda:
         extra["fused"] = True
     return create_optimizer_v2(groups, opt=name, lr=lr, **extra)
 
@@ -40,7 +41,8 @@ class EpochSchedule:
 
     `f(0)` is `warmup_lr`; over the warm-up f rises linearly; then it follows the cosine whose phase counts from epoch
     0. `stepping="released"` trains epoch e at f(e - 1), as DeiT's loop does by stepping at the end of an epoch, so that
-    epochs 0 and 1 both train at `warmup_lr`; `"plain"` trains it at f(e). Nothing is kept between epochs.
+    epochs 0 and 1 both train at `warmup_lr`; `"plain"` trains it at f(e). The cosine ends `cooldown_epochs` before the
+    run, which stay at `min_lr`. Nothing is kept between epochs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EpochSchedule:
         optimizer: torch.optim.Optimizer,
         epochs: int,
         warmup_epochs: int,
+        cooldown_epochs: int,
         warmup_lr: float,
         min_lr: float,
         stepping: Literal["released", "plain"],
@@ -57,7 +60,11 @@ class EpochSchedule:
         logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
         self.lag = 1 if stepping == "released" else 0
         self.scheduler = CosineLRScheduler(
-            optimizer, t_initial=epochs, lr_min=min_lr, warmup_t=warmup_epochs, warmup_lr_init=warmup_lr
+            optimizer,
+            t_initial=epochs - cooldown_epochs,
+            lr_min=min_lr,
+            warmup_t=warmup_epochs,
+            warmup_lr_init=warmup_lr,
         )
 
     def lr(self, epoch: int) -> float:

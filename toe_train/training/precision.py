@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,9 +21,25 @@ def autocast_on(device: torch.device, asked: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
+class _Unscaled(torch.amp.GradScaler):
+    """Scales nothing, keeps no state, and leaves out a step whose gradients are not finite, as it does in fp16."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device, init_scale=1.0)
+
+    def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        super().update(1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
 def scaler_on(device: torch.device, asked: Precision) -> torch.amp.GradScaler:
-    """Loss scaling for fp16; does nothing otherwise."""
-    return torch.amp.GradScaler(device.type, enabled=precision_on(device, asked) == "fp16")
+    """Loss scaling for fp16; in every precision a step whose gradients are not finite is left out."""
+    return torch.amp.GradScaler(device.type) if precision_on(device, asked) == "fp16" else _Unscaled(device.type)
 
 
 def describe_precision(device: torch.device, asked: Precision) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from threading import Thread
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_SECONDS = 3.0
 
 
@@ -16,7 +18,8 @@ class StopRequest:
     """Remembers that a signal asked this process to stop; the training loop looks at it at its next poll.
 
     A second signal ends the process at once, without saving; within a few seconds of the first it is taken for the same
-    request, since schedulers and launchers often send one to a group and again to each process.
+    request, since schedulers and launchers often send one to a group and again to each process. A thread reads the
+    signals, so that this holds while the process waits in a collective operation for one that is gone.
 
     Attributes:
         signal: number of the signal, 0 for none.
@@ -28,15 +31,30 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the two signals over for the block."""
-        former = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        """Takes the two signals over for the block; in the main thread."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        former = {number: signal.signal(number, lambda number, frame: None) for number in SIGNALS}
+        former_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        thread = Thread(target=self._read, args=(reader,), daemon=True)
+        thread.start()
         try:
             yield
         finally:
+            signal.set_wakeup_fd(former_descriptor)
             for number, handler in former.items():
                 signal.signal(number, handler)
+            writer.send(b"\0")  # ends the thread, which closing does not while loader processes hold the socket too
+            thread.join()
+            writer.close()
+            reader.close()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _read(self, reader: socket.socket) -> None:
+        while number := reader.recv(1)[0]:
+            if number in SIGNALS:
+                self._note(number)
+
+    def _note(self, number: int) -> None:
         if not self.signal:
             self.signal, self._since = number, time.monotonic()
         elif time.monotonic() - self._since > SAME_REQUEST_SECONDS:

@@ -19,7 +19,7 @@ def resume_point(
     Args:
         checkpoints: those of the run.
         resume: auto, never or a path.
-        belongs_to: the run's dumped `config`, its `classes`, and the number of its training `images`.
+        belongs_to: the run's dumped `config`, its `classes`, and count and digest of its training `images`.
 
     Raises:
         UserError: the checkpoint is unusable, or belongs to something else.
@@ -75,14 +75,14 @@ def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], clas
         )
 
 
-def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any], images: int) -> None:
+def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any], images: dict[str, Any]) -> None:
     """Refuses to go on within an epoch whose order of images would be another one.
 
     Args:
         path: named in the message.
         state: the checkpoint.
         config: the dumped configuration that is asked for.
-        images: size of the training set.
+        images: count and digest of the training set.
 
     Raises:
         UserError: naming what the order depends on and what differs.
@@ -94,9 +94,9 @@ def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any]
             "seed": source["seed"],
             "train.global_batch": source["train"]["global_batch"],
             "augment.repeats": source["augment"]["repeats"],
-            "training images": count,
+            "training images": listed,
         }
-        for source, count in ((saved, state["images"]), (config, images))
+        for source, listed in ((saved, state["images"]), (config, images))
     )
     if step and (differing := differences(before, now)):
         raise UserError(

@@ -29,6 +29,8 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.checkpoints = self.root / "checkpoints"
         self.skipped = self.root / "skipped_images.jsonl"
+        self.micro_batch = self.root / "micro_batch"
+        self.not_finite = self.root / "not_finite.jsonl"
 
     def create(self) -> None:
         """Makes the folder.

@@ -34,6 +34,9 @@ class RunLog:
     def epoch(self, record: Record) -> None:
         """An epoch is done; the keys are those of the run folder's description in the README."""
 
+    def rewind(self, epoch: int, step: int) -> None:
+        """The run goes back to after `step` steps of `epoch`: what came later did not happen."""
+
     def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
         """Images (B, 3, H, W) in 0..1."""
 
@@ -48,13 +51,21 @@ class JsonLines(RunLog):
     """One JSON object a line; lines of what comes after `epoch` and `step`, left by a broken-off run, are dropped."""
 
     def __init__(self, path: Path, epoch: int, step: int) -> None:
+        self.path = path
+        self._reopen(epoch, step)
+
+    def rewind(self, epoch: int, step: int) -> None:
+        self.file.close()
+        self._reopen(epoch, step)
+
+    def _reopen(self, epoch: int, step: int) -> None:
         def is_before(record: Record) -> bool:
             if record["kind"] == "start":
                 return True
             return record["epoch"] < epoch or (record["epoch"] == epoch and record.get("step", step) < step)
 
-        _keep_lines(path, is_before)
-        self.file = path.open("a", encoding="utf-8")
+        _keep_lines(self.path, is_before)
+        self.file = self.path.open("a", encoding="utf-8")
 
     def start(self, record: Record) -> None:
         self._write("start", record)
@@ -77,7 +88,12 @@ class TensorBoard(RunLog):
     """The same numbers as scalars over the epoch, and pictures."""
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
+        self.folder = folder
         self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+
+    def rewind(self, epoch: int, step: int) -> None:
+        self.writer.close()
+        self.writer = SummaryWriter(str(self.folder), purge_step=epoch)
 
     def epoch(self, record: Record) -> None:
         for key, value in record.items():
@@ -109,10 +125,14 @@ class Console(RunLog):
             dynamic_ncols=True,
         )
 
+    def rewind(self, epoch: int, step: int) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
     def step(self, record: Record) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(
-                f"loss {record['train_loss']:.3f}, {record['images_per_second']:.0f} images/s, "
+                f"loss {_loss(record)}, {record['images_per_second']:.0f} images/s, "
                 f"data wait {100 * record['data_wait_share']:.0f} %, run ends in {_duration(record['eta_seconds'])}",
                 refresh=False,
             )
@@ -132,7 +152,7 @@ class Console(RunLog):
         wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
         self.note(
             f"epoch {record['epoch'] + 1:>{len(str(self.epochs))}}/{self.epochs}  stage {record['stage']}  "
-            f"tokens {record['tokens_kept']:>3}  lr {record['lr']:.2e}  loss {record['train_loss']:.3f}{scores}  "
+            f"tokens {record['tokens_kept']:>3}  lr {record['lr']:.2e}  loss {_loss(record)}{scores}  "
             f"{record['images_per_second']:.0f} images/s  data wait {wait:.0f} %"
         )
 
@@ -166,6 +186,10 @@ class Several(RunLog):
     def epoch(self, record: Record) -> None:
         for log in self.logs:
             log.epoch(record)
+
+    def rewind(self, epoch: int, step: int) -> None:
+        for log in self.logs:
+            log.rewind(epoch, step)
 
     def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
         for log in self.logs:
@@ -204,6 +228,10 @@ def _keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _loss(record: Record) -> str:
+    return "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
 
 
 def _duration(seconds: float) -> str:

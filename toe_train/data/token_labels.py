@@ -1,0 +1,186 @@
+"""Token labels (LV-ViT): what a teacher sees in each part of an image, as soft targets for each patch token.
+
+A label file holds, for each cell of a coarse map over one image, the teacher's best classes and their logits: one
+float16 tensor [2, k, H, W], scores and class ids; the published ones have k = 5 and 18 x 18 cells (TokenLabeling
+generate_label.py). It lies at <label root>/<class folder>/<image name up to the first '.'>.pt.
+
+Shapes: B images, k candidate classes of a cell, H x W cells of a map, K classes, N = rows * columns patch tokens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from toe_train.errors import UserError
+
+ALIGNMENTS = ("correct", "released")
+BEYOND = 4  # times its own size that a map's edge values go on outwards
+
+
+class TokenMap(NamedTuple):
+    """One image's label map: scores (k, H, W) float16, ids (k, H, W) int16."""
+
+    scores: Tensor
+    ids: Tensor
+
+
+class TokenTarget(NamedTuple):
+    """What a sample carries for its patch tokens, small enough for workers to send; batches stack each field.
+
+    scores (k, H, W) float16 and ids (k, H, W) int16: the map, moved with the image. crop (4,) float32: top, left,
+    height and width of what the sample shows, in shares of the map's sides; it may reach beyond the map. label: the
+    image's class, int64, which LV-ViT's targets leave aside ("ground truth off").
+    """
+
+    scores: Tensor
+    ids: Tensor
+    crop: Tensor
+    label: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> TokenTarget:
+        """Return all fields on `device`."""
+        return TokenTarget(*(field.to(device, non_blocking=non_blocking) for field in self))
+
+
+class TokenLabelFiles:
+    """The label files of an image folder's training images.
+
+    root: folder of the label files. classes: names of the class folders, in the order of the labels.
+    """
+
+    def __init__(self, root: Path, classes: list[str]) -> None:
+        self._root = root
+        self._classes = classes
+        self._first: tuple[Path, torch.Size] | None = None
+
+    def path(self, image: str | Path, label: int) -> Path:
+        """Return where the labels of an image file are."""
+        return self._root / self._classes[label] / label_name(image)
+
+    def read(self, image: str | Path, label: int) -> TokenMap:
+        """Return the label map of an image file.
+
+        Raises UserError as `read_token_labels` does, and for a map of another size than this process read before:
+        a batch holds one size.
+        """
+        path = self.path(image, label)
+        found = read_token_labels(path, len(self._classes))
+        first, shape = self._first = self._first or (path, found.ids.shape)
+        if found.ids.shape != shape:
+            raise UserError(
+                f"{path} holds labels of {_size(found.ids.shape)} and {first} of {_size(shape)}: all must be of one "
+                "size; make them with one teacher at one image size (`toe-tools labels`)"
+            )
+        return found
+
+
+def label_name(image: str | Path) -> str:
+    """Return the name of an image's label file: the image's up to the first '.', and '.pt'."""
+    return f"{Path(image).name.partition('.')[0]}.pt"
+
+
+def read_token_labels(path: Path, num_classes: int) -> TokenMap:
+    """Read a label file.
+
+    Raises UserError naming it where it is missing, damaged, or not what the format says.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"label file {path} is missing: make it with `toe-tools labels`, or set token_labels.root to the folder "
+            "that holds <class>/<image>.pt"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as fault:  # on broken bytes torch raises nearly any kind
+        reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
+        raise _unusable(path, f"it cannot be read: {reason}") from fault
+    return _checked(path, content, num_classes)
+
+
+def _checked(path: Path, content: Any, num_classes: int) -> TokenMap:
+    if not isinstance(content, Tensor):
+        raise _unusable(path, f"it holds a {type(content).__name__}, and must hold one tensor")
+    if content.ndim != 4 or len(content) != 2 or not content.numel() or content.dtype != torch.float16:
+        kind = f"{str(content.dtype).removeprefix('torch.')} {list(content.shape)}"
+        raise _unusable(path, f"it holds {kind}, and must hold float16 [2, candidate classes, rows, columns]")
+    scores, ids = content
+    if not scores.isfinite().all():
+        raise _unusable(path, "it holds scores that are not finite")
+    low, high = ids.min().item(), ids.max().item()
+    if not (low >= 0 and high < num_classes) or (ids != ids.round()).any():  # false for nan too
+        raise _unusable(
+            path,
+            f"it holds class ids from {low:g} to {high:g}, and they must be whole numbers from 0 to {num_classes - 1}, "
+            "the number of the data set's classes less one: the teacher must know the same classes",
+        )
+    return TokenMap(scores, ids.to(torch.int16))
+
+
+def _unusable(path: Path, reason: str) -> UserError:
+    return UserError(f"label file {path} cannot be used: {reason}; remove it and make it again with `toe-tools labels`")
+
+
+def _size(shape: torch.Size) -> str:
+    return f"{shape[1]} x {shape[2]} cells with {shape[0]} classes each"
+
+
+def token_targets(
+    scores: Tensor,
+    ids: Tensor,
+    crop: Tensor,
+    num_classes: int,
+    grid: tuple[int, int],
+    smoothing: float,
+    alignment: str,
+) -> tuple[Tensor, Tensor]:
+    """Return soft targets for the class token, (B, K), and for the patch tokens, (B, N, K), row by row; float32.
+
+    Of the part of the map that `crop` names, RoIAlign takes `grid` cells for the patch tokens and one for the class
+    token; softmax over the classes, those that are no candidates at score 0; then (1 - smoothing) of it plus
+    smoothing / K, and smoothing / K more, so a target sums to 1 + smoothing / K (TokenLabeling tlt/data/mixup.py).
+    Beyond the map its edge values go on.
+
+    scores, ids: (B, k, H, W). crop: (B, 4), see `TokenTarget`. grid: rows and columns of patch tokens.
+    alignment: "correct", or "released" for what the released code trains with: it hands RoIAlign (top, left) for
+    (left, top), so labels come from the transposed place.
+    """
+    assert alignment in ALIGNMENTS, alignment
+    height, width = scores.shape[2:]
+    maps = scores.new_zeros(len(scores), height, width, num_classes, dtype=torch.float32)
+    maps.scatter_(3, ids.long().movedim(1, 3), scores.float().movedim(1, 3))  # (B, H, W, K)
+    down, across = crop[:, [0, 2]], crop[:, [1, 3]]  # start and length
+    if alignment == "released":
+        down, across = across, down
+    on, off = 1 - smoothing + smoothing / num_classes, smoothing / num_classes
+
+    def soft(rows: int, columns: int) -> Tensor:
+        logits = (_shares(down, height, rows) @ maps.flatten(2)).unflatten(2, (width, num_classes))  # (B, rows, W, K)
+        logits = _shares(across, width, columns)[:, None] @ logits  # (B, rows, columns, K)
+        return (logits.softmax(dim=3) * on + off).flatten(1, 2)  # (B, rows * columns, K)
+
+    return soft(1, 1)[:, 0], soft(*grid)
+
+
+def _shares(span: Tensor, cells: int, bins: int) -> Tensor:
+    """Return what each of `bins` equal parts of a span takes from each cell along one axis, (B, bins, cells).
+
+    RoIAlign is linear in the map and the product of one such matrix for each axis, so these come from RoIAlign itself,
+    of a one-dimensional map that has a channel for each cell. It is the released code's: not aligned, half a cell back.
+
+    span: (B, 2), start and length in shares of the axis.
+    """
+    margin = BEYOND * cells
+    of_cell = torch.arange(-margin, cells + margin, device=span.device).clamp(0, cells - 1)
+    axis = F.one_hot(of_cell, cells).double().T[None, :, None]  # (1, cells, 1, cells + 2 margin)
+    low, length = (span.double() * cells).unbind(1)
+    low, none = low - 0.5 + margin, torch.zeros_like(low)
+    boxes = torch.stack([none, low, none, low + length, none + 1], dim=1)  # image, left, top, right, bottom
+    return roi_align(axis, boxes, (1, bins)).squeeze(2).mT.float()

@@ -1,0 +1,96 @@
+"""The model of a configuration, with what training attaches to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from timm.layers import PatchDropout
+from torch import nn
+
+from toe_train import data, models
+from toe_train.errors import UserError
+from toe_train.expansion import TokenExpansion, attach
+from toe_train.recipes import RunConfig
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model with what training attached to it."""
+
+    model: nn.Module
+    expansion: TokenExpansion | None
+    drop_path: models.DropPathDraws
+    grid: tuple[int, int]  # rows and columns of patches
+
+    @property
+    def num_tokens(self) -> int:
+        """Patch tokens N of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model gives an output for each patch token in training."""
+        return bool(getattr(self.model, "dense_output", False))
+
+
+def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
+    """The model in its initial state, a function of the seed alone, with ToE attached where the run has it.
+
+    Raises:
+        UserError: a model that does not exist, cannot be built so, or cannot be trained with ToE.
+    """
+    section = config.model
+    with data.seeded(data.derive_seed(config.seed, "init")):
+        model = models.create_model(section.name, num_classes, section.drop_path, section.image_size, **section.kwargs)
+    grid = _require_whole_patches(config, model)
+    _refuse_dropout(model)
+    drop_path = models.give_drop_path(model)
+    if config.expansion is None:
+        return BuiltModel(model, None, drop_path, grid)
+    options = config.expansion
+    try:
+        expansion = TokenExpansion(
+            options.schedule(),
+            num_prefix_tokens=getattr(model, "num_prefix_tokens", 1),
+            metric=options.metric,
+            initialization=options.initialization,
+            expansion=options.expansion,
+            merging=options.merging,
+        )
+        attach(model, expansion, options.after_block, options.restore)
+        for stage in range(1, len(options.keep_rates) + 1):
+            expansion.schedule.num_kept(stage, grid[0] * grid[1])
+    except ValueError as error:
+        raise UserError(f"expansion: {error}") from None
+    return BuiltModel(model, expansion, drop_path, grid)
+
+
+def _require_whole_patches(config: RunConfig, model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patches, which must cover the image."""
+    section = config.model
+    embedding: Any = getattr(model, "patch_embed", None)
+    grid = getattr(embedding, "grid_size", None)
+    if grid is None:
+        raise UserError(
+            f"model.name = {section.name}: has no patch embedding; toe-train trains vision transformers, e.g. "
+            "deit_tiny_patch16_224"
+        )
+    patch = embedding.patch_size[0]
+    if section.image_size % patch:
+        below = section.image_size // patch * patch
+        raise UserError(
+            f"model.image_size = {section.image_size} is not a multiple of the patch size {patch} of {section.name}: "
+            f"the model would not see the edge; use {below or patch} or {below + patch}"
+        )
+    return grid[0], grid[1]
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        rate = getattr(module, "p" if isinstance(module, nn.Dropout) else "prob", 0.0)
+        if isinstance(module, (nn.Dropout, PatchDropout)) and rate:
+            raise UserError(
+                f"model.kwargs: {name} drops out with probability {rate}, which would draw other numbers for every "
+                "number of processes; leave dropout at 0, as all recipes here do, and use model.drop_path"
+            )

@@ -1,0 +1,101 @@
+"""What a run does about numbers that are not finite: how often it goes back, and what it tells."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toe_train.data import BatchLayout, GlobalOrder
+from toe_train.errors import RunFailed
+from toe_train.training.stability import NotFinite, StepGuard
+
+SAMPLES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The limits of a run, and its file of reports.
+
+    Attributes:
+        max_skipped: steps in a row that may be left out because their gradients are not finite.
+        max_rollbacks: times that the run may go back to its last checkpoint because of more.
+        path: file in the run folder, a JSON object a line for each time.
+        order: of the images, to name them.
+        describe: names an image by its index.
+    """
+
+    max_skipped: int
+    max_rollbacks: int
+    path: Path
+    order: GlobalOrder
+    describe: Callable[[int], str]
+
+    def report(
+        self,
+        fault: NotFinite,
+        rollbacks: int,
+        guard: StepGuard,
+        layout: BatchLayout,
+        micro_batches: Sequence[Sequence[int]],
+        write: bool,
+    ) -> dict[str, Any]:
+        """What is known of the first step that went wrong.
+
+        Args:
+            fault: what went wrong.
+            rollbacks: how often the run went back before.
+            guard: remembers the steps.
+            layout: of the global batch.
+            micro_batches: by rank, the micro-batches of the step whose loss is not finite.
+            write: whether to append it to the file.
+        """
+        suspects = [layout.rows(rank, micro) for rank, micros in enumerate(micro_batches) for micro in micros]
+        rows = torch.cat(suspects) if suspects else torch.arange(layout.global_batch)
+        positions = fault.step * layout.global_batch + rows
+        before = guard.before(fault.epoch, fault.step)
+        record = {
+            "reason": str(fault),
+            "epoch": fault.epoch,
+            "step": fault.step,
+            "rollbacks_before": rollbacks,
+            "largest_gradients": _norms(guard, fault.epoch, fault.step),
+            "largest_gradients_of_last_finite_step": _norms(guard, *before) if before else {},
+            "samples_are": "those whose loss is not finite, by micro-batch" if suspects else "all of the step",
+            "samples": [self.describe(int(index)) for index in self.order.epoch(fault.epoch, rollbacks)[positions]],
+        }
+        if write:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        return record
+
+    def require_another_try(self, fault: NotFinite, rollbacks: int, record: dict[str, Any], last: Path) -> None:
+        """Ends the run where it went back often enough.
+
+        Raises:
+            RunFailed: naming the step, its largest gradients and samples; the same in all processes.
+        """
+        if rollbacks < self.max_rollbacks:
+            return
+        gradients = ", ".join(f"{name} {norm}" for name, norm in record["largest_gradients"].items()) or "none"
+        samples = ", ".join(record["samples"][:SAMPLES_SHOWN])
+        failure = RunFailed(
+            f"{fault}, after {rollbacks} roll-backs (train.max_rollbacks) to another order of the images.\n"
+            f"largest gradients of that step: {gradients}\n"
+            f"its images ({len(record['samples'])}, {record['samples_are']}): {samples}, ...\n"
+            f"{self.path} holds all of them; the last healthy checkpoint is {last}. Continue with a lower optim.lr, "
+            "train.precision=bf16 or fp32, or optim.clip_grad=1.0"
+        )
+        failure.shared = True
+        raise failure
+
+
+def _norms(guard: StepGuard, epoch: int, step: int) -> dict[str, float | str]:
+    """The largest gradients by name; what JSON has no number for as a word."""
+    found = guard.largest_gradients(epoch, step)
+    return {name: norm if math.isfinite(norm) else str(norm) for name, norm in found}

@@ -1,0 +1,86 @@
+"""One optimiser step: micro-batches forward and backward, the guard, the optimiser, the averaged model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_
+
+from toe_train.data import BatchLayout
+from toe_train.training.clock import EpochClock
+from toe_train.training.distributed import Processes
+from toe_train.training.draws import ForwardDraws
+from toe_train.training.stability import StepGuard
+
+
+@dataclass
+class TrainStep:
+    """The parts that take a step; nothing in it waits for the device but what the scaler needs."""
+
+    processes: Processes
+    model: nn.Module  # the plain model
+    image_size: int
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # scales in fp16, and in every precision leaves out a step that is not finite
+    autocast: torch.autocast
+    clip_grad: float | None
+    ema: ModelEmaV3 | None
+    layout: BatchLayout
+    mixing: Callable[[Tensor, Any, int, int, int, int], tuple[Tensor, Any]]  # images, labels, epoch, step, rank, micro
+    draws: ForwardDraws
+    guard: StepGuard
+    trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
+
+    def __post_init__(self) -> None:
+        self.trained = self.model
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training goes on from, by name: weights, buffers, their averages, the optimiser's moments."""
+        named = dict(self.model.state_dict())
+        if self.ema is not None:
+            named.update({f"ema.{name}": value for name, value in self.ema.module.state_dict().items()})
+        for name, parameter in self.model.named_parameters():
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                named[f"{moment} of {name}"] = value
+        return named
+
+    def join(self) -> None:
+        """Lets the processes average their gradients from now on."""
+        self.trained = self.processes.wrap(self.model, self.image_size)
+
+    def __call__(self, batches: Iterator[Any], clock: EpochClock, epoch: int, step: int) -> Tensor:
+        """Takes step `step` of `epoch` with the next micro-batches; this process's losses, (accumulation,).
+
+        A step with a gradient that is not finite changes no weight; the averaged model takes them up once more.
+        """
+        accumulation, device = self.layout.accumulation, self.processes.device
+        losses = []
+        for micro in range(accumulation):
+            images, labels = next(batches)
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
+            self.draws.give(epoch, step, micro)
+            with clock.compute(), self.processes.no_sync(self.trained, skip=micro + 1 < accumulation):
+                with self.autocast:
+                    output = self.trained(images)
+                loss = self.loss(output, targets)
+                self.scaler.scale(loss / accumulation).backward()
+                losses.append(loss.detach())
+        with clock.compute():
+            told = torch.stack(losses)  # (accumulation,)
+            self.scaler.unscale_(self.optimizer)
+            norm = self.guard.note(epoch, step, told)
+            if self.clip_grad is not None:
+                clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update(self.model)
+        return told
