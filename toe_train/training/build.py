@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from toe_train import data
 from toe_train.errors import UserError
@@ -73,6 +74,7 @@ def build_trainer(
     if config.data.on_error == "skip":
         skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
     eval_set = data.EvalSet(val_images, build_eval_transform(config), skipped)
+    train_set = build_train_set(config, train_images, skipped)
     every_minutes = config.checkpoint.every_minutes
     trainer = Trainer(
         plans=plan_epochs(config),
@@ -82,7 +84,7 @@ def build_trainer(
         schedule=build_schedule(config, step.optimizer),
         sampler=sampler,
         train_batches=data.train_loader(
-            build_train_set(config, train_images, skipped),
+            train_set,
             sampler,
             config.data.workers,
             processes.device.type == "cuda",
@@ -96,7 +98,7 @@ def build_trainer(
             order=order,
             describe=train_images.describe,
         ),
-        pictures=_pictures(config, built, eval_set, processes),
+        pictures=_pictures(config, built, train_set, eval_set, processes),
         checkpoints=checkpoints,
         belongs_to=belongs_to,
         log=RunLog(),
@@ -159,12 +161,26 @@ def _does_not_fit(path: Path, error: Exception) -> str:
     )
 
 
-def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, processes: Processes) -> Any:
-    """A function that draws what ToE keeps of a few val images, on the main process of a run with ToE."""
+def _pictures(
+    config: RunConfig, built: BuiltModel, train_set: data.TrainSet, eval_set: data.EvalSet, processes: Processes
+) -> Any:
+    """A function that draws what ToE keeps of a few val images, on the main process of a run with ToE.
+
+    With token labels they are training images, which alone have labels, as the first epoch may show them.
+    """
     if built.expansion is None or not processes.is_main:
         return None
-    step = max(1, len(eval_set) // PICTURES)
-    images: Tensor = torch.stack([eval_set[index][0] for index in range(0, len(eval_set), step)[:PICTURES]])
+    count = len(eval_set) if config.token_labels is None else len(train_set)
+    chosen = range(0, count, max(1, count // PICTURES))[:PICTURES]
+    patch_targets = None
+    if config.token_labels is None:
+        images: Tensor = torch.stack([eval_set[index][0] for index in chosen])
+    else:
+        keys = [data.SampleKey(index, 0, index) for index in chosen]
+        images, (scores, ids, crop, _) = default_collate([train_set[key] for key in keys])
+        patch_targets = data.token_targets(
+            scores, ids, crop, len(train_set.dataset.classes), built.grid, 0.0, config.token_labels.alignment
+        )[1].to(processes.device)
     noise = torch.rand(len(images), built.num_tokens, generator=data.generator(config.seed, "pictures"))
     return partial(
         kept_token_pictures,
@@ -175,6 +191,7 @@ def _pictures(config: RunConfig, built: BuiltModel, eval_set: data.EvalSet, proc
         config.augment.mean,
         config.augment.std,
         noise=noise.to(processes.device),
+        patch_targets=patch_targets,
     )
 
 

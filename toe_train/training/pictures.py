@@ -1,14 +1,21 @@
-"""Pictures of what ToE keeps: the images with the merged-away patches dimmed."""
+"""Pictures of which tokens Token Expansion keeps, and of what token labels say and a dense model restores.
+
+Shapes: B images of H x W pixels, N = rows * columns patches, K kept ones, D width, C classes.
+"""
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from toe_train.expansion import TokenExpansion
+from toe_train.expansion import TokenExpansion, kept_mask
+
+DIMMED = 0.25  # brightness of what is not kept
+GOLDEN_RATIO = 0.618034  # between the hues of two classes, so that neighbours differ
 
 
 @torch.no_grad()
@@ -20,6 +27,7 @@ def kept_token_pictures(
     mean: Sequence[float],
     std: Sequence[float],
     noise: Tensor,
+    patch_targets: Tensor | None = None,
 ) -> Tensor:
     """The images with the patches that are not kept at a quarter of their brightness.
 
@@ -31,12 +39,37 @@ def kept_token_pictures(
         mean: of the normalisation, per channel.
         std: of the normalisation, per channel.
         noise: (B, N) draws for random initialisation.
+        patch_targets: (B, N, C) soft targets of the patches, of a model with an output for each.
 
     Returns:
-        (B, 3, H, W) in 0..1; unchanged where the stage keeps all tokens.
+        (B, 3, H, W) in 0..1; unchanged where the stage keeps all tokens. With `patch_targets` (B, 3, H, 4 W), side by
+        side: the image; each patch's likeliest class, a hue each, the brighter the likelier; the kept patches; and what
+        the last norm gives for each patch, its three principal components as colours, zeros black.
     """
-    seen: list[Tensor | None] = []
-    watcher = expansion.register_forward_hook(lambda module, args, output: seen.append(output[1]))
+    kept, outputs = _look(model, expansion, images, noise)
+    channels = (1, 3, 1, 1)
+    plain = images * torch.tensor(std, device=images.device).view(channels)
+    plain = (plain + torch.tensor(mean, device=images.device).view(channels)).clamp(0, 1)
+    brightness = torch.ones(len(images), grid[0] * grid[1], device=images.device)  # (B, N)
+    if kept is not None:
+        brightness = brightness.masked_fill(~kept_mask(kept, brightness.shape[1]), DIMMED)
+    shown = plain * _enlarged(brightness.unsqueeze(2), grid, images)
+    if patch_targets is None:
+        return shown
+    features = outputs[0][:, expansion.num_prefix_tokens :].float()  # (B, N, D)
+    panels = [_enlarged(cells, grid, images) for cells in (_class_colours(patch_targets), _principal_colours(features))]
+    return torch.cat([plain, panels[0].to(plain.device), shown, panels[1]], dim=3)
+
+
+def _look(
+    model: nn.Module, expansion: TokenExpansion, images: Tensor, noise: Tensor
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Kept positions (B, K), None for all, and what `model.norm`, if there is one, gave, with ToE on."""
+    kept: list[Tensor | None] = []
+    tokens: list[Tensor] = []
+    watchers = [expansion.register_forward_hook(lambda module, args, output: kept.append(output[1]))]
+    if isinstance(norm := getattr(model, "norm", None), nn.Module):
+        watchers.append(norm.register_forward_hook(lambda module, args, output: tokens.append(output)))
     was_training, former = model.training, expansion.noise
     expansion.noise = noise
     model.eval()
@@ -44,15 +77,34 @@ def kept_token_pictures(
     try:
         model.forward(images)  # not through __call__: a compiled model would compile once more for the pictures
     finally:
-        watcher.remove()
+        for watcher in watchers:
+            watcher.remove()
         expansion.noise = former
         model.train(was_training)
-    channels = (1, 3, 1, 1)
-    plain = images * torch.tensor(std, device=images.device).view(channels)
-    plain = (plain + torch.tensor(mean, device=images.device).view(channels)).clamp(0, 1)
-    kept = seen[0]  # (B, K)
-    if kept is None:
-        return plain
-    mask = torch.full((len(images), grid[0] * grid[1]), 0.25, device=images.device)  # (B, N)
-    mask.scatter_(1, kept, 1.0)
-    return plain * F.interpolate(mask.view(-1, 1, *grid), size=images.shape[-2:], mode="nearest")
+    return kept[0], tokens
+
+
+def _enlarged(cells: Tensor, grid: tuple[int, int], images: Tensor) -> Tensor:
+    """A colour or brightness for each patch, (B, N, 3 or 1), as pictures of the images' size."""
+    cells = cells.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, 3 or 1, rows, columns)
+    return F.interpolate(cells, size=images.shape[-2:], mode="nearest")
+
+
+def _class_colours(targets: Tensor) -> Tensor:
+    """(B, N, C) -> (B, N, 3)."""
+    likelihood, label = targets.max(dim=2)  # (B, N)
+    hues = [colorsys.hsv_to_rgb(index * GOLDEN_RATIO % 1, 0.8, 1.0) for index in range(targets.shape[2])]
+    colours = torch.tensor(hues, device=targets.device)[label]  # (B, N, 3)
+    return colours * likelihood.clamp(0, 1).unsqueeze(2)
+
+
+def _principal_colours(features: Tensor) -> Tensor:
+    """(B, N, D) -> (B, N, 3) in 0..1; black where all D are 0, elsewhere no channel below a quarter."""
+    filled = features.abs().amax(dim=2) > 0  # (B, N)
+    centred = features[filled] - features[filled].mean(dim=0)  # (n, D)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    values = centred @ directions[:3].T  # (n, 3)
+    low, high = values.amin(dim=0), values.amax(dim=0)
+    colours = features.new_zeros(*filled.shape, 3)
+    colours[filled] = 0.25 + 0.75 * (values - low) / (high - low).clamp(min=1e-12)
+    return colours
