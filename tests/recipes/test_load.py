@@ -160,6 +160,7 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
         ("augment: {crop_scale: [1.0, 0.08]}", "[0.08, 1.0] would be in order"),
         ("augment: {mix_group: 5}", "use 4 or 6"),
         ("checkpoint: {best_metric: ema_top1}\ntrain: {ema_decay: null}", "set train.ema_decay, or use val_top1"),
+        ("schedule: {unit: step, cooldown_epochs: 3}", "needs schedule.unit=epoch"),
         ("token_labels: {geometry: full}", "token_labels.root: is required; give it, or set token_labels=null"),
         ("token_labels: {root: x, alignement: released}", "did you mean alignment?"),
         ("token_labels: {root: x}", "set augment.mixup=0 and augment.cutmix=0"),

@@ -6,14 +6,14 @@ import torch
 from toe_train.models import create_model
 from toe_train.recipes import load_config
 from toe_train.training.build_step import build_schedule
-from toe_train.training.optim import create_optimizer
+from toe_train.training.optim import create_optimizer, set_lr
 
 
 @pytest.fixture
 def schedule(configs):
     def of(*overrides):
         config = load_config(configs / "deit_tiny.yaml", overrides)
-        return build_schedule(config, torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.peak_lr))
+        return build_schedule(config, torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.peak_lr), 312)
 
     return of
 
@@ -36,10 +36,21 @@ def test_plain_stepping_trains_an_epoch_at_its_own_rate(schedule):
         assert plain.lr(epoch) == pytest.approx(rate, rel=6e-5)
 
 
-def test_apply_sets_every_group(schedule):
-    released = schedule()
-    assert released.apply(6) == released.lr(6)
-    assert {group["lr"] for group in released.optimizer.param_groups} == {released.lr(6)}
+def test_by_step_the_published_means_of_efficienttrain(configs):
+    """4096 images a step, 312 steps an epoch; the means that its authors' log prints (spec.md 4.1)."""
+    config = load_config(configs / "deit_tiny_et_baseline.yaml")
+    schedule = build_schedule(config, None, 1_281_167 // config.train.global_batch)
+    assert schedule.mean(99) == pytest.approx(0.00325593952824367, rel=1e-14)
+    assert schedule.mean(100) == pytest.approx(0.00323840009237758, rel=1e-14)
+    assert schedule.lr(0, 0) == 0
+    assert schedule.lr(19, 311) == schedule.lr(20, 0) == 4e-3  # both ends of the warm-up, then the cosine's beginning
+    assert 1e-6 < schedule.lr(299, 311) < 1.01e-6
+
+
+def test_the_rate_reaches_every_group():
+    optimizer = create_optimizer(torch.nn.Linear(2, 2), "adamw", 0.1, 0.05, (0.9, 0.999), 1e-8, 0.7)
+    set_lr(optimizer, 0.3)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3, 0.3]
 
 
 def test_no_decay_on_vectors_positions_and_tokens():

@@ -13,17 +13,20 @@ from toe_train.training.build_step import build_optimizer, build_schedule
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import Record, read_metrics
 
+IMAGENET_IMAGES = 1_281_167  # in an epoch; only a schedule by step depends on it
+
 
 def plan_table(config: RunConfig, num_classes: int) -> str:
     """Segments of the run with tokens, learning rate, FLOPs per image and predicted speed-up."""
     planned = plan_costs(config, num_classes)
-    schedule = build_schedule(config, build_optimizer(config, build_model(config, num_classes).model))
+    optimizer = build_optimizer(config, build_model(config, num_classes).model)
+    schedule = build_schedule(config, optimizer, max(1, IMAGENET_IMAGES // config.train.global_batch))
     rows = [
         (
             f"{part.segment.first + 1}-{part.segment.last + 1}",
             str(part.segment.stage),
             f"{part.cost.tokens_kept}/{planned.full.tokens_kept}",
-            f"{schedule.lr(part.segment.first):.2e} .. {schedule.lr(part.segment.last):.2e}",
+            f"{schedule.mean(part.segment.first):.2e} .. {schedule.mean(part.segment.last):.2e}",
             f"{part.cost.macs / 1e9:.4f}",
             f"{part.cost.expansion_macs / 1e9:.4f}",
             f"{part.speedup:.3f}x",

@@ -168,13 +168,18 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate by epoch: linear warm-up, then cosine with the phase counted from epoch 0."""
+    """Learning rate: linear warm-up, then a cosine."""
 
+    # epoch: one value an epoch, the cosine's phase counted from epoch 0 (DeiT, LV-ViT); step: a value for each step,
+    # the cosine beginning after the warm-up (EfficientTrain).
+    unit: Literal["epoch", "step"] = "epoch"
     warmup_epochs: Annotated[Integer, Field(ge=0)] = 5
-    cooldown_epochs: Annotated[Integer, Field(ge=0)] = 0  # the last ones of `epochs`, at min_lr after the cosine's end
+    # The last ones of `epochs`, at min_lr after the cosine's end; with unit: epoch.
+    cooldown_epochs: Annotated[Integer, Field(ge=0)] = 0
     warmup_lr: NonNegative = 1.0e-6
     min_lr: NonNegative = 1.0e-5
-    # released: epoch e trains at f(e - 1), as DeiT steps its scheduler at the end of an epoch; plain: at f(e).
+    # With unit: epoch. released: epoch e trains at f(e - 1), as DeiT steps its scheduler at the end of an epoch; plain:
+    # at f(e).
     stepping: Literal["released", "plain"] = "released"
 
 
@@ -237,6 +242,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} of {self.epochs} epochs leave none for the "
                 f"cosine; use at most {self.epochs - 1}"
+            )
+        if self.schedule.unit == "step" and self.schedule.cooldown_epochs:
+            raise ValueError(
+                f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} needs schedule.unit=epoch; with unit=step the"
+                " cosine reaches the run's end; use 0"
             )
         if self.token_labels is not None and self.data.kind != "image_folder":
             raise ValueError(

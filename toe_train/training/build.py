@@ -81,7 +81,7 @@ def build_trainer(
         expansion=built.expansion,
         num_tokens=built.num_tokens,
         step=step,
-        schedule=build_schedule(config, step.optimizer),
+        schedule=build_schedule(config, step.optimizer, order.steps_per_epoch),
         sampler=sampler,
         train_batches=data.train_loader(
             train_set,

@@ -20,7 +20,7 @@ from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.losses import ClassificationLoss, TokenLabelLoss
 from toe_train.training.memory import largest_that_fits
-from toe_train.training.optim import EpochSchedule, create_optimizer
+from toe_train.training.optim import EpochSchedule, Schedule, StepSchedule, create_optimizer
 from toe_train.training.polling import MOST_STEPS
 from toe_train.training.precision import autocast_on, scaler_on
 from toe_train.training.stability import StepGuard
@@ -97,9 +97,14 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     )
 
 
-def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer) -> EpochSchedule:
+def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Schedule:
     """Learning rates of the `schedule` section."""
-    return EpochSchedule(optimizer, config.epochs, **config.schedule.model_dump())
+    section = config.schedule
+    if section.unit == "step":
+        return StepSchedule(
+            config.epochs, steps_per_epoch, config.peak_lr, section.warmup_epochs, section.warmup_lr, section.min_lr
+        )
+    return EpochSchedule(optimizer, config.epochs, **section.model_dump(exclude={"unit"}))
 
 
 def fit_to_memory(config: RunConfig, num_classes: int, processes: Processes, largest: int | None = None) -> int:

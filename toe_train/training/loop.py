@@ -20,7 +20,7 @@ from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import evaluate
 from toe_train.training.memory import StepTooLarge
-from toe_train.training.optim import EpochSchedule
+from toe_train.training.optim import Schedule, set_lr
 from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
 from toe_train.training.progress import Progress
@@ -38,7 +38,7 @@ class Trainer:
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
     step: TrainStep  # holds model, averaged model, optimiser and scaler
-    schedule: EpochSchedule
+    schedule: Schedule
     sampler: TrainBatchSampler
     train_batches: CleanErrors
     val_batches: CleanErrors
@@ -123,7 +123,6 @@ class Trainer:
     def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
         """One epoch of steps; the part of its record that training knows."""
         here = self.progress
-        lr = self.schedule.apply(plan.epoch)
         kept = self._enter_stage(plan)
         self.sampler.set_epoch(plan.epoch, here.step, here.rollbacks)
         steps = here.step + len(self.sampler) // self.layout.accumulation
@@ -140,6 +139,8 @@ class Trainer:
             here.own_window(self.processes), device=self.processes.device
         )  # sum and number of finite losses
         for step in range(here.step, steps):
+            lr = self.schedule.lr(plan.epoch, step)
+            set_lr(self.step.optimizer, lr)
             try:
                 losses = self.step(batches, clock, plan.epoch, step)
             except torch.OutOfMemoryError as error:
@@ -168,7 +169,7 @@ class Trainer:
         here.window = []
         here.skipped = self.step.guard.counts().total
         here.account(clock, self.processes)
-        return self._epoch_record(plan, kept, lr, steps)
+        return self._epoch_record(plan, kept, steps)
 
     def _look(self) -> tuple[float, float]:
         """What the processes have to tell each other: whether to stop, and whether to save."""
@@ -355,7 +356,7 @@ class Trainer:
             "eta_seconds": left / rate,
         }
 
-    def _epoch_record(self, plan: EpochPlan, kept: int, lr: float, steps: int) -> dict[str, Any]:
+    def _epoch_record(self, plan: EpochPlan, kept: int, steps: int) -> dict[str, Any]:
         train_seconds, data_wait, compute = self.progress.clock
         total, count = self.progress.losses
         saving, self.save_seconds = self.save_seconds, 0.0
@@ -363,7 +364,7 @@ class Trainer:
             "epoch": plan.epoch,
             "stage": plan.stage,
             "tokens_kept": kept,
-            "lr": lr,
+            "lr": self.schedule.mean(plan.epoch),
             "train_loss": total / count if count else None,
             "images_per_second": steps * self.layout.global_batch / train_seconds,
             "train_seconds": train_seconds,

@@ -1,9 +1,10 @@
-"""Optimiser and learning-rate schedule: timm's, driven by the epoch alone."""
+"""Optimiser and learning-rate schedules: functions of the place in the run alone."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+import math
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -34,6 +35,24 @@ def create_optimizer(
     if name == "adamw" and next(model.parameters()).is_cuda:
         extra["fused"] = True
     return create_optimizer_v2(groups, opt=name, lr=lr, **extra)
+
+
+class Schedule(Protocol):
+    """A learning rate for each optimiser step."""
+
+    def lr(self, epoch: int, step: int) -> float:
+        """The learning rate of step `step` of `epoch`, both from 0."""
+        ...
+
+    def mean(self, epoch: int) -> float:
+        """The mean over the steps of `epoch`."""
+        ...
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives all parameters the learning rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 class EpochSchedule:
@@ -67,13 +86,44 @@ class EpochSchedule:
             warmup_lr_init=warmup_lr,
         )
 
-    def lr(self, epoch: int) -> float:
-        """The learning rate that epoch `epoch` (from 0) trains with."""
+    def lr(self, epoch: int, step: int = 0) -> float:
+        """The learning rate that epoch `epoch` (from 0) trains with, in all its steps."""
         return float(self.scheduler._get_lr(max(epoch - self.lag, 0))[0])
 
-    def apply(self, epoch: int) -> float:
-        """Sets the optimiser to the learning rate of `epoch` and returns it."""
-        lr = self.lr(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+    def mean(self, epoch: int) -> float:
+        """The same."""
+        return self.lr(epoch)
+
+
+class StepSchedule:
+    """Linear warm-up and cosine with a value for each step (EfficientTrain utils.py `cosine_scheduler`).
+
+    The warm-up's n steps go from `warmup_lr` to `peak_lr`, both included; step i of the m after it is at
+    min_lr + (peak_lr - min_lr) (1 + cos(pi i / m)) / 2, so that min_lr itself is never reached.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        steps_per_epoch: int,
+        peak_lr: float,
+        warmup_epochs: int,
+        warmup_lr: float,
+        min_lr: float,
+    ) -> None:
+        self.steps_per_epoch = steps_per_epoch
+        self.peak_lr, self.warmup_lr, self.min_lr = peak_lr, warmup_lr, min_lr
+        self.warmup = warmup_epochs * steps_per_epoch
+        self.cosine = max(1, epochs * steps_per_epoch - self.warmup)
+
+    def lr(self, epoch: int, step: int) -> float:
+        """The learning rate of step `step` of `epoch`, both from 0."""
+        done = epoch * self.steps_per_epoch + step
+        if done < self.warmup:
+            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * done / max(1, self.warmup - 1)
+        phase = math.pi * (done - self.warmup) / self.cosine
+        return self.min_lr + 0.5 * (self.peak_lr - self.min_lr) * (1 + math.cos(phase))
+
+    def mean(self, epoch: int) -> float:
+        """The mean over the steps of `epoch`."""
+        return math.fsum(self.lr(epoch, step) for step in range(self.steps_per_epoch)) / self.steps_per_epoch
