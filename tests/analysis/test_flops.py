@@ -80,3 +80,29 @@ def test_counting_leaves_the_model_as_it_was(configs):
     assert built.expansion.stage == 3
     assert built.model.training
     assert all(module.training for module in built.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "speedups"),
+    [
+        ("deit_tiny_et", (1.527, 1.593)),
+        ("deit_tiny_et_toe_r06", (1.782, 1.868)),
+        ("deit_small_et", (1.527, 1.562)),
+        ("deit_small_et_toe_r06", (1.786, 1.832)),
+    ],
+)
+def test_table_4(configs, name, speedups):
+    """By thop and with attention counted (spec.md 8.1); the joint timeline is that of 4.4."""
+    planned = plan_costs(load_config(configs / f"{name}.yaml"), 1000)
+    assert (round(planned.thop_speedup, 3), round(planned.speedup, 3)) == speedups
+    if "toe" in name:
+        timeline = [(p.segment.last, p.segment.plan.image_size, p.cost.tokens_kept) for p in planned.segments]
+        assert timeline == [
+            (59, 160, 60),
+            (99, 160, 60),
+            (119, 160, 80),
+            (179, 160, 80),
+            (199, 192, 114),
+            (239, 192, 144),
+            (299, 224, 196),
+        ]

@@ -25,6 +25,8 @@ def epoch(number, stage, tokens, rate, top1):
         "kind": "epoch",
         "epoch": number,
         "stage": stage,
+        "image_size": 16,
+        "tokens": 64,
         "tokens_kept": tokens,
         "images_per_second": rate,
         "val_top1": top1,
@@ -96,8 +98,9 @@ def test_the_plan_as_printed(configs, capsys):
     assert tools.main(["plan", "--config", str(configs / "deit_tiny_toe_r05.yaml")]) == 0
     out = capsys.readouterr().out
     assert cells(out)[2:] == [
-        ["1-100", "1", "98/196", "1.00e-06 .. 7.61e-04", "0.6543", "0.0111", "1.916x"],
-        ["101-200", "2", "147/196", "7.57e-04 .. 2.67e-04", "0.9438", "0.0129", "1.328x"],
-        ["201-300", "3", "196/196", "2.62e-04 .. 1.01e-05", "1.2537", "0.0000", "1.000x"],
+        ["1-100", "1", "224", "98/196", "1.00e-06 .. 7.61e-04", "0.6543", "0.6000", "0.0111", "1.916x"],
+        ["101-200", "2", "224", "147/196", "7.57e-04 .. 2.67e-04", "0.9438", "0.8393", "0.0129", "1.328x"],
+        ["201-300", "3", "224", "196/196", "2.62e-04 .. 1.01e-05", "1.2537", "1.0786", "0.0000", "1.000x"],
     ]
     assert "whole schedule: 1.319x by FLOPs, attention counted" in out
+    assert "1.285x as the paper counts, by thop" in out

@@ -3,14 +3,18 @@
 Counted are matrix products and convolutions, attention's two products included; one multiply-add is two FLOPs in
 torch's counter and one MAC here. Elementwise work, norms and softmax are not counted. The backward pass is taken as
 twice the forward (paper, section 4.1), so ratios of forward passes are ratios of training steps.
+
+Beside it stands what thop counts, from which the paper's ratios come: linear layers, convolutions, and 4 for each
+number that a norm takes, without attention's products (spec.md 8.1).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toe_train.recipes import RunConfig, Segment, plan_epochs, segments
@@ -26,12 +30,14 @@ class StageCost:
         tokens_kept: patch tokens from the attached block on.
         macs: of the network, attention included.
         expansion_macs: of ToE's own similarity and merge products, on top.
+        thop_macs: as the paper counts.
     """
 
     stage: int
     tokens_kept: int
     macs: int
     expansion_macs: int
+    thop_macs: int
 
 
 def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
@@ -44,17 +50,31 @@ def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
         expansion.train()
         expansion.stage = stage
     counter = FlopCounterMode(display=False)
+    thop: list[int] = []
+    hooks = [module.register_forward_hook(partial(_note_thop, thop)) for module in model.modules()]
     try:
         kept = expansion.num_kept(built.num_tokens) if expansion else built.num_tokens
         with torch.no_grad(), counter:
             model(image)
     finally:
+        for hook in hooks:
+            hook.remove()
         model.train(was_training)
         if expansion is not None:
             expansion.stage = former
     counts = counter.get_flop_counts()
     own = sum(counts.get(f"{type(model).__name__}.token_expansion", {}).values())
-    return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2)
+    return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2, sum(thop))
+
+
+def _note_thop(counts: list[int], module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    """Adds what thop counts for a module's call."""
+    if isinstance(module, nn.Linear):
+        counts.append(output.numel() * module.in_features)
+    elif isinstance(module, nn.Conv2d):
+        counts.append(output.numel() * module.weight[0].numel())
+    elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+        counts.append(4 * given[0].numel())
 
 
 def make_countable(model: nn.Module) -> None:
@@ -71,7 +91,7 @@ def make_countable(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class PlannedSegment:
-    """A segment of the plan with its cost; `speedup` is that of the full-token step, both by FLOPs."""
+    """A segment of the plan with its cost; `speedup` is over a step with all tokens of full-size images, by FLOPs."""
 
     segment: Segment
     cost: StageCost
@@ -80,22 +100,35 @@ class PlannedSegment:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The whole schedule with its costs; `speedup` is over the same number of full-token epochs."""
+    """The whole schedule with its costs; the speed-ups are over as many epochs with all tokens of full-size images.
+
+    Attributes:
+        segments: in order.
+        full: a step of those epochs.
+        speedup: attention counted.
+        thop_speedup: as the paper counts.
+    """
 
     segments: tuple[PlannedSegment, ...]
     full: StageCost
     speedup: float
+    thop_speedup: float
 
 
 def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
     """The run's segments with exact FLOPs, and the speed-up that they predict."""
-    built = build_model(config, num_classes)
-    make_countable(built.model)
-    full = stage_cost(built, config.model.image_size, 0)
+    cut = segments(plan_epochs(config))
+    sizes = {config.model.image_size, *(segment.plan.image_size for segment in cut)}
+    models = {size: build_model(config, num_classes, size) for size in sizes}
+    for built in models.values():
+        make_countable(built.model)
+    full = stage_cost(models[config.model.image_size], config.model.image_size, 0)
     found = []
-    for segment in segments(plan_epochs(config)):
-        cost = stage_cost(built, config.model.image_size, segment.stage)
+    for segment in cut:
+        size = segment.plan.image_size
+        cost = stage_cost(models[size], size, segment.stage)
         found.append(PlannedSegment(segment, cost, full.macs / cost.macs))
     epochs = sum(planned.segment.epochs for planned in found)
     total = sum(planned.cost.macs * planned.segment.epochs for planned in found)
-    return PlannedRun(tuple(found), full, full.macs * epochs / total)
+    thop = sum(planned.cost.thop_macs * planned.segment.epochs for planned in found)
+    return PlannedRun(tuple(found), full, full.macs * epochs / total, full.thop_macs * epochs / thop)

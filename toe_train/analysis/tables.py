@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import median
@@ -21,23 +22,43 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     planned = plan_costs(config, num_classes)
     optimizer = build_optimizer(config, build_model(config, num_classes).model)
     schedule = build_schedule(config, optimizer, max(1, IMAGENET_IMAGES // config.train.global_batch))
+    side = math.isqrt(planned.full.tokens_kept)  # patches along an edge
     rows = [
         (
             f"{part.segment.first + 1}-{part.segment.last + 1}",
             str(part.segment.stage),
-            f"{part.cost.tokens_kept}/{planned.full.tokens_kept}",
+            str(part.segment.plan.image_size),
+            f"{part.cost.tokens_kept}/{(part.segment.plan.image_size * side // config.model.image_size) ** 2}",
             f"{schedule.mean(part.segment.first):.2e} .. {schedule.mean(part.segment.last):.2e}",
             f"{part.cost.macs / 1e9:.4f}",
+            f"{part.cost.thop_macs / 1e9:.4f}",
             f"{part.cost.expansion_macs / 1e9:.4f}",
             f"{part.speedup:.3f}x",
         )
         for part in planned.segments
     ]
-    heads = ("epochs", "stage", "tokens", "learning rate", "GMACs/image", "+ ToE's own", "predicted")
+    heads = (
+        "epochs",
+        "stage",
+        "pixels",
+        "tokens",
+        "learning rate",
+        "GMACs/image",
+        "by thop",
+        "+ ToE's own",
+        "predicted",
+    )
+    augmented = ""
+    if config.curriculum is not None:
+        epochs = [f"epoch {epoch + 1}" for epoch in config.curriculum.stage_epochs]
+        named = zip(epochs, config.curriculum.rand_augments, config.curriculum.micro_batches, strict=True)
+        augmented = "".join(f"\nfrom {epoch} on: {text}, micro-batches of {batch}" for epoch, text, batch in named)
     return (
         table(heads, rows)
+        + augmented
         + f"\npredicted speed-up of the whole schedule: {planned.speedup:.3f}x by FLOPs, attention counted "
-        f"(full tokens: {planned.full.macs / 1e9:.4f} GMACs/image)"
+        f"(full tokens: {planned.full.macs / 1e9:.4f} GMACs/image); {planned.thop_speedup:.3f}x as the paper counts, "
+        "by thop, which leaves attention's products out"
     )
 
 
@@ -47,22 +68,22 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     Measured speed-up is over the full-token stage of the same run; without one there is nothing to compare with.
     """
     epochs = read_metrics(folder.metrics, "epoch")
-    predicted = {part.segment.stage: part.speedup for part in planned.segments}
-    stages = [(stage, list(group)) for stage, group in groupby(epochs, key=lambda record: record["stage"])]
+    predicted = {(part.segment.stage, part.segment.plan.image_size): part.speedup for part in planned.segments}
+    stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], e["image_size"]))]
     full_tokens = planned.full.tokens_kept
     dense = [record for record in epochs if record["tokens_kept"] == full_tokens]
     base = _rate(dense) if dense else None
     rows = []
-    for stage, records in stages:
+    for key, records in stages:
         rate = _rate(records)
         rows.append(
             (
-                str(stage),
+                str(key[0]),
                 f"{records[0]['epoch'] + 1}-{records[-1]['epoch'] + 1}",
-                f"{records[0]['tokens_kept']}/{full_tokens}",
+                f"{records[0]['tokens_kept']}/{records[0]['tokens']}",
                 f"{rate:.0f}",
                 f"{rate / base:.2f}x" if base else "-",
-                f"{predicted[stage]:.2f}x" if stage in predicted else "-",
+                f"{predicted[key]:.2f}x" if key in predicted else "-",
                 _score(records, "val_top1"),
                 _score(records, "ema_top1"),
             )

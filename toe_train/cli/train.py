@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
 from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
-from toe_train.recipes import RunConfig, dump_config, load_config
+from toe_train.recipes import RunConfig, config_at, dump_config, load_config, plan_epochs
 from toe_train.training import build, memory
 from toe_train.training.build_inputs import (
     batch_layout,
@@ -25,7 +26,7 @@ from toe_train.training.build_inputs import (
     describe_split,
 )
 from toe_train.training.build_model import build_model
-from toe_train.training.build_step import build_step, fit_to_memory
+from toe_train.training.build_step import MicroBatches, build_step, micro_batches
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
 from toe_train.training.precision import describe_precision
@@ -100,9 +101,8 @@ def _train(
 ) -> int:
     here.main_only(lambda: check_data(config))
     here.main_only(lambda: _open_folder(folder, resume))
-    micro_batch = _fit_to_memory(config, folder, here)
-    trainer = here.together(lambda: build.build_trainer(config, here, folder, resume, micro_batch))
-    trainer.stop = stop
+    limits = _fit_to_memory(config, folder, here)
+    trainer = here.together(lambda: build.build_trainer(config, here, folder, resume, limits))
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
     # Before the training rather than after it, so that nothing can go wrong once the time is spent.
@@ -118,11 +118,23 @@ def _train(
         folder.write_config(config, started)
         _greet(config, folder, trainer.layout, here, first, step)
     trainer.log.start({"first_epoch": first, "first_step": step, "world_size": here.world_size, **started})
-    try:
-        trainer.fit()
-    except memory.StepTooLarge as error:
-        alone = here.world_size == 1
-        raise memory.ran_out(folder.micro_batch, trainer.layout.micro_batch, error, alone) from None
+    while True:
+        trainer.stop = stop
+        try:
+            trainer.fit()
+        except memory.StepTooLarge as error:
+            alone = here.world_size == 1
+            raise memory.ran_out(folder.micro_batch, trainer.layout.micro_batch, error, alone) from None
+        epoch = trainer.progress.epoch
+        if epoch == config.epochs:
+            break
+        del trainer  # a stage of the curriculum is over, and its model makes room for the next one's
+        memory.release()
+        trainer = here.together(lambda: build.build_trainer(config, here, folder, "auto", limits))
+        if here.is_main:
+            plan = trainer.plans[epoch]
+            print(f"from epoch {epoch + 1} on: {plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}")
+            print(describe_split(trainer.layout))
     if planned is not None:
         print(summary_table(planned, folder))
     return 0
@@ -137,17 +149,18 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
             print(line)
 
 
-def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes) -> int:
-    """The largest micro-batch that the device holds, as far as that is known before the first step."""
-    asked = here.together(lambda: batch_layout(config, here.world_size)).micro_batch
+def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes) -> MicroBatches:
+    """The micro-batches that the device holds, as far as that is known before the first step."""
+    for plan in plan_epochs(config):
+        here.together(partial(batch_layout, config_at(config, plan), here.world_size))
     left = here.gather(memory.remembered(folder.micro_batch))[0]
-    now = here.together(lambda: batch_layout(config, here.world_size, left)).micro_batch
-    if here.device.type == "cuda":
-        train_images, _ = here.together(lambda: open_datasets(config.data.kind, config.data.root))
-        now = fit_to_memory(config, len(train_images.classes), here, now)
-    if now < asked and here.is_main:
-        print(f"micro-batches of {now} images instead of {asked}, which the device's memory does not hold")
-    return now
+    train_images, _ = here.together(lambda: open_datasets(config.data.kind, config.data.root))
+    limits = micro_batches(config, len(train_images.classes), here, left)
+    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+        asked, now = batch_layout(config_at(config, plan), here.world_size).micro_batch, limits[plan.curriculum]
+        if now < asked and here.is_main:
+            print(f"micro-batches of {now} images instead of {asked}, which the device's memory does not hold")
+    return limits
 
 
 def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Processes, first: int, step: int) -> None:
@@ -170,20 +183,23 @@ def _dry_build(config: RunConfig, world_size: int) -> list[str]:
     """Builds what can be wrong, for `world_size` processes; the class names."""
     check_data(config)
     train_images, _ = open_datasets(config.data.kind, config.data.root)
-    layout = batch_layout(config, world_size)
-    GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
-    build_train_transform(config)
+    GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     build_eval_transform(config)
     num_classes = len(train_images.classes)
     alone = Processes(0, world_size, torch.device("cpu"))
-    build_step(config, build_model(config, num_classes), num_classes, layout, alone)
+    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+        now, size = config_at(config, plan), plan.image_size
+        build_train_transform(now)
+        layout = batch_layout(now, world_size)
+        build_step(now, build_model(config, num_classes, size), num_classes, layout, alone, size)
     return train_images.classes
 
 
 def _dry_run(config: RunConfig, world_size: int) -> int:
     classes = _dry_build(config, world_size)
     print(dump_config(config))
-    print(describe_split(batch_layout(config, world_size)))
+    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+        print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(classes)))
     _note_unreached_stages(config)
     return 0

@@ -5,6 +5,7 @@ datasets.py         image folders, CIFAR, digits; TrainSet and EvalSet over them
 images.py           a file of any kind as RGB
 transforms.py       augmentation of one image
 order.py            positions of an epoch, their split over processes and accumulation steps
+low_frequency.py    a batch's low frequencies alone, at a smaller size
 mixing.py           Mixup and CutMix of a batch
 token_labels.py     what a teacher saw in each part of an image: files, and soft targets for each patch token
 joint_transform.py  augmentation that moves an image and its label map together
@@ -28,6 +29,7 @@ from toe_train.data.datasets import (
 from toe_train.data.images import load_rgb
 from toe_train.data.joint_transform import JointTransform
 from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
+from toe_train.data.low_frequency import low_frequency_crop
 from toe_train.data.mixing import BatchMixing
 from toe_train.data.order import (
     BatchLayout,
@@ -71,6 +73,7 @@ __all__ = [
     "evaluation_indices",
     "generator",
     "load_rgb",
+    "low_frequency_crop",
     "open_datasets",
     "read_token_labels",
     "require_healthy",

@@ -12,6 +12,7 @@ from toe_train.errors import UserError
 from toe_train.models.drop_path import DropPathDraws, give_drop_path
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
+from toe_train.models.positions import resize_positions
 
 __all__ = [
     "DropPathDraws",
@@ -22,6 +23,7 @@ __all__ = [
     "draw_box",
     "give_drop_path",
     "no_mix",
+    "resize_positions",
     "swap_in_boxes",
 ]
 

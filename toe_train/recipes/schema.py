@@ -216,6 +216,30 @@ class CheckpointConfig(Section):
     best_metric: Literal["val_top1", "ema_top1"] = "val_top1"
 
 
+class CurriculumConfig(Section):
+    """Stages of growing images and augmentation (EfficientTrain); beside the stages of Token Expansion."""
+
+    stage_epochs: tuple[Integer, ...]  # first epoch of each stage, the first one's 0
+    image_sizes: tuple[PositiveInteger, ...]  # what the model sees, even; the last is model.image_size
+    rand_augments: tuple[str, ...]  # each stage's augment.rand_augment
+    # Images per process and forward pass at most, and images that share a mixing ratio; the global batch stays.
+    micro_batches: tuple[PositiveInteger, ...]
+
+    @model_validator(mode="after")
+    def _legal(self) -> CurriculumConfig:
+        count = len(self.stage_epochs)
+        for name in ("image_sizes", "rand_augments", "micro_batches"):
+            if (own := len(getattr(self, name))) != count:
+                raise ValueError(f"{name} has {own} entries and stage_epochs {count}: every stage needs one of each")
+        if not count or self.stage_epochs[0] != 0 or list(self.stage_epochs) != sorted(set(self.stage_epochs)):
+            raise ValueError(f"stage_epochs={list(self.stage_epochs)} must begin with 0 and rise from stage to stage")
+        if odd := [value for value in (*self.image_sizes, *self.micro_batches) if value % 2]:
+            raise ValueError(f"image_sizes and micro_batches must be even, and {odd[0]} is not; use {odd[0] + 1}")
+        if list(self.image_sizes) != sorted(self.image_sizes):
+            raise ValueError(f"image_sizes={list(self.image_sizes)} must not fall from stage to stage")
+        return self
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -223,6 +247,7 @@ class RunConfig(Section):
     epochs: Annotated[Integer, Field(gt=0, le=100_000)] = 300
     model: ModelConfig = ModelConfig()
     expansion: ExpansionConfig | None = None
+    curriculum: CurriculumConfig | None = None
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     token_labels: TokenLabelsConfig | None = None
@@ -243,10 +268,19 @@ class RunConfig(Section):
                 f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} of {self.epochs} epochs leave none for the "
                 f"cosine; use at most {self.epochs - 1}"
             )
+        if self.curriculum is not None and self.curriculum.image_sizes[-1] != self.model.image_size:
+            raise ValueError(
+                f"curriculum.image_sizes: the last one, {self.curriculum.image_sizes[-1]}, must be model.image_size, "
+                f"{self.model.image_size}, at which images are loaded and the run ends"
+            )
+        if self.curriculum is not None and self.token_labels is not None:
+            raise ValueError(
+                "curriculum: its crop of frequencies has no place for token labels; set one of them to null"
+            )
         if self.schedule.unit == "step" and self.schedule.cooldown_epochs:
             raise ValueError(
-                f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} needs schedule.unit=epoch; with unit=step the"
-                " cosine reaches the run's end; use 0"
+                f"schedule.cooldown_epochs: {self.schedule.cooldown_epochs} needs schedule.unit=epoch: by step the "
+                "cosine reaches the run's end; use 0"
             )
         if self.token_labels is not None and self.data.kind != "image_folder":
             raise ValueError(

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, plan_epochs
+from toe_train.recipes import RunConfig, config_at, plan_epochs
 from toe_train.training.build_inputs import (
     batch_layout,
     build_eval_transform,
@@ -22,7 +22,7 @@ from toe_train.training.build_inputs import (
     check_data,
 )
 from toe_train.training.build_model import BuiltModel, build_model
-from toe_train.training.build_step import build_schedule, build_step
+from toe_train.training.build_step import MicroBatches, build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import Scores, evaluate
@@ -31,6 +31,7 @@ from toe_train.training.pictures import kept_token_pictures
 from toe_train.training.precision import autocast_on
 from toe_train.training.progress import Progress
 from toe_train.training.recovery import Recovery
+from toe_train.training.resolution import FullSize, fit_positions
 from toe_train.training.resume import differences, require_same, resume_point
 from toe_train.training.runfolder import RunFolder, versions
 from toe_train.training.runlog import Console, JsonLines, RunLog, Several, TensorBoard
@@ -39,23 +40,20 @@ PICTURES = 8  # images of which TensorBoard shows the kept tokens
 
 
 def build_trainer(
-    config: RunConfig, processes: Processes, folder: RunFolder, resume: str, micro_batch: int | None = None
+    config: RunConfig, processes: Processes, folder: RunFolder, resume: str, limits: MicroBatches | None = None
 ) -> Trainer:
     """All parts of a run, at its beginning or where the checkpoint that `resume` names left it.
 
+    A curriculum has a trainer for each of its stages: this one is for the epoch at which the run stands.
+
     It does not communicate, so that a fault in one process can be told to the others (`Processes.together`), and takes
-    the data set as checked (`check_data`). `micro_batch` limits the micro-batch beside `train.max_micro_batch`.
+    the data set as checked (`check_data`). `limits` are the micro-batches that the device holds.
 
     Raises:
         UserError: for everything that cannot work, before anything is trained or overwritten.
     """
     train_images, val_images = data.open_datasets(config.data.kind, config.data.root)
     num_classes = len(train_images.classes)
-    layout = batch_layout(config, processes.world_size, micro_batch)
-    order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
-    sampler = data.TrainBatchSampler(order, layout, processes.rank)
-    built = build_model(config, num_classes)
-    built.model.to(processes.device)
     belongs_to: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "classes": train_images.classes,
@@ -66,18 +64,31 @@ def build_trainer(
     checkpoints = Checkpoints(folder.checkpoints)
     found = resume_point(checkpoints, resume, belongs_to)
     progress = Progress(**found[1]["progress"]) if found else Progress()
+    plans = plan_epochs(config)
+    plan = plans[min(progress.epoch, config.epochs - 1)]
+    now = config_at(config, plan)
 
-    step = build_step(config, built, num_classes, layout, processes)
+    layout = batch_layout(now, processes.world_size, limits[plan.curriculum] if limits else None)
+    order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
+    sampler = data.TrainBatchSampler(order, layout, processes.rank)
+    built = build_model(config, num_classes, plan.image_size)
+    built.model.to(processes.device)
+    step = build_step(now, built, num_classes, layout, processes, plan.image_size)
     if config.train.compile:
         built.model.compile()
     skipped = None
     if config.data.on_error == "skip":
         skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
     eval_set = data.EvalSet(val_images, build_eval_transform(config), skipped)
-    train_set = build_train_set(config, train_images, skipped)
+    train_set = build_train_set(now, train_images, skipped)
+    full_size = None
+    if plan.image_size < config.model.image_size:
+        full_size = FullSize(lambda: build_model(config, num_classes).model.to(processes.device))
     every_minutes = config.checkpoint.every_minutes
     trainer = Trainer(
-        plans=plan_epochs(config),
+        plans=plans,
+        curriculum=plan.curriculum,
+        full_size=full_size,
         expansion=built.expansion,
         num_tokens=built.num_tokens,
         step=step,
@@ -98,7 +109,7 @@ def build_trainer(
             order=order,
             describe=train_images.describe,
         ),
-        pictures=_pictures(config, built, train_set, eval_set, processes),
+        pictures=_pictures(config, built, plan.image_size, train_set, eval_set, processes),
         checkpoints=checkpoints,
         belongs_to=belongs_to,
         log=RunLog(),
@@ -141,7 +152,7 @@ def evaluate_checkpoint(
         raise UserError(f"checkpoint {path} holds no averaged weights (train.ema_decay was null); use --weights model")
     model = build_model(config, len(val_images.classes)).model.to(processes.device)
     try:
-        model.load_state_dict(state[weights])
+        model.load_state_dict(fit_positions(state[weights], model))
     except RuntimeError as error:
         raise UserError(_does_not_fit(path, error)) from None
     autocast = autocast_on(processes.device, config.train.precision)
@@ -162,7 +173,12 @@ def _does_not_fit(path: Path, error: Exception) -> str:
 
 
 def _pictures(
-    config: RunConfig, built: BuiltModel, train_set: data.TrainSet, eval_set: data.EvalSet, processes: Processes
+    config: RunConfig,
+    built: BuiltModel,
+    image_size: int,
+    train_set: data.TrainSet,
+    eval_set: data.EvalSet,
+    processes: Processes,
 ) -> Any:
     """A function that draws what ToE keeps of a few val images, on the main process of a run with ToE.
 
@@ -174,7 +190,7 @@ def _pictures(
     chosen = range(0, count, max(1, count // PICTURES))[:PICTURES]
     patch_targets = None
     if config.token_labels is None:
-        images: Tensor = torch.stack([eval_set[index][0] for index in chosen])
+        images: Tensor = data.low_frequency_crop(torch.stack([eval_set[index][0] for index in chosen]), image_size)
     else:
         keys = [data.SampleKey(index, 0, index) for index in chosen]
         images, (scores, ids, crop, _) = default_collate([train_set[key] for key in keys])

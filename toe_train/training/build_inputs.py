@@ -104,12 +104,15 @@ def build_val_batches(config: RunConfig, eval_set: data.EvalSet, processes: Proc
 
 
 def build_mixing(
-    config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout
+    config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout, image_size: int | None = None
 ) -> Callable[..., tuple[Tensor, Any]]:
-    """Mixup and CutMix of the `augment` section, or MixToken and the targets of a run with token labels."""
+    """Mixup and CutMix of the `augment` section, or MixToken and the targets of a run with token labels.
+
+    Where the model sees a smaller `image_size`, a crop of frequencies comes before mixing.
+    """
     section = config.augment
     if config.token_labels is None:
-        return data.BatchMixing(
+        mix = data.BatchMixing(
             num_classes,
             section.mixup,
             section.cutmix,
@@ -119,6 +122,10 @@ def build_mixing(
             config.seed,
             layout,
         )
+        size = image_size or config.model.image_size
+        if size == config.model.image_size:
+            return mix
+        return lambda images, *place: mix(data.low_frequency_crop(images, size), *place)
     model: Any = built.model
 
     def hand_over(boxes: Tensor, partners: Tensor) -> None:

@@ -34,16 +34,22 @@ class BuiltModel:
         return bool(getattr(self.model, "dense_output", False))
 
 
-def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
+def build_model(config: RunConfig, num_classes: int, image_size: int | None = None) -> BuiltModel:
     """The model in its initial state, a function of the seed alone, with ToE attached where the run has it.
+
+    Args:
+        config: the run.
+        num_classes: width of the classifier.
+        image_size: of what it sees, in a stage of a curriculum; None for `model.image_size`.
 
     Raises:
         UserError: a model that does not exist, cannot be built so, or cannot be trained with ToE.
     """
     section = config.model
+    size = image_size or section.image_size
     with data.seeded(data.derive_seed(config.seed, "init")):
-        model = models.create_model(section.name, num_classes, section.drop_path, section.image_size, **section.kwargs)
-    grid = _require_whole_patches(config, model)
+        model = models.create_model(section.name, num_classes, section.drop_path, size, **section.kwargs)
+    grid = _require_whole_patches(section.name, size, model)
     _refuse_dropout(model)
     drop_path = models.give_drop_path(model)
     if config.expansion is None:
@@ -66,21 +72,20 @@ def build_model(config: RunConfig, num_classes: int) -> BuiltModel:
     return BuiltModel(model, expansion, drop_path, grid)
 
 
-def _require_whole_patches(config: RunConfig, model: nn.Module) -> tuple[int, int]:
+def _require_whole_patches(name: str, size: int, model: nn.Module) -> tuple[int, int]:
     """Rows and columns of patches, which must cover the image."""
-    section = config.model
     embedding: Any = getattr(model, "patch_embed", None)
     grid = getattr(embedding, "grid_size", None)
     if grid is None:
         raise UserError(
-            f"model.name = {section.name}: has no patch embedding; toe-train trains vision transformers, e.g. "
+            f"model.name = {name}: has no patch embedding; toe-train trains vision transformers, e.g. "
             "deit_tiny_patch16_224"
         )
     patch = embedding.patch_size[0]
-    if section.image_size % patch:
-        below = section.image_size // patch * patch
+    if size % patch:
+        below = size // patch * patch
         raise UserError(
-            f"model.image_size = {section.image_size} is not a multiple of the patch size {patch} of {section.name}: "
+            f"model.image_size = {size} is not a multiple of the patch size {patch} of {name}: "
             f"the model would not see the edge; use {below or patch} or {below + patch}"
         )
     return grid[0], grid[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from toe_train import data, models
 from toe_train.errors import UserError
 from toe_train.expansion import kept_mask
-from toe_train.recipes import RunConfig, plan_epochs
+from toe_train.recipes import RunConfig, config_at, plan_epochs
 from toe_train.training.build_inputs import batch_layout, build_mixing, example_batch
 from toe_train.training.build_model import BuiltModel, build_model
 from toe_train.training.clock import EpochClock
@@ -26,11 +27,18 @@ from toe_train.training.precision import autocast_on, scaler_on
 from toe_train.training.stability import StepGuard
 from toe_train.training.step import TrainStep
 
+MicroBatches = Mapping[tuple[Any, ...], int]  # by `EpochPlan.curriculum`
+
 
 def build_step(
-    config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout, processes: Processes
+    config: RunConfig,
+    built: BuiltModel,
+    num_classes: int,
+    layout: data.BatchLayout,
+    processes: Processes,
+    image_size: int | None = None,
 ) -> TrainStep:
-    """The step of one process; `built.model` is where it trains already.
+    """The step of one process; `built.model` is where it trains already, and made for `image_size` as there.
 
     Raises:
         UserError: model and token labels do not go together.
@@ -39,7 +47,7 @@ def build_step(
     return TrainStep(
         processes=processes,
         model=model,
-        image_size=config.model.image_size,
+        image_size=image_size or config.model.image_size,
         loss=build_loss(config, built),
         optimizer=build_optimizer(config, model),
         scaler=scaler_on(device, section.precision),
@@ -47,7 +55,7 @@ def build_step(
         clip_grad=config.optim.clip_grad,
         ema=ModelEmaV3(model, decay=section.ema_decay) if section.ema_decay is not None else None,
         layout=layout,
-        mixing=build_mixing(config, built, num_classes, layout),
+        mixing=build_mixing(config, built, num_classes, layout, image_size),
         draws=ForwardDraws(
             config.seed, layout, processes.rank, built.drop_path, built.expansion, built.num_tokens, device
         ),
@@ -107,11 +115,33 @@ def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer, steps_pe
     return EpochSchedule(optimizer, config.epochs, **section.model_dump(exclude={"unit"}))
 
 
-def fit_to_memory(config: RunConfig, num_classes: int, processes: Processes, largest: int | None = None) -> int:
+def micro_batches(config: RunConfig, num_classes: int, processes: Processes, left: int | None) -> MicroBatches:
+    """The micro-batches that the device holds, for each stage of the curriculum, as far as that is known beforehand.
+
+    Args:
+        config: the run.
+        num_classes: width of the classifier.
+        processes: that must agree.
+        left: what an earlier start of the run left when it ran out of memory.
+    """
+    found = {}
+    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+        now = config_at(config, plan)
+        if processes.device.type == "cuda":
+            found[plan.curriculum] = fit_to_memory(now, num_classes, processes, left, plan.image_size)
+        else:
+            found[plan.curriculum] = batch_layout(now, processes.world_size, left).micro_batch
+    return found
+
+
+def fit_to_memory(
+    config: RunConfig, num_classes: int, processes: Processes, largest: int | None = None, image_size: int | None = None
+) -> int:
     """The largest micro-batch, of `largest` images at most, of which every process's device holds a step.
 
-    What is tried are two steps of the model as it is without torch.compile, at the stage with the most tokens: the
-    optimiser's moments are there in the second, and gradients are there in the forward pass where a run has them so.
+    What is tried are two steps of the model for `image_size` as it is without torch.compile, at the stage with the most
+    tokens: the optimiser's moments are there in the second, and gradients are there in the forward pass where a run has
+    them so.
 
     Raises:
         UserError: the model cannot be built.
@@ -125,12 +155,13 @@ def fit_to_memory(config: RunConfig, num_classes: int, processes: Processes, lar
         now = batch_layout(config, processes.world_size, micro_batch).micro_batch
         accumulation = 2 if holds_gradients or now < layout.micro_batch else 1
         tried = data.BatchLayout(now * accumulation, now * accumulation, 1, accumulation)
-        built = build_model(config, num_classes)
+        built = build_model(config, num_classes, image_size)
         built.model.to(processes.device).train()
         if built.expansion is not None:
-            stages = {plan.stage for plan in plan_epochs(config)}
+            plans = [plan for plan in plan_epochs(config) if image_size in (None, plan.image_size)]
+            stages = {plan.stage for plan in plans}
             built.expansion.stage = max(stages, key=partial(built.expansion.num_kept, built.num_tokens))
-        step = build_step(config, built, num_classes, tried, alone)
+        step = build_step(config, built, num_classes, tried, alone, image_size)
         clock = EpochClock(processes.device)
         for number in range(2):
             step(iter([example_batch(config, now)] * accumulation), clock, 0, number)

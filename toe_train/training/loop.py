@@ -25,6 +25,7 @@ from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
 from toe_train.training.progress import Progress
 from toe_train.training.recovery import Recovery
+from toe_train.training.resolution import FullSize, after_crop, fit_moments, fit_positions
 from toe_train.training.runlog import RunLog
 from toe_train.training.stability import NotFinite, not_finite
 from toe_train.training.step import TrainStep
@@ -35,6 +36,8 @@ class Trainer:
     """The parts of a run, made by `build.build_trainer`, and the loop over them."""
 
     plans: tuple[EpochPlan, ...]
+    curriculum: tuple[Any, ...]  # of the epochs that this trainer is for, see `EpochPlan`; others need another
+    full_size: FullSize | None  # where the model is for smaller images than the run ends with
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
     step: TrainStep  # holds model, averaged model, optimiser and scaler
@@ -81,7 +84,7 @@ class Trainer:
         return self.step.model
 
     def fit(self) -> None:
-        """Trains the epochs that are left.
+        """Trains the epochs that are left, up to one that needs another trainer.
 
         Raises:
             UserError: the processes do not stand at the same place.
@@ -107,11 +110,15 @@ class Trainer:
         self.step.join()
         if self.processes.max(not self.saved):
             self._save()  # to go back to, and to learn at once that the disk takes it
-        while self.progress.epoch < len(self.plans):
+        while self._is_for(self.progress.epoch):
             try:
                 self._run_epoch(self.plans[self.progress.epoch])
             except NotFinite as fault:
                 self._roll_back(fault)
+
+    def _is_for(self, epoch: int) -> bool:
+        """Whether there is such an epoch, and this trainer was built for it."""
+        return epoch < len(self.plans) and self.plans[epoch].curriculum == self.curriculum
 
     def _run_epoch(self, plan: EpochPlan) -> None:
         record = self.train_epoch(plan)
@@ -215,15 +222,18 @@ class Trainer:
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """Top-1 and top-5 of the raw model and top-1 of the averaged one, in percent; None in epochs that skip it."""
-        record: dict[str, float | None] = dict.fromkeys(("val_top1", "val_top5", "val_loss", "val_images", "ema_top1"))
+        keys = ("val_top1", "val_top5", "val_loss", "val_images", "val_top1_full", "ema_top1")
+        record: dict[str, float | None] = dict.fromkeys(keys)
         if not self._due(plan, self.evaluate_every):
             return record
         models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
         for model in models:
             self.processes.share_buffers(model)
+        if self.full_size is not None:  # as the model is trained, then at full size
+            models = [*(after_crop(model, plan.image_size) for model in models), self.full_size(self.model)]
         self.evaluation_polling.restart()
         try:
-            raw, *averaged = evaluate(
+            raw, *others = evaluate(
                 models, self.val_batches, self.processes, self.step.autocast, poll=self._leave_before_validation
             )
         except torch.OutOfMemoryError as error:
@@ -234,21 +244,23 @@ class Trainer:
         if self.skipped is not None:
             self.processes.main_only(self.skipped.require_within_limit)
         record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
-        if averaged:
-            record["ema_top1"] = averaged[0].top1
+        record["val_top1_full"] = others[-1].top1 if self.full_size is not None else raw.top1
+        if self.step.ema is not None:
+            record["ema_top1"] = others[0].top1
         return record
 
     def _end_epoch(self, plan: EpochPlan, record: dict[str, Any]) -> None:
         """Writes a checkpoint where one is due, where ToE's stage changes, or where it is the best so far."""
-        row, more = self.step.guard.counts().running, plan.epoch + 1 < len(self.plans)
+        row, more = self.step.guard.counts().running, self._is_for(plan.epoch + 1)
         value, best = record[self.best_metric], self.progress.best
         is_best = value is not None and value > best and not row
         self.progress = self.progress.after_epoch(best=value if is_best else best)
-        if row and more:  # as within an epoch; a stop waits for the first good step
+        if row and more:  # as within an epoch; a stop waits for the first good step, another trainer does not
             self.log.note(f"no checkpoint after epoch {plan.epoch + 1}: its last {row} steps are not finite")
             return
-        changes = any(other.stage != plan.stage for other in self.plans[plan.epoch + 1 : plan.epoch + 2])
-        stop = self.processes.max(self.stop.signal) and more
+        others = self.plans[plan.epoch + 1 : plan.epoch + 2]
+        changes = any((other.stage, other.curriculum) != (plan.stage, plan.curriculum) for other in others)
+        stop = self.processes.max(self.stop.signal) and plan.epoch + 1 < len(self.plans)
         if stop or is_best or changes or self._due(plan, self.save_every):
             self._save(is_best)
         if stop:
@@ -268,14 +280,19 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up a checkpoint's state; the optimiser's options stay those of the configuration."""
+        """Takes up a checkpoint's state; the optimiser's options stay those of the configuration.
+
+        Positions and their moments are brought to the model's number of patches.
+        """
         step = self.step
         self.progress = Progress(**state["progress"])
-        step.model.load_state_dict(state["model"])
+        if not self._is_for(self.progress.epoch):  # a roll-back beyond this trainer's epochs: for the next to take up
+            return
+        step.model.load_state_dict(fit_positions(state["model"], step.model))
         if step.ema is not None:
-            step.ema.module.load_state_dict(state["ema"] or state["model"])
+            step.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], step.model))
         options = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
-        step.optimizer.load_state_dict(state["optimizer"])
+        step.optimizer.load_state_dict(fit_moments(state["optimizer"], step.model, step.optimizer))
         for group, own in zip(step.optimizer.param_groups, options, strict=True):
             group.update(own)
         if state["scaler"]:
@@ -323,7 +340,8 @@ class Trainer:
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
         guard.forget()
-        self._save()  # so that a run that is killed again and again counts its roll-backs all the same
+        if self._is_for(self.progress.epoch):
+            self._save()  # so that a run that is killed again and again counts its roll-backs all the same
         self.log.rewind(self.progress.epoch, self.progress.step)
         self.log.note(
             f"{fault}: back to after step {self.progress.step} of epoch {self.progress.epoch + 1}, and on in another "
@@ -363,6 +381,8 @@ class Trainer:
         return {
             "epoch": plan.epoch,
             "stage": plan.stage,
+            "image_size": plan.image_size,
+            "tokens": self.num_tokens,
             "tokens_kept": kept,
             "lr": self.schedule.mean(plan.epoch),
             "train_loss": total / count if count else None,

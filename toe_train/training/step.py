@@ -24,7 +24,7 @@ class TrainStep:
 
     processes: Processes
     model: nn.Module  # the plain model
-    image_size: int
+    image_size: int  # that the model sees
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # scales in fp16, and in every precision leaves out a step that is not finite

@@ -1,0 +1,175 @@
+"""EfficientTrain's curriculum in seconds on the digits: five stages, with those of ToE across them."""
+
+import pytest
+import torch
+import yaml
+
+from toe_train.cli.tools import main as tools
+from toe_train.cli.train import main
+from toe_train.models import resize_positions
+from toe_train.recipes import load_config
+from toe_train.training.build import build_trainer
+from toe_train.training.build_model import build_model
+from toe_train.training.build_step import build_optimizer
+from toe_train.training.checkpoint import Checkpoints, read
+from toe_train.training.distributed import Processes
+from toe_train.training.resolution import fit_moments, fit_positions
+from toe_train.training.runfolder import RunFolder
+from toe_train.training.runlog import read_metrics
+
+HERE = Processes(0, 1, torch.device("cpu"))
+STAGES = {
+    "epochs": 6,
+    "model": {"image_size": 16, "kwargs": {"patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}},
+    "curriculum": {
+        "stage_epochs": [0, 1, 2, 3, 5],
+        "image_sizes": [8, 8, 12, 12, 16],
+        "rand_augments": [f"rand-m{level}-mstd0.5-inc1" for level in (1, 3, 5, 7, 9)],
+        "micro_batches": [128, 128, 64, 64, 64],
+    },
+    "expansion": {"stage_epochs": [0, 2, 4], "keep_rates": [0.6, 0.8, 1.0], "initial_keep_rate": 0.3},
+    "schedule": {"unit": "step", "warmup_epochs": 1, "warmup_lr": 0.0, "stepping": "released"},
+    "optim": {"clip_grad": 5.0},
+    "train": {"global_batch": 256, "ema_decay": 0.9},
+}
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(yaml.safe_dump({"extends": str(tiny), **STAGES}))
+    return path
+
+
+def outcome(folder):
+    steps = [(line["lr"], line["train_loss"]) for line in read_metrics(folder / "metrics.jsonl", "step")]
+    state = read(folder / "checkpoints/last.pt")
+    moments = {
+        f"{index}.{name}": value
+        for index, held in state["optimizer"]["state"].items()
+        for name, value in held.items()
+        if torch.is_tensor(value)
+    }
+    return steps, {**state["model"], **{f"ema.{name}": value for name, value in state["ema"].items()}, **moments}
+
+
+def test_the_joint_timeline_is_trained(config, tmp_path, capsys):
+    assert main(["--config", str(config), "--output", str(tmp_path / "run")]) == 0
+    epochs = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
+    keys = ("image_size", "tokens", "tokens_kept", "stage")
+    assert [tuple(epoch[key] for key in keys) for epoch in epochs] == [
+        (8, 16, 8, 1),
+        (8, 16, 8, 1),
+        (12, 36, 27, 2),
+        (12, 36, 27, 2),
+        (12, 36, 36, 3),
+        (16, 64, 64, 3),
+    ]
+    told = capsys.readouterr().out
+    assert (
+        "from epoch 3 on: 12 pixels, rand-m5-mstd0.5-inc1\nglobal batch 256 = 1 process x 4 accumulation x 64" in told
+    )
+    assert all(epoch["val_top1_full"] is not None for epoch in epochs)
+    assert epochs[-1]["val_top1_full"] == epochs[-1]["val_top1"]
+    assert len({epoch["lr"] for epoch in epochs}) == 6
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run/metrics.jsonl", "step")]
+    assert len(set(rates)) == len(rates) - 1  # the warm-up's last is the cosine's first
+    given = ["--config", str(tmp_path / "run/config.yaml"), "--checkpoint"]
+    assert tools(["eval", *given, str(tmp_path / "run/checkpoints/last.pt")]) == 0
+    assert f"top-1 {epochs[-1]['val_top1']:.3f} %" in capsys.readouterr().out
+    assert read(tmp_path / "run/checkpoints/previous.pt")["model"]["pos_embed"].shape == (1, 37, 24)
+    assert tools(["eval", *given, str(tmp_path / "run/checkpoints/previous.pt")]) == 0
+    assert f"top-1 {epochs[-2]['val_top1_full']:.3f} %" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same(config, tmp_path, start):
+    assert main(["--config", str(config), "--output", str(tmp_path / "one")]) == 0
+    job = start("--config", config, "--output", "two", processes=2)
+    assert job.end(timeout=200) == 0, job.stderr
+    one, two = (outcome(tmp_path / name)[0] for name in ("one", "two"))
+    assert [lr for lr, _ in two] == [lr for lr, _ in one]
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        [(2, 0), (3, 2)],
+        pytest.param([(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)], marks=pytest.mark.slow),
+        pytest.param([(epoch, step) for epoch in range(6) for step in (1, 3)], marks=pytest.mark.slow),
+    ],
+)
+def test_broken_off_anywhere_it_is_the_uninterrupted_run(config, tmp_path, monkeypatch, places):
+    """At boundaries of either kind of stage, and within epochs."""
+    arguments = ["--config", str(config), "checkpoint.every_steps=1", "--output"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    save, left = Checkpoints.save, list(places)
+
+    def dying(self, state, is_best):
+        save(self, state, is_best)
+        if left and (state["progress"]["epoch"], state["progress"]["step"]) == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", dying)
+    codes = [main([*arguments, str(tmp_path / "broken")]) for _ in [*places, None]]
+    assert codes == [*[130] * len(places), 0]
+    whole, broken = outcome(tmp_path / "whole"), outcome(tmp_path / "broken")
+    assert broken[0] == whole[0]
+    assert broken[1].keys() == whole[1].keys()
+    assert [name for name in whole[1] if not torch.equal(whole[1][name], broken[1][name])] == []
+
+
+def test_what_the_model_sees(config, tmp_path):
+    """Low frequencies before mixing; evaluation cropped likewise, and at full size."""
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    trainer = build_trainer(load_config(config, []), HERE, folder, "never")
+    seen = []
+    trainer.model.patch_embed.register_forward_hook(lambda module, given, output: seen.append(given[0].shape[-1]))
+    trainer.train_epoch(trainer.plans[0])
+    assert set(seen) == {8}
+    trainer.validate(trainer.plans[0])
+    assert set(seen) == {8}
+    assert trainer.full_size(trainer.model).patch_embed.img_size == (16, 16)
+    assert trainer.full_size(trainer.model).pos_embed.shape == (1, 65, 24)
+    trainer.log.close()
+
+
+def test_positions_and_their_moments_are_resized_bilinearly(config):
+    small, large = (build_model(load_config(config, []), 10, size).model for size in (8, 16))
+    before, after = (build_optimizer(load_config(config, []), model) for model in (small, large))
+    for parameter in small.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before.step()
+    moments = before.state[small.pos_embed]
+    large.load_state_dict(fit_positions(small.state_dict(), large))
+    after.load_state_dict(fit_moments(before.state_dict(), large, after))
+    for value, resized in [
+        (small.pos_embed, large.pos_embed),
+        *((moments[name], after.state[large.pos_embed][name]) for name in ("exp_avg", "exp_avg_sq")),
+    ]:
+        assert torch.equal(resized[:, :1], value[:, :1])
+        grid = value[:, 1:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        expected = torch.nn.functional.interpolate(grid, size=(8, 8), mode="bilinear", align_corners=False)
+        assert torch.equal(resized[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2), expected)
+    assert after.state[large.head.weight]["exp_avg"].equal(before.state[small.head.weight]["exp_avg"])
+    positions = torch.randn(1, 1 + 16, 3)
+    assert resize_positions(positions, 17, 1).equal(positions)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("curriculum.image_sizes=[8, 8, 12, 12, 14]", "must be model.image_size, 16"),
+        ("curriculum.image_sizes=[8, 12]", "image_sizes has 2 entries and stage_epochs 5"),
+        ("curriculum.stage_epochs=[1, 2, 3, 4, 5]", "must begin with 0"),
+        ("curriculum.image_sizes=[9, 9, 12, 12, 16]", "must be even, and 9 is not; use 10"),
+        ("curriculum.image_sizes=[12, 8, 12, 12, 16]", "must not fall"),
+    ],
+)
+def test_wrong_curricula_are_refused(config, tmp_path, capsys, override, message):
+    code = main(["--config", str(config), "--output", str(tmp_path / "run"), override, "--dry-run"])
+    assert code == 2
+    assert message in capsys.readouterr().err
