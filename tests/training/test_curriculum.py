@@ -167,9 +167,14 @@ def test_positions_and_their_moments_are_resized_bilinearly(config):
         ("curriculum.stage_epochs=[1, 2, 3, 4, 5]", "must begin with 0"),
         ("curriculum.image_sizes=[9, 9, 12, 12, 16]", "must be even, and 9 is not; use 10"),
         ("curriculum.image_sizes=[12, 8, 12, 12, 16]", "must not fall"),
+        (
+            "curriculum.image_sizes=[6, 10, 14, 14, 16]",
+            "curriculum.image_sizes = 6 is not a multiple of the patch size 4",
+        ),
     ],
 )
 def test_wrong_curricula_are_refused(config, tmp_path, capsys, override, message):
-    code = main(["--config", str(config), "--output", str(tmp_path / "run"), override, "--dry-run"])
+    patches = ["model.kwargs.patch_size=4"] if "multiple" in message else []
+    code = main(["--config", str(config), "--output", str(tmp_path / "run"), "--dry-run", override, *patches])
     assert code == 2
     assert message in capsys.readouterr().err

@@ -49,7 +49,8 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     size = image_size or section.image_size
     with data.seeded(data.derive_seed(config.seed, "init")):
         model = models.create_model(section.name, num_classes, section.drop_path, size, **section.kwargs)
-    grid = _require_whole_patches(section.name, size, model)
+    key = "model.image_size" if size == section.image_size else "curriculum.image_sizes"
+    grid = _require_whole_patches(section.name, f"{key} = {size}", size, model)
     _refuse_dropout(model)
     drop_path = models.give_drop_path(model)
     if config.expansion is None:
@@ -72,8 +73,8 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     return BuiltModel(model, expansion, drop_path, grid)
 
 
-def _require_whole_patches(name: str, size: int, model: nn.Module) -> tuple[int, int]:
-    """Rows and columns of patches, which must cover the image."""
+def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patches, which must cover the image, whose side is `given` in the configuration."""
     embedding: Any = getattr(model, "patch_embed", None)
     grid = getattr(embedding, "grid_size", None)
     if grid is None:
@@ -85,7 +86,7 @@ def _require_whole_patches(name: str, size: int, model: nn.Module) -> tuple[int,
     if size % patch:
         below = size // patch * patch
         raise UserError(
-            f"model.image_size = {size} is not a multiple of the patch size {patch} of {name}: "
+            f"{given} is not a multiple of the patch size {patch} of {name}: "
             f"the model would not see the edge; use {below or patch} or {below + patch}"
         )
     return grid[0], grid[1]
