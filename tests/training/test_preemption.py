@@ -130,20 +130,25 @@ def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
     assert job.end(timeout=60) == 3, job.stderr
 
 
-def test_asked_in_a_row_of_bad_steps_it_goes_on_to_a_good_one(trainer_in, monkeypatch):
+@pytest.mark.parametrize(
+    ("ask", "bad", "place"),
+    [(ask_in_step, {(1, 1), (1, 2)}, (1, 4)), (ask_in_evaluation, {(1, 4), (2, 0)}, (2, 2))],
+)
+def test_asked_in_a_row_of_bad_steps_it_goes_on_to_a_good_one(trainer_in, monkeypatch, ask, bad, place):
     monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
     trainer = trainer_in("run")
     mix = trainer.step.mixing
 
     def mixing(images, labels, epoch, step, rank, micro):
         images, targets = mix(images, labels, epoch, step, rank, micro)
-        return images * (math.nan if (epoch, step) in {(1, 1), (1, 2)} else 1), targets
+        return images * (math.nan if (epoch, step) in bad else 1), targets
 
     trainer.step.mixing = mixing
-    ask_in_step(trainer)
-    with pytest.raises(Preempted, match="after step 4 of epoch 2"):
+    ask(trainer)
+    with pytest.raises(Preempted, match=f"after step {place[1]} of epoch {place[0] + 1}"):
         trainer.fit()
-    assert read(trainer.checkpoints.last)["progress"]["step"] == 4
+    progress = read(trainer.checkpoints.last)["progress"]
+    assert (progress["epoch"], progress["step"]) == place
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

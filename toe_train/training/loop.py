@@ -142,9 +142,8 @@ class Trainer:
 
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.train_batches)
-        window = torch.tensor(
-            here.own_window(self.processes), device=self.processes.device
-        )  # sum and number of finite losses
+        # Sum and number of finite losses since the last log line.
+        window = torch.tensor(here.own_window(self.processes), device=self.processes.device)
         for step in range(here.step, steps):
             lr = self.schedule.lr(plan.epoch, step)
             set_lr(self.step.optimizer, lr)
@@ -188,8 +187,14 @@ class Trainer:
         return stop, save
 
     def _leave_before_validation(self) -> None:
-        """Stops with the epoch's steps done and its evaluation to do, if any process was asked to stop."""
-        if self.evaluation_polling.due() and self.evaluation_polling.largest(self.stop.signal)[0]:
+        """Stops with the epoch's steps done and its evaluation to do, if any process was asked to stop.
+
+        Not after a bad step, after which nothing is saved: then the next epoch's first good one is waited for.
+        """
+        if not self.evaluation_polling.due():
+            return
+        stop, row = self.evaluation_polling.largest(self.stop.signal, self.step.guard.counts().running)
+        if stop and not row:
             self._save()
             raise self._preempted(f"in the evaluation of epoch {self.progress.epoch + 1}")
 
