@@ -13,7 +13,7 @@ def deit_macs(width, after, full=197, classes=1000):
     def block(tokens):
         return 12 * tokens * width**2 + 2 * tokens**2 * width
 
-    return 196 * 16 * 16 * 3 * width + block(full) + 11 * block(after) + width * classes
+    return (full - 1) * 16 * 16 * 3 * width + block(full) + 11 * block(after) + width * classes
 
 
 @pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384)])
@@ -80,6 +80,17 @@ def test_counting_leaves_the_model_as_it_was(configs):
     assert built.expansion.stage == 3
     assert built.model.training
     assert all(module.training for module in built.model.modules())
+
+
+@pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384)])
+def test_efficienttrain_plus_plus_against_300_plain_epochs(configs, name, width):
+    """Epochs, patches of an image and those that ToE keeps."""
+    plain = [(217, 36, 36), (157, 100, 100), (54, 144, 144), (41, 196, 196)]
+    with_toe = [(217, 36, 20), (53, 100, 60), (104, 100, 80), (18, 144, 114), (36, 144, 144), (41, 196, 196)]
+    for file, timeline in ((f"deit_{name}_etpp", plain), (f"deit_{name}_etpp_toe_r06", with_toe)):
+        cost = sum(epochs * deit_macs(width, kept + 1, patches + 1) for epochs, patches, kept in timeline)
+        planned = plan_costs(load_config(configs / f"{file}.yaml"), 1000)
+        assert planned.speedup == pytest.approx(300 * deit_macs(width, 197) / cost, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,20 @@ def test_deits_recipe(deit_transform):
     assert np.exp(erasing.log_aspect_ratio) == pytest.approx([0.3, 1 / 0.3])
 
 
+def test_downsampling_by_lanczos_stands_between_rand_augment_and_normalising(deit_transform):
+    """EfficientTrain++ (spec.md 4.5)."""
+    built = deit_transform(224, downsampled=96)
+    kinds = [type(step).__name__.removeprefix("Maybe") for step in built.transforms]
+    assert kinds[2:5] == ["RandAugment", "Resize", "ToTensor"]
+    bare = {"hflip": 0.0, "rand_augment": None, "color_jitter": None, "erasing_prob": 0.0}
+    built = deit_transform(224, downsampled=96, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), **bare)
+    image = picture(300, 300)
+    expected = image.resize((224, 224), Image.BICUBIC).resize((96, 96), Image.LANCZOS)
+    pixels = built(image) * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert torch.equal((255 * pixels).round().byte(), transforms.functional.pil_to_tensor(expected))
+    assert len(deit_transform(224, downsampled=224).transforms) == 6
+
+
 def test_rand_augment_is_the_papers(deit_transform):
     augment = part(deit_transform(224), RandAugment)
     assert [op.name for op in augment.ops] == [

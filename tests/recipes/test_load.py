@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, dump_config, load_config, plan_epochs, segments
+from toe_train.recipes import RunConfig, curriculum_stages, dump_config, load_config, plan_epochs, segments
 
 
 @pytest.fixture
@@ -74,6 +74,23 @@ def test_a_plan_is_cut_where_the_stage_changes(configs):
         (130, 259, 2, 130),
         (260, 299, 3, 40),
     ]
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_efficienttrain_plus_plus(configs, size):
+    """Ten stages, each a tenth of the compute; ToE's boundaries at thirds of it (spec.md 4.5)."""
+    config = load_config(configs / f"deit_{size}_etpp_toe_r06.yaml")
+    plans = plan_epochs(config)
+    stages = curriculum_stages(plans)
+    ends = [*(stage.epoch for stage in stages[1:]), config.epochs]
+    worth = [(end - s.epoch) * s.image_size**2 / 224**2 for s, end in zip(stages, ends, strict=True)]
+    assert worth == pytest.approx([20] * 10, abs=1.0)
+    assert [stage.image_size for stage in stages] == [96] * 2 + [160] * 4 + [192] * 2 + [224] * 2
+    assert [stage.rand_augment for stage in stages] == [f"rand-m{level}-mstd0.5-inc1" for level in range(10)]
+    assert [stage.micro_batch for stage in stages] == [512] * 6 + [256] * 4
+    done = [plan.clock.done / plan.clock.total for plan in plans]
+    assert [done[first] for first in config.expansion.stage_epochs] == pytest.approx([0, 1 / 3, 2 / 3], abs=2e-3)
+    assert (config.model.drop_path, config.optim.clip_grad, config.peak_lr) == (0.1, 5.0, 4e-3)
 
 
 def test_a_dumped_config_reads_back_equal(configs, write):

@@ -6,9 +6,11 @@ import yaml
 
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
+from toe_train.data import EvalSet, open_datasets
 from toe_train.models import resize_positions
 from toe_train.recipes import load_config
 from toe_train.training.build import build_trainer
+from toe_train.training.build_inputs import build_eval_transform
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_optimizer
 from toe_train.training.checkpoint import Checkpoints, read
@@ -32,12 +34,31 @@ STAGES = {
     "optim": {"clip_grad": 5.0},
     "train": {"global_batch": 256, "ema_decay": 0.9},
 }
+EQUAL = {  # of 4, 1 and 1 epochs
+    **STAGES,
+    "curriculum": {
+        "budget_epochs": 3,
+        "downsampling": "lanczos",
+        "image_sizes": [8, 12, 16],
+        "rand_augments": [f"rand-m{level}-mstd0.5-inc1" for level in (0, 1, 2)],
+        "micro_batches": [128, 128, 64],
+    },
+}
 
 
 @pytest.fixture
 def config(tiny, tmp_path):
+    """EfficientTrain."""
     path = tmp_path / "curriculum.yaml"
     path.write_text(yaml.safe_dump({"extends": str(tiny), **STAGES}))
+    return path
+
+
+@pytest.fixture
+def equal(tiny, tmp_path):
+    """EfficientTrain++."""
+    path = tmp_path / "equal.yaml"
+    path.write_text(yaml.safe_dump({"extends": str(tiny), **EQUAL}))
     return path
 
 
@@ -82,6 +103,26 @@ def test_the_joint_timeline_is_trained(config, tmp_path, capsys):
     assert f"top-1 {epochs[-2]['val_top1_full']:.3f} %" in capsys.readouterr().out
 
 
+def test_stages_of_equal_compute_are_trained(equal, tmp_path, capsys):
+    """Images made smaller by the loader, in training and in the evaluation beside the one at full size."""
+    assert main(["--config", str(equal), "--output", str(tmp_path / "run")]) == 0
+    epochs = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
+    assert [epoch["image_size"] for epoch in epochs] == [8, 8, 8, 8, 12, 16]
+    assert [epoch["stage"] for epoch in epochs] == [1, 1, 2, 2, 3, 3]
+    assert epochs[-1]["val_top1_full"] == epochs[-1]["val_top1"]
+    checkpoint = tmp_path / "run/checkpoints/previous.pt"  # after epoch 5, of 12 pixels
+    assert tools(["eval", "--config", str(equal), "--checkpoint", str(checkpoint)]) == 0
+    assert f"top-1 {epochs[4]['val_top1_full']:.3f} %" in capsys.readouterr().out
+    model = build_model(load_config(equal, []), 10, 12).model.eval()
+    model.load_state_dict(read(checkpoint)["model"])
+    _, images = open_datasets("digits", None)
+    seen = EvalSet(images, build_eval_transform(load_config(equal, []), 12))
+    with torch.no_grad():
+        found = model(torch.stack([image for image, _ in seen])).argmax(1)
+    right = (found == torch.tensor([label for _, label in seen])).float().mean()
+    assert epochs[4]["val_top1"] == pytest.approx(100 * right.item(), abs=1e-4)
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_same(config, tmp_path, start):
     assert main(["--config", str(config), "--output", str(tmp_path / "one")]) == 0
@@ -93,16 +134,18 @@ def test_two_processes_train_the_same(config, tmp_path, start):
 
 
 @pytest.mark.parametrize(
-    "places",
+    ("name", "places"),
     [
-        [(2, 0), (3, 2)],
-        pytest.param([(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)], marks=pytest.mark.slow),
-        pytest.param([(epoch, step) for epoch in range(6) for step in (1, 3)], marks=pytest.mark.slow),
+        ("config", [(2, 0), (3, 2)]),
+        ("equal", [(4, 0), (5, 2)]),
+        pytest.param("config", [(1, 0), (2, 0), (3, 0), (4, 0), (5, 0)], marks=pytest.mark.slow),
+        pytest.param("config", [(epoch, step) for epoch in range(6) for step in (1, 3)], marks=pytest.mark.slow),
+        pytest.param("equal", [(epoch, step) for epoch in range(6) for step in (1, 4)], marks=pytest.mark.slow),
     ],
 )
-def test_broken_off_anywhere_it_is_the_uninterrupted_run(config, tmp_path, monkeypatch, places):
+def test_broken_off_anywhere_it_is_the_uninterrupted_run(request, tmp_path, monkeypatch, name, places):
     """At boundaries of either kind of stage, and within epochs."""
-    arguments = ["--config", str(config), "checkpoint.every_steps=1", "--output"]
+    arguments = ["--config", str(request.getfixturevalue(name)), "checkpoint.every_steps=1", "--output"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     save, left = Checkpoints.save, list(places)
 
@@ -132,8 +175,9 @@ def test_what_the_model_sees(config, tmp_path):
     assert set(seen) == {8}
     trainer.validate(trainer.plans[0])
     assert set(seen) == {8}
-    assert trainer.full_size(trainer.model).patch_embed.img_size == (16, 16)
-    assert trainer.full_size(trainer.model).pos_embed.shape == (1, 65, 24)
+    whole = trainer.both_sizes.at_full_size(trainer.model)[1]
+    assert whole.patch_embed.img_size == (16, 16)
+    assert whole.pos_embed.shape == (1, 65, 24)
     trainer.log.close()
 
 
@@ -163,7 +207,10 @@ def test_positions_and_their_moments_are_resized_bilinearly(config):
     ("override", "message"),
     [
         ("curriculum.image_sizes=[8, 8, 12, 12, 14]", "must be model.image_size, 16"),
-        ("curriculum.image_sizes=[8, 12]", "image_sizes has 2 entries and stage_epochs 5"),
+        ("curriculum.rand_augments=[rand-m1]", "rand_augments has 1 entries and image_sizes 5"),
+        ("curriculum.stage_epochs=[0, 1]", "stage_epochs has 2 entries and image_sizes 5"),
+        ("curriculum.stage_epochs=null", "give one of stage_epochs and budget_epochs, and null for the other"),
+        ("curriculum.budget_epochs=3", "give one of stage_epochs and budget_epochs, and null for the other"),
         ("curriculum.stage_epochs=[1, 2, 3, 4, 5]", "must begin with 0"),
         ("curriculum.image_sizes=[9, 9, 12, 12, 16]", "must be even, and 9 is not; use 10"),
         ("curriculum.image_sizes=[12, 8, 12, 12, 16]", "must not fall"),
@@ -175,6 +222,26 @@ def test_positions_and_their_moments_are_resized_bilinearly(config):
 )
 def test_wrong_curricula_are_refused(config, tmp_path, capsys, override, message):
     patches = ["model.kwargs.patch_size=4"] if "multiple" in message else []
-    code = main(["--config", str(config), "--output", str(tmp_path / "run"), "--dry-run", override, *patches])
+    _refused(config, tmp_path, capsys, [override, *patches], message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=7"], "epochs: 7 must be those of the curriculum's stages; curriculum.budget_epochs=3 needs epochs=6"),
+        (["schedule.unit=epoch"], "curriculum.budget_epochs: its stages have schedules of their own, by step"),
+        (["schedule.warmup_epochs=3"], "schedule.warmup_epochs: 3 of curriculum.budget_epochs=3 leave none"),
+        (
+            ["curriculum.image_sizes=[16, 16, 16]", "curriculum.budget_epochs=2"],
+            "curriculum.budget_epochs=2 leaves none for stage 1, of 16 pixels",
+        ),
+    ],
+)
+def test_wrong_stages_of_equal_compute_are_refused(equal, tmp_path, capsys, overrides, message):
+    _refused(equal, tmp_path, capsys, overrides, message)
+
+
+def _refused(config, tmp_path, capsys, overrides, message):
+    code = main(["--config", str(config), "--output", str(tmp_path / "run"), "--dry-run", *overrides])
     assert code == 2
     assert message in capsys.readouterr().err

@@ -47,6 +47,23 @@ def test_by_step_the_published_means_of_efficienttrain(configs):
     assert 1e-6 < schedule.lr(299, 311) < 1.01e-6
 
 
+def test_efficienttrain_plus_plus_goes_on_where_the_stage_before_left_its_schedule(configs):
+    """Against the ten launches of its script: the schedule and the first and last epoch of each (spec.md 4.5)."""
+    schedule = build_schedule(load_config(configs / "deit_tiny_etpp.yaml"), None, 312)
+    launches = [(1088, 217, 0, 108), (1088, 217, 108, 217)]
+    launches += [(392, 78, begin, end) for begin, end in ((78, 117), (117, 156), (156, 196), (196, 235))]
+    launches += [(272, 54, 163, 190), (272, 54, 190, 217), (200, 40, 159, 180), (200, 40, 180, 200)]
+    given = []
+    for total, warmup, begin, end in launches:
+        after = torch.arange(312 * (total - warmup), dtype=torch.float64) / (312 * (total - warmup))
+        cosine = 1e-6 + 0.5 * (4e-3 - 1e-6) * (1 + torch.cos(torch.pi * after))
+        rising = torch.linspace(0, 4e-3, 312 * warmup, dtype=torch.float64)
+        given.append(torch.cat([rising, cosine])[312 * begin : 312 * end])
+    own = [schedule.lr(epoch, step) for epoch in range(469) for step in range(312)]
+    assert own == pytest.approx(torch.cat(given).tolist(), rel=1e-9, abs=1e-15)
+    assert own[312 * 217] == own[312 * 217 - 1] == 4e-3
+
+
 def test_the_rate_reaches_every_group():
     optimizer = create_optimizer(torch.nn.Linear(2, 2), "adamw", 0.1, 0.05, (0.9, 0.999), 1e-8, 0.7)
     set_lr(optimizer, 0.3)

@@ -100,17 +100,19 @@ class PlannedSegment:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The whole schedule with its costs; the speed-ups are over as many epochs with all tokens of full-size images.
+    """The whole schedule with its costs; the speed-ups are over plain epochs, with all tokens of full-size images.
 
     Attributes:
         segments: in order.
         full: a step of those epochs.
+        baseline_epochs: their number.
         speedup: attention counted.
         thop_speedup: as the paper counts.
     """
 
     segments: tuple[PlannedSegment, ...]
     full: StageCost
+    baseline_epochs: int
     speedup: float
     thop_speedup: float
 
@@ -128,7 +130,7 @@ def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
         size = segment.plan.image_size
         cost = stage_cost(models[size], size, segment.stage)
         found.append(PlannedSegment(segment, cost, full.macs / cost.macs))
-    epochs = sum(planned.segment.epochs for planned in found)
+    epochs = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
     total = sum(planned.cost.macs * planned.segment.epochs for planned in found)
     thop = sum(planned.cost.thop_macs * planned.segment.epochs for planned in found)
-    return PlannedRun(tuple(found), full, full.macs * epochs / total, full.thop_macs * epochs / thop)
+    return PlannedRun(tuple(found), full, epochs, full.macs * epochs / total, full.thop_macs * epochs / thop)

@@ -8,7 +8,7 @@ from itertools import groupby
 from statistics import median
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
-from toe_train.recipes import RunConfig
+from toe_train.recipes import RunConfig, curriculum_stages, plan_epochs
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_optimizer, build_schedule
 from toe_train.training.runfolder import RunFolder
@@ -50,13 +50,16 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     )
     augmented = ""
     if config.curriculum is not None:
-        epochs = [f"epoch {epoch + 1}" for epoch in config.curriculum.stage_epochs]
-        named = zip(epochs, config.curriculum.rand_augments, config.curriculum.micro_batches, strict=True)
-        augmented = "".join(f"\nfrom {epoch} on: {text}, micro-batches of {batch}" for epoch, text, batch in named)
+        stages = curriculum_stages(plan_epochs(config))
+        augmented = "".join(
+            f"\nfrom epoch {plan.epoch + 1} on: {plan.rand_augment}, micro-batches of {plan.micro_batch}"
+            for plan in stages
+        )
+    over = "" if planned.baseline_epochs == config.epochs else f" over {planned.baseline_epochs} plain epochs"
     return (
         table(heads, rows)
         + augmented
-        + f"\npredicted speed-up of the whole schedule: {planned.speedup:.3f}x by FLOPs, attention counted "
+        + f"\npredicted speed-up of the whole schedule{over}: {planned.speedup:.3f}x by FLOPs, attention counted "
         f"(full tokens: {planned.full.macs / 1e9:.4f} GMACs/image); {planned.thop_speedup:.3f}x as the paper counts, "
         "by thop, which leaves attention's products out"
     )

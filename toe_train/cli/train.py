@@ -16,7 +16,7 @@ from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
 from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
-from toe_train.recipes import RunConfig, config_at, dump_config, load_config, plan_epochs
+from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
 from toe_train.training import build, memory
 from toe_train.training.build_inputs import (
     batch_layout,
@@ -151,12 +151,13 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
 
 def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes) -> MicroBatches:
     """The micro-batches that the device holds, as far as that is known before the first step."""
-    for plan in plan_epochs(config):
+    stages = curriculum_stages(plan_epochs(config))
+    for plan in stages:
         here.together(partial(batch_layout, config_at(config, plan), here.world_size))
     left = here.gather(memory.remembered(folder.micro_batch))[0]
     train_images, _ = here.together(lambda: open_datasets(config.data.kind, config.data.root))
     limits = micro_batches(config, len(train_images.classes), here, left)
-    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+    for plan in stages:
         asked, now = batch_layout(config_at(config, plan), here.world_size).micro_batch, limits[plan.curriculum]
         if now < asked and here.is_main:
             print(f"micro-batches of {now} images instead of {asked}, which the device's memory does not hold")
@@ -184,12 +185,12 @@ def _dry_build(config: RunConfig, world_size: int) -> list[str]:
     check_data(config)
     train_images, _ = open_datasets(config.data.kind, config.data.root)
     GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
-    build_eval_transform(config)
     num_classes = len(train_images.classes)
     alone = Processes(0, world_size, torch.device("cpu"))
-    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+    for plan in curriculum_stages(plan_epochs(config)):
         now, size = config_at(config, plan), plan.image_size
-        build_train_transform(now)
+        build_train_transform(now, plan.loaded_size)
+        build_eval_transform(config, plan.loaded_size)
         layout = batch_layout(now, world_size)
         build_step(now, build_model(config, num_classes, size), num_classes, layout, alone, size)
     return train_images.classes
@@ -198,7 +199,7 @@ def _dry_build(config: RunConfig, world_size: int) -> list[str]:
 def _dry_run(config: RunConfig, world_size: int) -> int:
     classes = _dry_build(config, world_size)
     print(dump_config(config))
-    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+    for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(classes)))
     _note_unreached_stages(config)

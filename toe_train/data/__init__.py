@@ -44,7 +44,7 @@ from toe_train.data.randomness import derive_seed, generator, seeded
 from toe_train.data.skipping import SkippedImages
 from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget, read_token_labels, token_targets
 from toe_train.data.token_mixing import TokenMixing
-from toe_train.data.transforms import eval_transform, train_transform
+from toe_train.data.transforms import TwoSizes, eval_transform, train_transform
 
 __all__ = [
     "NOT_COUNTED",
@@ -66,6 +66,7 @@ __all__ = [
     "TokenTarget",
     "TrainBatchSampler",
     "TrainSet",
+    "TwoSizes",
     "check_datasets",
     "derive_seed",
     "eval_loader",

@@ -20,7 +20,7 @@ from toe_train.data.order import SampleKey
 from toe_train.data.randomness import derive_seed, seeded
 from toe_train.data.skipping import SkippedImages
 from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget
-from toe_train.data.transforms import Transform
+from toe_train.data.transforms import Transform, TwoSizes
 from toe_train.errors import UserError
 
 KINDS = ("image_folder", "cifar10", "cifar100", "digits")
@@ -245,14 +245,16 @@ class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
         )
 
 
-class EvalSet(Dataset[tuple[Tensor, int]]):
-    """Evaluation images, (C, S, S) float32, by index; the transform draws nothing.
+class EvalSet(Dataset[tuple[Any, int]]):
+    """Evaluation images, (C, S, S) float32 or a pair of them, by index; the transform draws nothing.
 
     An unreadable image raises UserError; with `skipped` it is noted there and comes as a black one with the label
     NOT_COUNTED.
     """
 
-    def __init__(self, dataset: ImageSource, transform: Transform, skipped: SkippedImages | None = None) -> None:
+    def __init__(
+        self, dataset: ImageSource, transform: Transform | TwoSizes, skipped: SkippedImages | None = None
+    ) -> None:
         self.dataset = dataset
         self._transform = transform
         self._skipped = skipped
@@ -260,7 +262,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, label = self.dataset[index]
         except UserError as fault:

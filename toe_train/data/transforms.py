@@ -42,6 +42,7 @@ def train_transform(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
     order: str = "deit",
+    downsampled: int | None = None,
 ) -> transforms.Compose:
     """Build the training transform: crop, flip, RandAugment or colour jitter, normalise, erase.
 
@@ -53,6 +54,8 @@ def train_transform(
     (unless the string has "t3a").
     erasing_*: RandomErasing of the normalised image; DeiT's are 0.25, "pixel", 1.
     mean, std: per channel, of images scaled to 0..1; RandAugment fills with the mean colour.
+    downsampled: side to which the image is brought by Lanczos between RandAugment and normalising, where it is smaller
+    than image_size (EfficientTrain++, datasets_buffer.py; spec.md 4.5).
 
     Raises UserError for a value outside these rules.
     """
@@ -91,7 +94,22 @@ def train_transform(
         cropping, others = built.transforms[:count], built.transforms[count:]
         place = next(place for place, step in enumerate(others) if isinstance(step, transforms.ToTensor))
         built.transforms = [*others[:place], *cropping, *others[place:]]
+    if downsampled is not None and downsampled < image_size:
+        place = next(place for place, step in enumerate(built.transforms) if isinstance(step, transforms.ToTensor))
+        built.transforms.insert(place, transforms.Resize(downsampled, InterpolationMode.LANCZOS))
     return built
+
+
+class TwoSizes:
+    """An image through two transforms: what a model for smaller images sees of it, and the whole."""
+
+    def __init__(self, smaller: Transform, whole: Transform) -> None:
+        self.transforms = smaller, whole
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, Tensor]:
+        """The image at both sizes."""
+        smaller, whole = self.transforms
+        return smaller(image), whole(image)
 
 
 def eval_transform(

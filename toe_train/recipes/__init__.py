@@ -1,7 +1,19 @@
 """What a run is: the schema of the configuration, its loading, and the plan of its epochs."""
 
+from toe_train.recipes.curriculum import Clock
 from toe_train.recipes.load import dump_config, load_config
-from toe_train.recipes.plan import EpochPlan, Segment, config_at, plan_epochs, segments
+from toe_train.recipes.plan import EpochPlan, Segment, config_at, curriculum_stages, plan_epochs, segments
 from toe_train.recipes.schema import RunConfig
 
-__all__ = ["EpochPlan", "RunConfig", "Segment", "config_at", "dump_config", "load_config", "plan_epochs", "segments"]
+__all__ = [
+    "Clock",
+    "EpochPlan",
+    "RunConfig",
+    "Segment",
+    "config_at",
+    "curriculum_stages",
+    "dump_config",
+    "load_config",
+    "plan_epochs",
+    "segments",
+]

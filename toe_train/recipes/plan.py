@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
+from toe_train.recipes.curriculum import Clock, equal_compute_stages
 from toe_train.recipes.schema import RunConfig
 
 
@@ -16,7 +18,9 @@ class EpochPlan:
     Attributes:
         epoch: from 0.
         stage: stage of Token Expansion; 0 where all tokens are used, before the first boundary or without ToE.
-        image_size: side in pixels of what the model sees; images are loaded at `model.image_size`.
+        clock: where its first step stands in the schedule of learning rates.
+        image_size: side in pixels of what the model sees.
+        loaded_size: side in pixels of what the loader gives; where it is larger, a crop of frequencies follows.
         rand_augment: timm's string, None for none.
         micro_batch: images per process and forward pass, at most.
         mix_group: images that share one mixing ratio and pair up.
@@ -24,15 +28,17 @@ class EpochPlan:
 
     epoch: int
     stage: int
+    clock: Clock
     image_size: int
+    loaded_size: int
     rand_augment: str | None
     micro_batch: int
     mix_group: int
 
     @property
-    def curriculum(self) -> tuple[int, str | None, int, int]:
+    def curriculum(self) -> tuple[int, int, str | None, int, int]:
         """What a trainer is built with; epochs that differ in it have trainers of their own."""
-        return self.image_size, self.rand_augment, self.micro_batch, self.mix_group
+        return self.image_size, self.loaded_size, self.rand_augment, self.micro_batch, self.mix_group
 
 
 @dataclass(frozen=True)
@@ -61,18 +67,39 @@ class Segment:
 def plan_epochs(config: RunConfig) -> tuple[EpochPlan, ...]:
     """One record per epoch of the run."""
     schedule = config.expansion.schedule() if config.expansion else None
+    rows = _rows(config)
+    starts = [row.epoch for row in rows]
     plans = []
     for epoch in range(config.epochs):
-        stage = schedule.stage(epoch) if schedule else 0
-        if config.curriculum is None:
-            section = config.augment
-            trained = (config.model.image_size, section.rand_augment, config.train.max_micro_batch, section.mix_group)
-        else:
-            row = bisect_right(config.curriculum.stage_epochs, epoch) - 1
-            batch = config.curriculum.micro_batches[row]
-            trained = (config.curriculum.image_sizes[row], config.curriculum.rand_augments[row], batch, batch)
-        plans.append(EpochPlan(epoch, stage, *trained))
+        row = rows[bisect_right(starts, epoch) - 1]
+        clock = replace(row.clock, done=row.clock.done + epoch - row.epoch)
+        plans.append(replace(row, epoch=epoch, stage=schedule.stage(epoch) if schedule else 0, clock=clock))
     return tuple(plans)
+
+
+def _rows(config: RunConfig) -> list[EpochPlan]:
+    """The first epoch of each stage of the curriculum; epoch 0 where there is none."""
+    section, augment, size = config.curriculum, config.augment, config.model.image_size
+    warmup = config.schedule.warmup_epochs
+    if section is None:
+        given = augment.rand_augment, config.train.max_micro_batch, augment.mix_group
+        return [EpochPlan(0, 0, Clock(0, config.epochs, warmup), size, size, *given)]
+    if section.budget_epochs is None:
+        starts = [(first, Clock(first, config.epochs, warmup)) for first in section.stage_epochs or ()]
+    else:
+        stages = equal_compute_stages(section.budget_epochs, section.image_sizes, warmup)
+        starts = [(stage.first, stage.clock) for stage in stages]
+    rows = zip(starts, section.image_sizes, section.rand_augments, section.micro_batches, strict=True)
+    in_loader = section.downsampling == "lanczos"
+    return [
+        EpochPlan(first, 0, clock, image_size, image_size if in_loader else size, rand_augment, batch, batch)
+        for (first, clock), image_size, rand_augment, batch in rows
+    ]
+
+
+def curriculum_stages(plans: Sequence[EpochPlan]) -> list[EpochPlan]:
+    """The first epoch of each stage of the curriculum that the run reaches; epoch 0 where there is none."""
+    return [next(alike) for _, alike in groupby(plans, key=lambda plan: plan.curriculum)]
 
 
 def config_at(config: RunConfig, plan: EpochPlan) -> RunConfig:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from toe_train.expansion.schedule import ExpansionSchedule
+from toe_train.recipes.curriculum import equal_compute_stages
 
 
 def _none_of_bool(value: Any) -> Any:
@@ -219,20 +220,33 @@ class CheckpointConfig(Section):
 class CurriculumConfig(Section):
     """Stages of growing images and augmentation (EfficientTrain); beside the stages of Token Expansion."""
 
-    stage_epochs: tuple[Integer, ...]  # first epoch of each stage, the first one's 0
     image_sizes: tuple[PositiveInteger, ...]  # what the model sees, even; the last is model.image_size
     rand_augments: tuple[str, ...]  # each stage's augment.rand_augment
     # Images per process and forward pass at most, and images that share a mixing ratio; the global batch stays.
     micro_batches: tuple[PositiveInteger, ...]
+    # First epoch of each stage, the first one's 0; or null, and stages of equal compute in its place.
+    stage_epochs: tuple[Integer, ...] | None = None
+    # EfficientTrain++: what all stages together are worth in epochs at full size, see `equal_compute_stages`. `epochs`
+    # is then their sum, and the schedule's warm-up is counted in epochs at full size too.
+    budget_epochs: PositiveInteger | None = None
+    # How images become smaller. low_frequency: on the device, by a crop of their spectrum (EfficientTrain); lanczos: in
+    # the loader, after rand_augment (EfficientTrain++).
+    downsampling: Literal["low_frequency", "lanczos"] = "low_frequency"
+    # Epochs at full size of the plain training that predicted speed-ups compare with; null: as many as `epochs`.
+    baseline_epochs: PositiveInteger | None = None
 
     @model_validator(mode="after")
     def _legal(self) -> CurriculumConfig:
-        count = len(self.stage_epochs)
-        for name in ("image_sizes", "rand_augments", "micro_batches"):
-            if (own := len(getattr(self, name))) != count:
-                raise ValueError(f"{name} has {own} entries and stage_epochs {count}: every stage needs one of each")
-        if not count or self.stage_epochs[0] != 0 or list(self.stage_epochs) != sorted(set(self.stage_epochs)):
-            raise ValueError(f"stage_epochs={list(self.stage_epochs)} must begin with 0 and rise from stage to stage")
+        if (self.stage_epochs is None) == (self.budget_epochs is None):
+            raise ValueError("give one of stage_epochs and budget_epochs, and null for the other")
+        count = len(self.image_sizes)
+        for name in ("rand_augments", "micro_batches", "stage_epochs"):
+            if (own := len(getattr(self, name) or self.image_sizes)) != count:
+                raise ValueError(f"{name} has {own} entries and image_sizes {count}: every stage needs one of each")
+        if not count:
+            raise ValueError("image_sizes=[] must hold the size of at least one stage")
+        if (first := self.stage_epochs) and (first[0] != 0 or list(first) != sorted(set(first))):
+            raise ValueError(f"stage_epochs={list(first)} must begin with 0 and rise from stage to stage")
         if odd := [value for value in (*self.image_sizes, *self.micro_batches) if value % 2]:
             raise ValueError(f"image_sizes and micro_batches must be even, and {odd[0]} is not; use {odd[0] + 1}")
         if list(self.image_sizes) != sorted(self.image_sizes):
@@ -273,6 +287,8 @@ class RunConfig(Section):
                 f"curriculum.image_sizes: the last one, {self.curriculum.image_sizes[-1]}, must be model.image_size, "
                 f"{self.model.image_size}, at which images are loaded and the run ends"
             )
+        if self.curriculum is not None and self.curriculum.budget_epochs is not None:
+            self._require_equal_compute(self.curriculum, self.curriculum.budget_epochs)
         if self.curriculum is not None and self.token_labels is not None:
             raise ValueError(
                 "curriculum: its crop of frequencies has no place for token labels; set one of them to null"
@@ -293,6 +309,26 @@ class RunConfig(Section):
                 "augment.cutmix=0"
             )
         return self
+
+    def _require_equal_compute(self, section: CurriculumConfig, budget: int) -> None:
+        if self.schedule.unit != "step":
+            raise ValueError(
+                "curriculum.budget_epochs: its stages have schedules of their own, by step; set schedule.unit=step"
+            )
+        if self.schedule.warmup_epochs >= budget:
+            raise ValueError(
+                f"schedule.warmup_epochs: {self.schedule.warmup_epochs} of curriculum.budget_epochs={budget} leave "
+                f"none for the cosine; use at most {budget - 1}"
+            )
+        try:
+            last = equal_compute_stages(budget, section.image_sizes, self.schedule.warmup_epochs)[-1]
+        except ValueError as error:
+            raise ValueError(f"curriculum.{error}") from None
+        if self.epochs != last.first + last.epochs:
+            raise ValueError(
+                f"epochs: {self.epochs} must be those of the curriculum's stages; curriculum.budget_epochs={budget} "
+                f"needs epochs={last.first + last.epochs}"
+            )
 
     @property
     def peak_lr(self) -> float:

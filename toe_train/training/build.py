@@ -31,7 +31,7 @@ from toe_train.training.pictures import kept_token_pictures
 from toe_train.training.precision import autocast_on
 from toe_train.training.progress import Progress
 from toe_train.training.recovery import Recovery
-from toe_train.training.resolution import FullSize, fit_positions
+from toe_train.training.resolution import BothSizes, fit_positions
 from toe_train.training.resume import differences, require_same, resume_point
 from toe_train.training.runfolder import RunFolder, versions
 from toe_train.training.runlog import Console, JsonLines, RunLog, Several, TensorBoard
@@ -79,16 +79,19 @@ def build_trainer(
     skipped = None
     if config.data.on_error == "skip":
         skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
-    eval_set = data.EvalSet(val_images, build_eval_transform(config), skipped)
-    train_set = build_train_set(now, train_images, skipped)
-    full_size = None
+    seen = build_eval_transform(config, plan.loaded_size)
+    in_pairs = plan.loaded_size < config.model.image_size
+    shown = data.TwoSizes(seen, build_eval_transform(config)) if in_pairs else seen
+    train_set = build_train_set(now, train_images, skipped, plan.loaded_size)
+    both_sizes = None
     if plan.image_size < config.model.image_size:
-        full_size = FullSize(lambda: build_model(config, num_classes).model.to(processes.device))
+        whole = partial(build_model, config, num_classes)
+        both_sizes = BothSizes(plan.image_size, in_pairs, lambda: whole().model.to(processes.device))
     every_minutes = config.checkpoint.every_minutes
     trainer = Trainer(
         plans=plans,
         curriculum=plan.curriculum,
-        full_size=full_size,
+        both_sizes=both_sizes,
         expansion=built.expansion,
         num_tokens=built.num_tokens,
         step=step,
@@ -100,7 +103,7 @@ def build_trainer(
             config.data.workers,
             processes.device.type == "cuda",
         ),
-        val_batches=build_val_batches(config, eval_set, processes),
+        val_batches=build_val_batches(config, data.EvalSet(val_images, shown, skipped), processes),
         skipped=skipped,
         recovery=Recovery(
             max_skipped=config.train.max_skipped_steps,
@@ -109,7 +112,9 @@ def build_trainer(
             order=order,
             describe=train_images.describe,
         ),
-        pictures=_pictures(config, built, plan.image_size, train_set, eval_set, processes),
+        pictures=_pictures(
+            config, built, plan.image_size, train_set, data.EvalSet(val_images, seen, skipped), processes
+        ),
         checkpoints=checkpoints,
         belongs_to=belongs_to,
         log=RunLog(),

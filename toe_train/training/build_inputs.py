@@ -51,9 +51,11 @@ def describe_split(layout: data.BatchLayout) -> str:
     )
 
 
-def build_train_set(config: RunConfig, images: data.ImageSource, skipped: data.SkippedImages | None) -> data.TrainSet:
-    """Augmented training images, with label maps where the run has token labels."""
-    transform = build_train_transform(config)
+def build_train_set(
+    config: RunConfig, images: data.ImageSource, skipped: data.SkippedImages | None, loaded_size: int | None = None
+) -> data.TrainSet:
+    """Augmented training images, with label maps where the run has token labels; size as `build_train_transform`."""
+    transform = build_train_transform(config, loaded_size)
     if config.token_labels is None:
         return data.TrainSet(images, transform, config.seed, skipped)
     joint = data.JointTransform(transform, config.token_labels.geometry)
@@ -61,8 +63,8 @@ def build_train_set(config: RunConfig, images: data.ImageSource, skipped: data.S
     return data.TrainSet(images, joint, config.seed, skipped, files)
 
 
-def build_train_transform(config: RunConfig) -> Any:
-    """Training transform of the `augment` section."""
+def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+    """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller."""
     section = config.augment
     try:
         return data.train_transform(
@@ -80,15 +82,16 @@ def build_train_transform(config: RunConfig) -> Any:
             erasing_count=section.erasing_count,
             mean=section.mean,
             std=section.std,
+            downsampled=loaded_size,
         )
     except UserError as error:
         raise UserError(f"augment.{error}") from None
 
 
-def build_eval_transform(config: RunConfig) -> Transform:
-    """Evaluation transform of the `evaluate` section."""
+def build_eval_transform(config: RunConfig, size: int | None = None) -> Transform:
+    """Evaluation transform of the `evaluate` section; `size` in place of `model.image_size`."""
     return data.eval_transform(
-        image_size=config.model.image_size,
+        image_size=size or config.model.image_size,
         crop_pct=config.evaluate.crop_pct,
         interpolation=config.evaluate.interpolation,
         mean=config.augment.mean,
@@ -108,7 +111,8 @@ def build_mixing(
 ) -> Callable[..., tuple[Tensor, Any]]:
     """Mixup and CutMix of the `augment` section, or MixToken and the targets of a run with token labels.
 
-    Where the model sees a smaller `image_size`, a crop of frequencies comes before mixing.
+    Where the model sees a smaller `image_size`, a crop of frequencies comes before mixing, which leaves images that
+    have that size alone.
     """
     section = config.augment
     if config.token_labels is None:
@@ -143,9 +147,9 @@ def build_mixing(
     )
 
 
-def example_batch(config: RunConfig, batch: int) -> tuple[Tensor, Any]:
+def example_batch(config: RunConfig, batch: int, loaded_size: int | None = None) -> tuple[Tensor, Any]:
     """Made-up images and labels in the shapes in which the loader gives `batch` of them, on the CPU."""
-    size = config.model.image_size
+    size = loaded_size or config.model.image_size
     labels = torch.zeros(batch, dtype=torch.int64)
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     if config.token_labels is None:

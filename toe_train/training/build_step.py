@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from toe_train import data, models
 from toe_train.errors import UserError
 from toe_train.expansion import kept_mask
-from toe_train.recipes import RunConfig, config_at, plan_epochs
+from toe_train.recipes import EpochPlan, RunConfig, config_at, curriculum_stages, plan_epochs
 from toe_train.training.build_inputs import batch_layout, build_mixing, example_batch
 from toe_train.training.build_model import BuiltModel, build_model
 from toe_train.training.clock import EpochClock
@@ -109,9 +109,8 @@ def build_schedule(config: RunConfig, optimizer: torch.optim.Optimizer, steps_pe
     """Learning rates of the `schedule` section."""
     section = config.schedule
     if section.unit == "step":
-        return StepSchedule(
-            config.epochs, steps_per_epoch, config.peak_lr, section.warmup_epochs, section.warmup_lr, section.min_lr
-        )
+        clocks = [plan.clock for plan in plan_epochs(config)]
+        return StepSchedule(clocks, steps_per_epoch, config.peak_lr, section.warmup_lr, section.min_lr)
     return EpochSchedule(optimizer, config.epochs, **section.model_dump(exclude={"unit"}))
 
 
@@ -125,23 +124,23 @@ def micro_batches(config: RunConfig, num_classes: int, processes: Processes, lef
         left: what an earlier start of the run left when it ran out of memory.
     """
     found = {}
-    for plan in {plan.curriculum: plan for plan in plan_epochs(config)}.values():
+    for plan in curriculum_stages(plan_epochs(config)):
         now = config_at(config, plan)
         if processes.device.type == "cuda":
-            found[plan.curriculum] = fit_to_memory(now, num_classes, processes, left, plan.image_size)
+            found[plan.curriculum] = fit_to_memory(now, num_classes, processes, left, plan)
         else:
             found[plan.curriculum] = batch_layout(now, processes.world_size, left).micro_batch
     return found
 
 
 def fit_to_memory(
-    config: RunConfig, num_classes: int, processes: Processes, largest: int | None = None, image_size: int | None = None
+    config: RunConfig, num_classes: int, processes: Processes, largest: int | None = None, plan: EpochPlan | None = None
 ) -> int:
     """The largest micro-batch, of `largest` images at most, of which every process's device holds a step.
 
-    What is tried are two steps of the model for `image_size` as it is without torch.compile, at the stage with the most
-    tokens: the optimiser's moments are there in the second, and gradients are there in the forward pass where a run has
-    them so.
+    What is tried are two steps of the model for the curriculum's stage of `plan` as it is without torch.compile, at the
+    stage of ToE with the most tokens: the optimiser's moments are there in the second, and gradients are there in the
+    forward pass where a run has them so.
 
     Raises:
         UserError: the model cannot be built.
@@ -149,22 +148,22 @@ def fit_to_memory(
     """
     layout = batch_layout(config, processes.world_size, largest)
     alone = Processes(0, 1, processes.device)
+    plan = plan or plan_epochs(config)[0]
     holds_gradients = layout.accumulation > 1 or processes.world_size > 1  # DDP's buckets stay
 
     def attempt(micro_batch: int) -> None:
         now = batch_layout(config, processes.world_size, micro_batch).micro_batch
         accumulation = 2 if holds_gradients or now < layout.micro_batch else 1
         tried = data.BatchLayout(now * accumulation, now * accumulation, 1, accumulation)
-        built = build_model(config, num_classes, image_size)
+        built = build_model(config, num_classes, plan.image_size)
         built.model.to(processes.device).train()
         if built.expansion is not None:
-            plans = [plan for plan in plan_epochs(config) if image_size in (None, plan.image_size)]
-            stages = {plan.stage for plan in plans}
+            stages = {epoch.stage for epoch in plan_epochs(config) if epoch.image_size == plan.image_size}
             built.expansion.stage = max(stages, key=partial(built.expansion.num_kept, built.num_tokens))
-        step = build_step(config, built, num_classes, tried, alone, image_size)
+        step = build_step(config, built, num_classes, tried, alone, plan.image_size)
         clock = EpochClock(processes.device)
         for number in range(2):
-            step(iter([example_batch(config, now)] * accumulation), clock, 0, number)
+            step(iter([example_batch(config, now, plan.loaded_size)] * accumulation), clock, 0, number)
 
     fitting = largest_that_fits(attempt, layout.micro_batch, processes)
     return batch_layout(config, processes.world_size, fitting).micro_batch

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from toe_train.training.distributed import Processes
 
 
 class Batches(Protocol):
-    """One process's share of the images in batches: images (B, 3, S, S) and class indices (B,)."""
+    """One process's share of the images in batches: images (B, 3, S, S), or a pair of such, and classes (B,)."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[tuple[Tensor | Sequence[Tensor], Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def evaluate(
     """Scores of each model over the images of all processes together, in one pass over the data.
 
     Args:
-        models: their mode is set to eval, which turns ToE off, and put back.
+        models: called with a batch's images; their mode is set to eval, which turns ToE off, and put back.
         batches: this process's share.
         processes: sums the counts.
         autocast: reusable context for the forward pass.
@@ -65,7 +65,11 @@ def evaluate(
         poll()
         if batch is None:
             continue
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
+        given, labels = batch[0], batch[1].to(device, non_blocking=True)
+        if isinstance(given, Tensor):
+            images: Any = given.to(device, non_blocking=True)
+        else:
+            images = tuple(size.to(device, non_blocking=True) for size in given)
         seen += (labels != NOT_COUNTED).sum()
         for model, total in zip(models, totals, strict=True):
             with autocast:

@@ -25,7 +25,7 @@ from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
 from toe_train.training.progress import Progress
 from toe_train.training.recovery import Recovery
-from toe_train.training.resolution import FullSize, after_crop, fit_moments, fit_positions
+from toe_train.training.resolution import BothSizes, fit_moments, fit_positions
 from toe_train.training.runlog import RunLog
 from toe_train.training.stability import NotFinite, not_finite
 from toe_train.training.step import TrainStep
@@ -37,7 +37,7 @@ class Trainer:
 
     plans: tuple[EpochPlan, ...]
     curriculum: tuple[Any, ...]  # of the epochs that this trainer is for, see `EpochPlan`; others need another
-    full_size: FullSize | None  # where the model is for smaller images than the run ends with
+    both_sizes: BothSizes | None  # where the model is for smaller images than the run ends with
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
     step: TrainStep  # holds model, averaged model, optimiser and scaler
@@ -234,8 +234,9 @@ class Trainer:
         models = [self.model] if self.step.ema is None else [self.model, self.step.ema.module]
         for model in models:
             self.processes.share_buffers(model)
-        if self.full_size is not None:  # as the model is trained, then at full size
-            models = [*(after_crop(model, plan.image_size) for model in models), self.full_size(self.model)]
+        if self.both_sizes is not None:
+            own = [self.both_sizes.at_own_size(model) for model in models]
+            models = [*own, self.both_sizes.at_full_size(self.model)]
         self.evaluation_polling.restart()
         try:
             raw, *others = evaluate(
@@ -249,7 +250,7 @@ class Trainer:
         if self.skipped is not None:
             self.processes.main_only(self.skipped.require_within_limit)
         record.update(val_top1=raw.top1, val_top5=raw.top5, val_loss=raw.loss, val_images=raw.images)
-        record["val_top1_full"] = others[-1].top1 if self.full_size is not None else raw.top1
+        record["val_top1_full"] = others[-1].top1 if self.both_sizes is not None else raw.top1
         if self.step.ema is not None:
             record["ema_top1"] = others[0].top1
         return record

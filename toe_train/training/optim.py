@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
+
+from toe_train.recipes import Clock
 
 
 def create_optimizer(
@@ -99,29 +102,25 @@ class StepSchedule:
     """Linear warm-up and cosine with a value for each step (EfficientTrain utils.py `cosine_scheduler`).
 
     The warm-up's n steps go from `warmup_lr` to `peak_lr`, both included; step i of the m after it is at
-    min_lr + (peak_lr - min_lr) (1 + cos(pi i / m)) / 2, so that min_lr itself is never reached.
+    min_lr + (peak_lr - min_lr) (1 + cos(pi i / m)) / 2, so that min_lr itself is never reached. `clocks` says for each
+    epoch of the run where in such a schedule it stands.
     """
 
     def __init__(
-        self,
-        epochs: int,
-        steps_per_epoch: int,
-        peak_lr: float,
-        warmup_epochs: int,
-        warmup_lr: float,
-        min_lr: float,
+        self, clocks: Sequence[Clock], steps_per_epoch: int, peak_lr: float, warmup_lr: float, min_lr: float
     ) -> None:
+        self.clocks = clocks
         self.steps_per_epoch = steps_per_epoch
         self.peak_lr, self.warmup_lr, self.min_lr = peak_lr, warmup_lr, min_lr
-        self.warmup = warmup_epochs * steps_per_epoch
-        self.cosine = max(1, epochs * steps_per_epoch - self.warmup)
 
     def lr(self, epoch: int, step: int) -> float:
         """The learning rate of step `step` of `epoch`, both from 0."""
-        done = epoch * self.steps_per_epoch + step
-        if done < self.warmup:
-            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * done / max(1, self.warmup - 1)
-        phase = math.pi * (done - self.warmup) / self.cosine
+        clock = self.clocks[epoch]
+        done, total, warmup = (epochs * self.steps_per_epoch for epochs in (clock.done, clock.total, clock.warmup))
+        done += step
+        if done < warmup:
+            return self.warmup_lr + (self.peak_lr - self.warmup_lr) * done / max(1, warmup - 1)
+        phase = math.pi * (done - warmup) / (total - warmup)
         return self.min_lr + 0.5 * (self.peak_lr - self.min_lr) * (1 + math.cos(phase))
 
     def mean(self, epoch: int) -> float:

@@ -30,24 +30,46 @@ class LowFrequencyCrop(nn.Module):
         return low_frequency_crop(images, self.size)
 
 
-def after_crop(model: nn.Module, size: int) -> nn.Module:
-    """The model behind a crop to `size`, for images of any larger size."""
-    return nn.Sequential(LowFrequencyCrop(size), model).train(model.training)
+class Take(nn.Module):
+    """Of images at several sizes, those at one."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, images: tuple[Tensor, ...]) -> Tensor:
+        """The images at place `place`."""
+        return images[self.place]
 
 
-class FullSize:
-    """A second model, at the size that the run ends with, to evaluate weights of a smaller one."""
+class BothSizes:
+    """Evaluation of a model for smaller images: at its own size, and at the one that the run ends with.
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    The images come at full size, and the model sees the low frequencies that it is trained on; or, where it is trained
+    on images that the loader made smaller, in pairs of both sizes (`data.TwoSizes`).
+
+    Args:
+        image_size: that the model sees.
+        in_pairs: whether the images come in pairs.
+        build: makes the model for full size, when it is first asked for.
+    """
+
+    def __init__(self, image_size: int, in_pairs: bool, build: Callable[[], nn.Module]) -> None:
+        self._smaller: nn.Module = Take(0) if in_pairs else LowFrequencyCrop(image_size)
+        self._whole: nn.Module = Take(1) if in_pairs else nn.Identity()
         self._build = build
         self._model: nn.Module | None = None
 
-    def __call__(self, model: nn.Module) -> nn.Module:
-        """The full-size model with the weights of `model`."""
+    def at_own_size(self, model: nn.Module) -> nn.Module:
+        """`model` on the smaller images."""
+        return nn.Sequential(self._smaller, model).train(model.training)
+
+    def at_full_size(self, model: nn.Module) -> nn.Module:
+        """Another model with the weights of `model`, on whole images."""
         if self._model is None:
             self._model = self._build()
         self._model.load_state_dict(fit_positions(model.state_dict(), self._model))
-        return self._model
+        return nn.Sequential(self._whole, self._model)
 
 
 def fit_positions(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
