@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from toe_train.analysis.benchmark import benchmark_step
 from toe_train.analysis.flops import plan_costs
@@ -79,7 +80,7 @@ def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
     output = tmp_path / "bench/step.json"
     assert tools.main(["bench", "--config", str(tiny), "--batch", "4", "--rounds", "3", "--json", str(output)]) == 0
     rows = cells(capsys.readouterr().out)
-    assert [row[:2] for row in rows[2:]] == [["full", "16"], ["1", "8"], ["2", "12"]]
+    assert [row[:3] for row in rows[2:]] == [["full", "16", "16"], ["1", "16", "8"], ["2", "16", "12"]]
     result = json.loads(output.read_text())
     assert (result["batch"], result["rounds"], result["image_size"]) == (4, 3, 16)
     assert result["command"].startswith("toe-tools bench --config")
@@ -89,9 +90,22 @@ def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
     assert stages[1]["flop_ratio"] > stages[2]["flop_ratio"] > 1
 
 
+def test_the_benchmark_times_every_segment_of_a_curriculum(tiny):
+    given = {"stage_epochs": [0, 1, 2, 4], "image_sizes": [8, 8, 8, 16], "micro_batches": [2] * 4}
+    sections = [
+        f"curriculum={json.dumps({**given, 'rand_augments': ['rand-m1', 'rand-m2', 'rand-m3', 'rand-m4']})}",
+        "expansion={stage_epochs: [0, 1, 3], keep_rates: [0.5, 0.75, 1.0], initial_keep_rate: 0.25}",
+    ]
+    result = benchmark_step(load_config(tiny, ["epochs=6", *sections]), 4, 2, device=torch.device("cpu"))
+    timed = [(stage.image_size, stage.cost.stage, stage.cost.tokens_kept) for stage in result.stages]
+    assert timed == [(16, 0, 16), (8, 1, 2), (8, 2, 3), (8, 0, 4)]
+    ratios = [stage.flop_ratio for stage in result.stages]
+    assert ratios[0] == 1.0 < ratios[3] < ratios[2] < ratios[1]
+
+
 def test_the_benchmark_needs_stages(configs):
     with pytest.raises(UserError, match="there are no stages to compare"):
-        benchmark_step(load_config(configs / "deit_tiny.yaml"), 2, 1, device=None)
+        benchmark_step(load_config(configs / "deit_tiny.yaml"), 2, 1, device=torch.device("cpu"))
 
 
 def test_the_plan_as_printed(configs, capsys):

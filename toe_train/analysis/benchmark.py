@@ -1,23 +1,27 @@
-"""Speed of a training step per stage of Token Expansion, as ratios measured in one run.
+"""Speed of a training step per stage of Token Expansion and of a curriculum, as ratios measured in one run.
 
-A step is the training's own: forward, loss, backward, optimiser and averaged model, on random images already on the
-device; loading and mixing are not in it. The stages take turns in every round, so that what slows the machine down
-slows all of them.
+A step is the training's own: a curriculum's crop of frequencies, forward, loss, backward, optimiser and averaged model,
+on random images already on the device; loading and mixing are not in it. The stages take turns in every round, so that
+what slows the machine down slows all of them.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median, quantiles
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
-from toe_train.data import BatchLayout
+from toe_train.data import BatchLayout, low_frequency_crop
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig
+from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
 from toe_train.training.build_inputs import example_batch
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_step
@@ -32,14 +36,16 @@ class StageSpeed:
 
     Attributes:
         cost: its FLOPs.
+        image_size: side in pixels of what the model sees.
         milliseconds: median of a step.
         spread: first and third quartile of the step, in milliseconds.
-        speedup: median over the rounds of full-token step / this step.
+        speedup: median over the rounds of full-token, full-size step / this step.
         speedup_spread: first and third quartile of that ratio.
-        flop_ratio: full-token FLOPs / this stage's, attention counted, without ToE's own work.
+        flop_ratio: the full step's FLOPs / this stage's, attention counted, without ToE's own work.
     """
 
     cost: StageCost
+    image_size: int
     milliseconds: float
     spread: tuple[float, float]
     speedup: float
@@ -69,6 +75,7 @@ class StepBenchmark:
         rows = [
             (
                 f"{speed.cost.stage}" if speed.cost.stage else "full",
+                str(speed.image_size),
                 str(speed.cost.tokens_kept),
                 f"{speed.milliseconds:.1f}",
                 f"{speed.spread[0]:.1f} .. {speed.spread[1]:.1f}",
@@ -79,80 +86,112 @@ class StepBenchmark:
             )
             for speed in self.stages
         ]
-        setting = (
-            f"{self.model}, {self.image_size} px, batch {self.batch}, {self.precision}, {self.threads} CPU threads"
-        )
-        heads = ("stage", "tokens", "ms/step", "quartiles", "images/s", "measured", "quartiles", "by FLOPs")
+        setting = f"{self.model}, batch {self.batch}, {self.precision}, {self.threads} CPU threads"
+        heads = ("stage", "pixels", "tokens", "ms/step", "quartiles", "images/s", "measured", "quartiles", "by FLOPs")
         return f"{setting}\n{table(heads, rows)}"
 
 
 def benchmark_step(
     config: RunConfig, batch: int, rounds: int, device: torch.device, num_classes: int = 1000
 ) -> StepBenchmark:
-    """Times the steps of every stage that drops tokens beside the full-token step.
+    """Times the steps of every segment of the run that is cheaper than the full one, beside that.
 
     Args:
-        config: a run with ToE.
+        config: a run with ToE or a curriculum.
         batch: images per step, even.
         rounds: timed steps per stage, after two that are not.
         device: where to compute.
         num_classes: width of the classifier; ImageNet's by default.
 
     Raises:
-        UserError: the run has no ToE.
+        UserError: the run has neither.
     """
-    if config.expansion is None:
-        raise UserError("expansion = null: there are no stages to compare; give a configuration with ToE")
-    built = build_model(config, num_classes)
-    built.model.to(device).train()
-    expansion = built.expansion
-    assert expansion is not None
-    schedule = expansion.schedule
-    stages = [0, *(stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage))]
-    step = build_step(config, built, num_classes, BatchLayout(batch, batch), Processes(0, 1, device))
-    if config.train.compile:
-        built.model.compile()
-    size = config.model.image_size
-    _, labels = example_batch(config, batch)
-    images, targets = step.mixing(torch.randn(batch, 3, size, size, device=device), labels.to(device), 0, 0, 0, 0)
-    step.mixing = lambda *given: (images, targets)
-    clock = EpochClock(device)
-
-    def timed_step(stage: int) -> float:
-        expansion.stage = stage
-        _wait_for(device)
-        begin = time.perf_counter()
-        step(iter([(images, images)]), clock, 0, 0)
-        _wait_for(device)
-        return 1000 * (time.perf_counter() - begin)
-
+    full, *cheaper = cases = _cases(config)
+    if not cheaper:
+        raise UserError(
+            "expansion = null and no curriculum: there are no stages to compare; give a configuration with one of them"
+        )
+    counted = {case.image_size: build_model(config, num_classes, case.image_size) for case in cases}
+    for built in counted.values():
+        make_countable(built.model)
+    costs = [stage_cost(counted[case.image_size], case.image_size, case.stage) for case in cases]
+    steps = _timed_steps(config, cases, batch, device, num_classes)
     for _ in range(2):
-        for stage in stages:
-            timed_step(stage)
-    times: dict[int, list[float]] = {stage: [] for stage in stages}
-    for _ in range(rounds):
-        for stage in stages:
-            times[stage].append(timed_step(stage))
-
-    counted = build_model(config, num_classes)
-    make_countable(counted.model)
-    costs = {stage: stage_cost(counted, size, stage) for stage in stages}
+        for step in steps:
+            step()
+    taken = [[step() for step in steps] for _ in range(rounds)]
+    times = list(zip(*taken, strict=True))  # of each case
     return StepBenchmark(
         model=config.model.name,
-        image_size=size,
+        image_size=full.image_size,
         batch=batch,
         rounds=rounds,
         precision=precision_on(device, config.train.precision),
         compiled=config.train.compile,
         threads=torch.get_num_threads(),
-        stages=tuple(_speed(costs[stage], times[stage], costs[0], times[0]) for stage in stages),
+        stages=tuple(
+            _speed(cost, case.image_size, own, costs[0], times[0])
+            for case, cost, own in zip(cases, costs, times, strict=True)
+        ),
     )
 
 
-def _speed(cost: StageCost, times: list[float], full_cost: StageCost, full_times: list[float]) -> StageSpeed:
+def _cases(config: RunConfig) -> list[EpochPlan]:
+    """The full step, then an epoch of each kind that the run has besides, by size and by what ToE drops."""
+    schedule = config.expansion.schedule() if config.expansion else None
+    plans = plan_epochs(config)
+    found = [replace(plans[0], stage=0, image_size=config.model.image_size, loaded_size=config.model.image_size)]
+    for plan in plans:
+        stage = 0 if schedule is None or schedule.is_dense(plan.stage) else plan.stage
+        if all((case.image_size, case.stage) != (plan.image_size, stage) for case in found):
+            found.append(replace(plan, stage=stage))
+    return found
+
+
+def _timed_steps(
+    config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
+) -> list[Callable[[], float]]:
+    """For each case a function that takes a step and returns its milliseconds; cases of one size share a model."""
+    layout, here = BatchLayout(batch, batch), Processes(0, 1, device)
+    clock = EpochClock(device)
+    steps = {}
+    for case in cases:
+        if case.image_size in steps:
+            continue
+        built = build_model(config, num_classes, case.image_size)
+        built.model.to(device).train()
+        step = build_step(config, built, num_classes, layout, here, case.image_size)
+        if config.train.compile:
+            built.model.compile()
+        images, labels = (part.to(device) for part in example_batch(config, batch, case.loaded_size))
+        _, targets = step.mixing(images, labels, 0, 0, 0, 0)
+        step.mixing = partial(_mixed_before, case.image_size, targets)
+        steps[case.image_size] = built.expansion, step, (images, images)
+
+    def timed(case: EpochPlan) -> float:
+        expansion, step, given = steps[case.image_size]
+        if expansion is not None:
+            expansion.stage = case.stage
+        _wait_for(device)
+        begin = time.perf_counter()
+        step(iter([given]), clock, 0, 0)
+        _wait_for(device)
+        return 1000 * (time.perf_counter() - begin)
+
+    return [partial(timed, case) for case in cases]
+
+
+def _mixed_before(size: int, targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
+    return low_frequency_crop(images, size), targets
+
+
+def _speed(
+    cost: StageCost, image_size: int, times: Sequence[float], full_cost: StageCost, full_times: Sequence[float]
+) -> StageSpeed:
     ratios = [full / own for full, own in zip(full_times, times, strict=True)]
     return StageSpeed(
         cost=cost,
+        image_size=image_size,
         milliseconds=median(times),
         spread=_quartiles(times),
         speedup=median(ratios),
@@ -161,7 +200,7 @@ def _speed(cost: StageCost, times: list[float], full_cost: StageCost, full_times
     )
 
 
-def _quartiles(values: list[float]) -> tuple[float, float]:
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method="inclusive")
