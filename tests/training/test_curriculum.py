@@ -6,7 +6,7 @@ import yaml
 
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
-from toe_train.data import EvalSet, open_datasets
+from toe_train.data import BatchMixing, EvalSet, open_datasets
 from toe_train.models import resize_positions
 from toe_train.recipes import load_config
 from toe_train.training.build import build_trainer
@@ -162,6 +162,27 @@ def test_broken_off_anywhere_it_is_the_uninterrupted_run(request, tmp_path, monk
     assert broken[0] == whole[0]
     assert broken[1].keys() == whole[1].keys()
     assert [name for name in whole[1] if not torch.equal(whole[1][name], broken[1][name])] == []
+
+
+def test_a_roll_back_from_a_stage_into_the_one_before(config, tmp_path, monkeypatch, capsys):
+    """The only checkpoint at hand is of smaller images; the run goes back to them, and on again."""
+    mix, left = BatchMixing.__call__, [(2, step) for step in range(3)]
+
+    def mixing(self, images, labels, epoch, step, rank, micro):
+        images, targets = mix(self, images, labels, epoch, step, rank, micro)
+        if micro == 0 and (epoch, step) in left:
+            left.remove((epoch, step))
+            if not left:  # as if the newest one were damaged
+                (tmp_path / "run/checkpoints/last.pt").write_bytes(b"broken")
+            images = images * torch.nan
+        return images, targets
+
+    monkeypatch.setattr(BatchMixing, "__call__", mixing)
+    arguments = ["--config", str(config), "--output", str(tmp_path / "run"), "train.max_skipped_steps=2"]
+    assert main([*arguments, "checkpoint.every_epochs=1"]) == 0
+    assert "back to after step 0 of epoch 2, and on in another order" in capsys.readouterr().out
+    epochs = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
+    assert [epoch["image_size"] for epoch in epochs] == [8, 8, 12, 12, 12, 16]
 
 
 def test_what_the_model_sees(config, tmp_path):

@@ -81,8 +81,13 @@ def test_a_step_that_is_not_finite_changes_no_weight(tiny, tmp_path, poison, mon
     assert finite(folder.checkpoints / "last.pt")
 
 
-def test_more_steps_than_allowed_take_the_run_back_and_on_in_another_order(tiny, tmp_path, poison, monkeypatch, capsys):
-    trainer, folder = trainer_of(tiny, tmp_path / "run", "epochs=2", "checkpoint.every_steps=1")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_more_steps_than_allowed_take_the_run_back_and_on_in_another_order(
+    tiny, tmp_path, poison, monkeypatch, capsys, workers
+):
+    trainer, folder = trainer_of(
+        tiny, tmp_path / "run", "epochs=2", "checkpoint.every_steps=1", f"data.workers={workers}"
+    )
     orders = []
     epoch_of = type(trainer.sampler._order).epoch
 

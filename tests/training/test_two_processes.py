@@ -132,6 +132,38 @@ def test_what_is_not_finite_in_one_process_is_left_out_in_all(tiny, tmp_path, ru
     assert len(report["samples"]) == 128  # of the second process
 
 
+STARVED = """
+import sys, torch
+from toe_train.cli.train import main
+from toe_train.training.step import TrainStep
+
+take = TrainStep.__call__
+
+def step(self, batches, clock, epoch, number):
+    if self.processes.rank == 1 and epoch == 1 and number == 2 and self.layout.micro_batch > 64:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return take(self, batches, clock, epoch, number)
+
+TrainStep.__call__ = step
+sys.exit(main())
+"""
+
+
+@pytest.mark.slow
+def test_one_process_out_of_memory_makes_all_of_them_take_smaller_micro_batches(tiny, tmp_path, run):
+    (tmp_path / "starved.py").write_text(STARVED)
+    done = run("--config", str(tiny), "--output", "run", module="starved", processes=2, restarts=1)
+    assert done.process.returncode == 0, done.stderr
+    assert "out of device memory (CUDA out of memory)" in done.stderr
+    assert "global batch 256 = 2 processes x 2 accumulation x 64 images" in done.stdout
+    assert run("--config", str(tiny), "--output", "whole", processes=2).process.returncode == 0
+    starved, whole = (
+        [record["train_loss"] for record in read_metrics(tmp_path / name / "metrics.jsonl", "step")]
+        for name in ("run", "whole")
+    )
+    assert starved == pytest.approx(whole, rel=1e-5)
+
+
 def test_a_run_that_is_never_finite_ends_all_processes_together(tiny, tmp_path, run):
     done = run("--config", str(tiny), "--output", "run", "optim.lr=1e30", "optim.name=sgd", processes=2)
     assert done.process.returncode == 1  # torchrun's own; it prints the processes'
