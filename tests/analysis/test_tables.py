@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from toe_train.analysis.benchmark import benchmark_step
 from toe_train.analysis.flops import plan_costs
+from toe_train.analysis.step_speed import benchmark_step
 from toe_train.analysis.tables import summary_table, table
 from toe_train.cli import tools
 from toe_train.errors import UserError
@@ -85,8 +85,8 @@ def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
     assert (result["batch"], result["rounds"], result["image_size"]) == (4, 3, 16)
     assert result["command"].startswith("toe-tools bench --config")
     stages = result["stages"]
-    assert all(stage["spread"][0] <= stage["milliseconds"] <= stage["spread"][1] for stage in stages)
-    assert stages[0]["speedup"] == stages[0]["flop_ratio"] == 1.0
+    assert all(s["step"]["spread"][0] <= s["step"]["milliseconds"] <= s["step"]["spread"][1] for s in stages)
+    assert stages[0]["step"]["speedup"] == stages[0]["flop_ratio"] == 1.0
     assert stages[1]["flop_ratio"] > stages[2]["flop_ratio"] > 1
 
 
@@ -101,6 +101,14 @@ def test_the_benchmark_times_every_segment_of_a_curriculum(tiny):
     assert timed == [(16, 0, 16), (8, 1, 2), (8, 2, 3), (8, 0, 4)]
     ratios = [stage.flop_ratio for stage in result.stages]
     assert ratios[0] == 1.0 < ratios[3] < ratios[2] < ratios[1]
+
+
+def test_the_benchmark_of_the_operation_alone(tiny, capsys):
+    command = ["bench", "--what", "expansion", "--config", str(tiny), "--batch", "2", "--rounds", "2"]
+    assert tools.main(command) == 0
+    assert [row[:2] for row in cells(capsys.readouterr().out)[2:]] == [["1", "8/16"], ["2", "12/16"]]
+    assert tools.main([*command, "expansion.metric=manhattan"]) == 2
+    assert "the literal version knows cosine alone" in capsys.readouterr().err
 
 
 def test_the_benchmark_needs_stages(configs):

@@ -57,6 +57,18 @@ def test_kept_tokens_are_unique_counted_and_begin_with_the_seeds(problem):
 
 @settings(PROFILE)
 @given(problems())
+def test_the_literal_version_of_the_benchmark_does_the_same(reference, problem):
+    patches, schedule, stage = problem
+    seeds, kept, owner = run(*problem)
+    tokens, positions = reference.expand_literally(
+        patches, 0, seeds[0].tolist(), schedule.rounds(stage, patches.shape[1])
+    )
+    assert torch.equal(positions, kept)
+    assert torch.allclose(tokens, merge(patches, kept, owner))
+
+
+@settings(PROFILE)
+@given(problems())
 def test_every_token_is_merged_exactly_once_and_the_mean_survives(problem):
     patches, _, _ = problem
     _, kept, owner = run(*problem)

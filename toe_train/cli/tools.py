@@ -12,8 +12,9 @@ import torch
 
 from toe_train import data
 from toe_train._version import __version__
-from toe_train.analysis.benchmark import StepBenchmark, benchmark_step
+from toe_train.analysis.expansion_speed import ExpansionBenchmark, benchmark_expansion
 from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
+from toe_train.analysis.step_speed import StepBenchmark, benchmark_step
 from toe_train.analysis.tables import plan_table
 from toe_train.cli import labels
 from toe_train.cli.exits import USER_ERROR, guarded
@@ -60,9 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "Time what a run spends its time on, in one go.")
     bench.add_argument(
         "--what",
-        choices=("step", "saving"),
+        choices=("step", "expansion", "saving"),
         default="step",
-        help="step: the training step of each stage beside the full-token step; saving: a checkpoint (default: step)",
+        help="step: the training step of each stage beside the full-token step; expansion: dropping and merging alone, "
+        "beside a literal version of its steps; saving: a checkpoint (default: step)",
     )
     bench.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: 32)")
     bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
@@ -120,12 +122,13 @@ def _bench(options: argparse.Namespace, given: list[str]) -> int:
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
     config = load_config(options.config, options.overrides)
-    result: StepBenchmark | SavingBenchmark
+    result: StepBenchmark | ExpansionBenchmark | SavingBenchmark
     if options.what == "saving":
         result = benchmark_saving(config, Path(options.output), options.rounds)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        result = benchmark_step(config, options.batch, options.rounds, device)
+        benchmark = benchmark_expansion if options.what == "expansion" else benchmark_step
+        result = benchmark(config, options.batch, options.rounds, device)
     origin = provenance(given, program="toe-tools")
     print(f"{origin['device']}, {origin['versions']}, {result.rounds} rounds")
     print(result.as_table())

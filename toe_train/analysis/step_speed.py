@@ -7,11 +7,9 @@ what slows the machine down slows all of them.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
+from toe_train.analysis.timing import Timing, take_turns, timing
 from toe_train.data import BatchLayout, low_frequency_crop
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
@@ -37,19 +36,13 @@ class StageSpeed:
     Attributes:
         cost: its FLOPs.
         image_size: side in pixels of what the model sees.
-        milliseconds: median of a step.
-        spread: first and third quartile of the step, in milliseconds.
-        speedup: median over the rounds of full-token, full-size step / this step.
-        speedup_spread: first and third quartile of that ratio.
+        step: its times, compared with the full-token step at full size.
         flop_ratio: the full step's FLOPs / this stage's, attention counted, without ToE's own work.
     """
 
     cost: StageCost
     image_size: int
-    milliseconds: float
-    spread: tuple[float, float]
-    speedup: float
-    speedup_spread: tuple[float, float]
+    step: Timing
     flop_ratio: float
 
 
@@ -77,11 +70,11 @@ class StepBenchmark:
                 f"{speed.cost.stage}" if speed.cost.stage else "full",
                 str(speed.image_size),
                 str(speed.cost.tokens_kept),
-                f"{speed.milliseconds:.1f}",
-                f"{speed.spread[0]:.1f} .. {speed.spread[1]:.1f}",
-                f"{1000 * self.batch / speed.milliseconds:.1f}",
-                f"{speed.speedup:.2f}x",
-                f"{speed.speedup_spread[0]:.2f} .. {speed.speedup_spread[1]:.2f}",
+                f"{speed.step.milliseconds:.1f}",
+                f"{speed.step.spread[0]:.1f} .. {speed.step.spread[1]:.1f}",
+                f"{1000 * self.batch / speed.step.milliseconds:.1f}",
+                f"{speed.step.speedup:.2f}x",
+                f"{speed.step.speedup_spread[0]:.2f} .. {speed.step.speedup_spread[1]:.2f}",
                 f"{speed.flop_ratio:.2f}x",
             )
             for speed in self.stages
@@ -115,12 +108,7 @@ def benchmark_step(
     for built in counted.values():
         make_countable(built.model)
     costs = [stage_cost(counted[case.image_size], case.image_size, case.stage) for case in cases]
-    steps = _timed_steps(config, cases, batch, device, num_classes)
-    for _ in range(2):
-        for step in steps:
-            step()
-    taken = [[step() for step in steps] for _ in range(rounds)]
-    times = list(zip(*taken, strict=True))  # of each case
+    times = take_turns(_steps(config, cases, batch, device, num_classes), rounds, device)
     return StepBenchmark(
         model=config.model.name,
         image_size=full.image_size,
@@ -130,7 +118,7 @@ def benchmark_step(
         compiled=config.train.compile,
         threads=torch.get_num_threads(),
         stages=tuple(
-            _speed(cost, case.image_size, own, costs[0], times[0])
+            StageSpeed(cost, case.image_size, timing(own, times[0]), costs[0].macs / cost.macs)
             for case, cost, own in zip(cases, costs, times, strict=True)
         ),
     )
@@ -148,10 +136,10 @@ def _cases(config: RunConfig) -> list[EpochPlan]:
     return found
 
 
-def _timed_steps(
+def _steps(
     config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
-) -> list[Callable[[], float]]:
-    """For each case a function that takes a step and returns its milliseconds; cases of one size share a model."""
+) -> list[Callable[[], None]]:
+    """For each case a function that takes a step; cases of one size share a model."""
     layout, here = BatchLayout(batch, batch), Processes(0, 1, device)
     clock = EpochClock(device)
     steps = {}
@@ -168,45 +156,14 @@ def _timed_steps(
         step.mixing = partial(_mixed_before, case.image_size, targets)
         steps[case.image_size] = built.expansion, step, (images, images)
 
-    def timed(case: EpochPlan) -> float:
+    def take(case: EpochPlan) -> None:
         expansion, step, given = steps[case.image_size]
         if expansion is not None:
             expansion.stage = case.stage
-        _wait_for(device)
-        begin = time.perf_counter()
         step(iter([given]), clock, 0, 0)
-        _wait_for(device)
-        return 1000 * (time.perf_counter() - begin)
 
-    return [partial(timed, case) for case in cases]
+    return [partial(take, case) for case in cases]
 
 
 def _mixed_before(size: int, targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
     return low_frequency_crop(images, size), targets
-
-
-def _speed(
-    cost: StageCost, image_size: int, times: Sequence[float], full_cost: StageCost, full_times: Sequence[float]
-) -> StageSpeed:
-    ratios = [full / own for full, own in zip(full_times, times, strict=True)]
-    return StageSpeed(
-        cost=cost,
-        image_size=image_size,
-        milliseconds=median(times),
-        spread=_quartiles(times),
-        speedup=median(ratios),
-        speedup_spread=_quartiles(ratios),
-        flop_ratio=full_cost.macs / cost.macs,
-    )
-
-
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return values[0], values[0]
-    first, _, third = quantiles(values, n=4, method="inclusive")
-    return first, third
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,0 +1,146 @@
+"""Speed of Token Expansion alone, against a literal version of its steps, as ratios measured in one run."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from toe_train.analysis.tables import table
+from toe_train.analysis.timing import Timing, take_turns, timing
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig
+from toe_train.training.build_model import build_model
+from toe_train.training.precision import autocast_on, precision_on
+
+REFERENCE = Path(__file__).parents[2] / "tests/expansion/reference.py"
+
+
+@dataclass(frozen=True)
+class ExpansionSpeed:
+    """A stage's times.
+
+    Attributes:
+        stage: of Token Expansion.
+        tokens_kept: of its patch tokens.
+        own: of the project's operation, forward and backward.
+        literal: of the literal version.
+    """
+
+    stage: int
+    tokens_kept: int
+    own: Timing
+    literal: Timing
+
+
+@dataclass(frozen=True)
+class ExpansionBenchmark:
+    """Result of `benchmark_expansion`."""
+
+    model: str
+    batch: int
+    tokens: int
+    width: int
+    rounds: int
+    precision: str
+    threads: int
+    stages: tuple[ExpansionSpeed, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """For a reader."""
+        rows = [
+            (
+                str(speed.stage),
+                f"{speed.tokens_kept}/{self.tokens}",
+                f"{speed.own.milliseconds:.2f}",
+                f"{speed.literal.milliseconds:.2f}",
+                f"{speed.own.speedup:.2f}x",
+                f"{speed.own.speedup_spread[0]:.2f} .. {speed.own.speedup_spread[1]:.2f}",
+            )
+            for speed in self.stages
+        ]
+        setting = f"batch {self.batch}, width {self.width}, {self.precision}, {self.threads} CPU threads"
+        heads = ("stage", "tokens", "ms", "literal, ms", "faster", "quartiles")
+        return f"{setting}; forward and backward\n{table(heads, rows)}"
+
+
+def benchmark_expansion(config: RunConfig, batch: int, rounds: int, device: torch.device) -> ExpansionBenchmark:
+    """Times the operation that drops and merges tokens, forward and backward, beside the literal version in tests/.
+
+    Args:
+        config: a run with ToE by cosine from spatial seeds, which is what the literal version knows.
+        batch: images.
+        rounds: timed repeats, in which both and all stages take turns.
+        device: where to compute.
+
+    Raises:
+        UserError: the run has no such ToE, or the project's tests are not at hand.
+    """
+    built = build_model(config, 2)
+    expansion, section = built.expansion, config.expansion
+    if expansion is None or section is None:
+        raise UserError("expansion = null: there is nothing to time; give a configuration with ToE")
+    chosen = {"metric": "cosine", "initialization": "spatial", "expansion": "farthest", "merging": True}
+    for name, value in chosen.items():
+        if getattr(section, name) != value:
+            raise UserError(f"expansion.{name} = {getattr(section, name)}: the literal version knows {value} alone")
+    literally = _literal_version()
+    schedule, width = expansion.schedule, int(getattr(built.model, "embed_dim"))  # noqa: B009
+    prefix = expansion.num_prefix_tokens
+    tokens = torch.randn(batch, prefix + built.num_tokens, width, generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(device).requires_grad_()
+    autocast = autocast_on(device, config.train.precision)
+    expansion.train()
+    seeds = [schedule.seed_stride * slot for slot in range(schedule.num_seeds(built.num_tokens))]
+
+    def own(stage: int) -> None:
+        expansion.stage = stage
+        with autocast:
+            kept, _ = expansion(tokens)
+        torch.autograd.grad(kept.square().sum(), tokens)
+
+    def literal(stage: int) -> None:
+        with autocast:
+            kept, _ = literally(tokens, prefix, seeds, schedule.rounds(stage, built.num_tokens))
+        torch.autograd.grad(kept.square().sum(), tokens)
+
+    stages = [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
+    pieces = [partial(version, stage) for stage in stages for version in (own, literal)]
+    times = take_turns(pieces, rounds, device)
+    return ExpansionBenchmark(
+        model=config.model.name,
+        batch=batch,
+        tokens=built.num_tokens,
+        width=width,
+        rounds=rounds,
+        precision=precision_on(device, config.train.precision),
+        threads=torch.get_num_threads(),
+        stages=tuple(
+            ExpansionSpeed(
+                stage,
+                schedule.num_kept(stage, built.num_tokens),
+                timing(times[2 * row], times[2 * row + 1]),
+                timing(times[2 * row + 1], times[2 * row + 1]),
+            )
+            for row, stage in enumerate(stages)
+        ),
+    )
+
+
+def _literal_version() -> Callable[..., tuple[Tensor, Tensor]]:
+    spec = importlib.util.spec_from_file_location("toe_reference", REFERENCE)
+    if spec is None or spec.loader is None or not REFERENCE.is_file():
+        raise UserError(f"{REFERENCE} is not there: the literal version is part of the tests; run this from a clone")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    version: Callable[..., tuple[Tensor, Tensor]] = module.expand_literally
+    return version
