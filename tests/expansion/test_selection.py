@@ -85,6 +85,23 @@ def test_every_token_is_merged_exactly_once_and_the_mean_survives(problem):
 
 
 @settings(PROFILE)
+@given(problems())
+def test_both_ways_of_merging_agree(problem):
+    """Added up, as on a CPU, and by a product, as on a GPU and in a compiled graph; gradients too."""
+    patches, _, _ = problem
+    _, kept, owner = run(*problem)
+    patches.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        product = merge(patches, kept, owner)
+    added = merge(patches, kept, owner)
+    assert "IndexAdd" in str(added.grad_fn.next_functions[0][0].next_functions)
+    torch.testing.assert_close(added, product)
+    pull = torch.rand_like(product)
+    torch.testing.assert_close(*(torch.autograd.grad((merged * pull).sum(), patches)[0] for merged in (added, product)))
+
+
+@settings(PROFILE)
 @given(problems(), st.sampled_from(METRICS))
 def test_agrees_with_the_literal_reference_in_float64(reference, problem, metric):
     patches, schedule, stage = problem

@@ -100,12 +100,12 @@ def expand(nearness: Tensor, seeds: Tensor, rounds: Sequence[int]) -> tuple[Tens
         owner (B, N): slot of the kept token nearest to each token; a kept token's own slot for itself.
     """
     kept = seeds
-    nearest, owner = _rows(nearness, seeds).max(dim=1)  # (B, N), (B, N)
+    nearest, owner = _nearest(nearness, seeds)  # (B, N), (B, N)
     for count in rounds:
         if count == 0:
             continue
         added = nearest.sort(dim=1, stable=True).indices[:, :count]  # (B, n); kept tokens are +inf, so never among them
-        nearer, slot = _rows(nearness, added).max(dim=1)  # (B, N), (B, N)
+        nearer, slot = _nearest(nearness, added)  # (B, N), (B, N)
         owner = torch.where(nearer > nearest, slot + kept.shape[1], owner)
         nearest = torch.maximum(nearest, nearer)
         kept = torch.cat([kept, added], dim=1)  # (B, K so far)
@@ -115,7 +115,9 @@ def expand(nearness: Tensor, seeds: Tensor, rounds: Sequence[int]) -> tuple[Tens
 def merge(patches: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
     """Replace each kept token by the mean of itself and of every token that belongs to it (Eq 7).
 
-    One batched product with a 0/1 matrix, in the dtype of `patches`; gradients reach every token.
+    One batched product with a 0/1 matrix, in the dtype of `patches`: sums in the same order on every run, which a GPU's
+    scattered adds are not. On a CPU adding each token where it belongs is as exact, and less work. Gradients reach
+    every token.
 
     Args:
         patches: (B, N, D) patch tokens.
@@ -125,6 +127,8 @@ def merge(patches: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
     Returns:
         (B, K, D) in the order of `kept`.
     """
+    if patches.device.type == "cpu" and patches.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        return _added_up(patches, kept.shape[1], owner)
     slots = torch.arange(kept.shape[1], device=owner.device)
     belongs = owner.unsqueeze(1) == slots.unsqueeze(1)  # (B, K, N)
     sizes = belongs.sum(dim=2, keepdim=True)  # (B, K, 1), 1 or more
@@ -160,10 +164,22 @@ def kept_mask(kept: Tensor, num_tokens: int) -> Tensor:
     return mask.scatter(1, kept, True)  # (B, N)
 
 
-def _rows(nearness: Tensor, positions: Tensor) -> Tensor:
-    """Rows (B, n, N) of `nearness` at `positions` (B, n)."""
-    images = torch.arange(nearness.shape[0], device=nearness.device).unsqueeze(1)  # (B, 1)
-    return nearness[images, positions]  # (B, n, N)
+def _nearest(nearness: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """How near the nearest of `positions` (B, n) is to each token (B, N), and which of them it is, the first of equals.
+
+    Columns rather than the equal rows of `nearness`, so that what is compared lies side by side.
+    """
+    index = positions.unsqueeze(1).expand(-1, nearness.shape[1], -1)  # (B, N, n), a view
+    return nearness.gather(2, index).max(dim=2)
+
+
+def _added_up(patches: Tensor, num_kept: int, owner: Tensor) -> Tensor:
+    """What `merge` gives, (B, K, D), by adding every token of `patches` (B, N, D) to its owner."""
+    batch, _, width = patches.shape
+    rows = (owner + num_kept * torch.arange(batch).unsqueeze(1)).flatten()  # (B*N,) in the kept tokens of all images
+    sizes = torch.bincount(rows, minlength=batch * num_kept)  # (B*K,), 1 or more
+    sums = patches.new_zeros(batch * num_kept, width).index_add(0, rows, patches.flatten(0, 1))
+    return (sums * sizes.to(patches.dtype).reciprocal().unsqueeze(1)).view(batch, num_kept, width)
 
 
 def _without_autocast(tokens: Tensor) -> contextlib.AbstractContextManager[object]:
