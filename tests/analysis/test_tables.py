@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.step_speed import benchmark_step
@@ -111,6 +112,20 @@ def test_the_benchmark_of_the_operation_alone(tiny, capsys):
     assert "the literal version knows cosine alone" in capsys.readouterr().err
 
 
+def test_the_benchmark_of_the_loader(tiny, tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (20, 20), (9 * number, 90, 10)).save(folder / f"{number}.jpg")
+    command = ["bench", "--what", "loader", "--config", str(tiny), "train.global_batch=4", "--rounds", "3"]
+    assert tools.main([*command, "data.kind=image_folder", f"data.root={tmp_path / 'images'}", "data.workers=1"]) == 0
+    assert [row[0] for row in cells(capsys.readouterr().out)[2:]] == ["none", "1"]
+    assert tools.main(command) == 2
+    assert "data.kind = digits: timm's loader is compared on data.kind=image_folder alone" in capsys.readouterr().err
+
+
 def test_the_benchmark_needs_stages(configs):
     with pytest.raises(UserError, match="there are no stages to compare"):
         benchmark_step(load_config(configs / "deit_tiny.yaml"), 2, 1, device=torch.device("cpu"))
@@ -120,8 +135,8 @@ def test_the_plan_as_printed(configs, capsys):
     assert tools.main(["plan", "--config", str(configs / "deit_tiny_toe_r05.yaml")]) == 0
     out = capsys.readouterr().out
     assert cells(out)[2:] == [
-        ["1-100", "1", "224", "98/196", "1.00e-06 .. 7.61e-04", "0.6543", "0.6000", "0.0111", "1.916x"],
-        ["101-200", "2", "224", "147/196", "7.57e-04 .. 2.67e-04", "0.9438", "0.8393", "0.0129", "1.328x"],
+        ["1-100", "1", "224", "98/196", "1.00e-06 .. 7.61e-04", "0.6543", "0.6000", "0.0074", "1.916x"],
+        ["101-200", "2", "224", "147/196", "7.57e-04 .. 2.67e-04", "0.9438", "0.8393", "0.0074", "1.328x"],
         ["201-300", "3", "224", "196/196", "2.62e-04 .. 1.01e-05", "1.2537", "1.0786", "0.0000", "1.000x"],
     ]
     assert "whole schedule: 1.319x by FLOPs, attention counted" in out

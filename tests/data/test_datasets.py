@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from toe_train.data import EvalSet, SampleKey, TrainSet, eval_transform, open_datasets
+from toe_train.data import EvalSet, SampleKey, SkippedImages, TrainSet, eval_transform, open_datasets
 from toe_train.errors import UserError
 
 
@@ -150,6 +150,25 @@ def test_train_set_depends_on_the_place_only(image_root, deit_transform, global_
     ]
     for other, _ in others:
         assert not torch.equal(first, other)
+
+
+def test_an_image_is_read_once_for_all_its_views_in_a_batch(image_root, deit_transform, monkeypatch):
+    """And they are what they are when each is asked for alone, substitutes of an unreadable image too."""
+    (image_root / "train/cat/cat_1.png").write_bytes(b"broken")  # image 5
+    source = open_datasets("image_folder", image_root)[0]
+    keys = [SampleKey(index, 0, position) for position, index in enumerate([7, 5, 2, 7, 2, 5, 7, 5])]
+
+    def train_set(name):
+        return TrainSet(source, deit_transform(), 0, SkippedImages(image_root / name, 10))
+
+    alone = [train_set("alone")[key] for key in keys]
+    reads = []
+    read = type(source).__getitem__
+    monkeypatch.setattr(type(source), "__getitem__", lambda self, index: reads.append(index) or read(self, index))
+    together = train_set("together").__getitems__(keys)
+    assert [label for _, label in together] == [label for _, label in alone]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(together, alone, strict=True))
+    assert (reads.count(2), reads.count(7), reads.count(5)) == (1, 1, 3)
 
 
 def test_eval_set(image_root):

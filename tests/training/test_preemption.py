@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from toe_train.cli import train
 from toe_train.errors import Preempted
 from toe_train.recipes import load_config
 from toe_train.training.build import build_trainer
@@ -149,6 +150,22 @@ def test_asked_in_a_row_of_bad_steps_it_goes_on_to_a_good_one(trainer_in, monkey
         trainer.fit()
     progress = read(trainer.checkpoints.last)["progress"]
     assert (progress["epoch"], progress["step"]) == place
+
+
+@pytest.mark.parametrize("part", ["check_data", "micro_batches"])
+def test_asked_in_start_up(tiny, tmp_path, monkeypatch, capsys, part):
+    """After the check of the data, and after the micro-batches are tried: nothing else is begun."""
+    begun = getattr(train, part)
+
+    def asked(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)  # a thread reads it
+        return begun(*arguments)
+
+    monkeypatch.setattr(train, part, asked)
+    monkeypatch.setattr(train.build, "build_trainer", None)
+    assert train.main(["--config", str(tiny), "--output", str(tmp_path / "run")]) == 75
+    assert "stopped: by a signal, in start-up; the same command continues" in capsys.readouterr().err
 
 
 def test_a_second_signal_ends_at_once(tmp_path):

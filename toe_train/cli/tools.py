@@ -13,6 +13,7 @@ import torch
 from toe_train import data
 from toe_train._version import __version__
 from toe_train.analysis.expansion_speed import ExpansionBenchmark, benchmark_expansion
+from toe_train.analysis.loader_speed import LoaderBenchmark, benchmark_loader
 from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
 from toe_train.analysis.step_speed import StepBenchmark, benchmark_step
 from toe_train.analysis.tables import plan_table
@@ -61,12 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "Time what a run spends its time on, in one go.")
     bench.add_argument(
         "--what",
-        choices=("step", "expansion", "saving"),
+        choices=("step", "expansion", "loader", "saving"),
         default="step",
         help="step: the training step of each stage beside the full-token step; expansion: dropping and merging alone, "
-        "beside a literal version of its steps; saving: a checkpoint (default: step)",
+        "beside a literal version of its steps; loader: augmented images, beside timm's loader; saving: a checkpoint "
+        "(default: step)",
     )
-    bench.add_argument("--batch", type=int, default=32, metavar="N", help="images per step (default: 32)")
+    bench.add_argument("--batch", type=int, default=32, metavar="N", help="images of step and expansion (default: 32)")
     bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     bench.add_argument("--output", default="runs", metavar="DIR", help="where saving writes (default: runs)")
     bench.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
@@ -122,9 +124,11 @@ def _bench(options: argparse.Namespace, given: list[str]) -> int:
         if getattr(options, name) < least:
             raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
     config = load_config(options.config, options.overrides)
-    result: StepBenchmark | ExpansionBenchmark | SavingBenchmark
+    result: StepBenchmark | ExpansionBenchmark | LoaderBenchmark | SavingBenchmark
     if options.what == "saving":
         result = benchmark_saving(config, Path(options.output), options.rounds)
+    elif options.what == "loader":
+        result = benchmark_loader(config, options.rounds)
     else:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         benchmark = benchmark_expansion if options.what == "expansion" else benchmark_step

@@ -100,8 +100,10 @@ def _train(
     config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
 ) -> int:
     here.main_only(lambda: check_data(config))
+    stop.leave(here, "in start-up")
     here.main_only(lambda: _open_folder(folder, resume))
     limits = _fit_to_memory(config, folder, here)
+    stop.leave(here, "in start-up")
     trainer = here.together(lambda: build.build_trainer(config, here, folder, resume, limits))
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)

@@ -6,7 +6,7 @@ Sources give (PIL RGB image, label); TrainSet and EvalSet add the transform. Fil
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -189,6 +189,15 @@ def _open_digits() -> tuple[ImageSource, ImageSource]:
     return train, val
 
 
+class _Read(NamedTuple):
+    """An image as it is in the data set, at `index`."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    image: Image.Image
+    label: int
+    cells: TokenMap | None
+
+
 class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
     """Augmented training images, (C, S, S) float32, with their classes, addressed by place in the run and not by index.
 
@@ -220,21 +229,34 @@ class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int | TokenTarget]:
-        image, label, cells = self._read(key)
+        return self._augmented(key, self._read(key))
+
+    def __getitems__(self, keys: list[SampleKey]) -> list[tuple[Tensor, int | TokenTarget]]:
+        """A batch of them, for which an image that stands in it several times is read and decoded once."""
+        samples: dict[SampleKey, tuple[Tensor, int | TokenTarget]] = {}
+        held = None
+        for key in sorted(keys):  # by index
+            if held is None or held.index != key.index:  # a substitute's index is another, and is drawn anew each time
+                held = self._read(key)
+            samples[key] = self._augmented(key, held)
+        return [samples[key] for key in keys]
+
+    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Tensor, int | TokenTarget]:
+        _, image, label, cells = read
         with seeded(derive_seed(self._seed, "sample", key.epoch, key.position)):
             if cells is None:
                 return self._transform(image), label
             shown, target = self._transform(image, cells, label)
             return shown, target
 
-    def _read(self, key: SampleKey) -> tuple[Image.Image, int, TokenMap | None]:
+    def _read(self, key: SampleKey) -> _Read:
         index = key.index
         for attempt in range(MAX_SUBSTITUTES):
             try:
                 image, label = self.dataset[index]
                 if self._labels is None:
-                    return image, label, None
-                return image, label, self._labels.read(self.dataset.describe(index), label)
+                    return _Read(index, image, label, None)
+                return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
             except UserError as fault:
                 if self._skipped is None:
                     raise

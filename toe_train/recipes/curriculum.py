@@ -25,7 +25,7 @@ class EqualStage:
 
 
 def equal_compute_stages(budget: int, image_sizes: Sequence[int], warmup: int) -> tuple[EqualStage, ...]:
-    """Stages that cost the same, as smaller images make for more epochs (arXiv 2405.08768, section 5; spec.md 4.5).
+    """Stages that cost the same, as smaller images make for more epochs (arXiv 2405.08768; spec.md 4.5).
 
     An epoch of images of side B costs (B / S)^2 of one at the last size, S, so that a stage of the n has about
     budget / n * (S / B)^2 epochs. The rounding is the released code's: a stage has a schedule of int(budget * (S/B)^2)

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 
+from toe_train.errors import Preempted
+from toe_train.training.distributed import Processes
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_SECONDS = 3.0
 
@@ -48,6 +51,13 @@ class StopRequest:
             thread.join()
             writer.close()
             reader.close()
+
+    def leave(self, processes: Processes, where: str) -> None:
+        """Raises Preempted in all processes if one of them was asked to stop; they call it together."""
+        if processes.max(self.signal):
+            preempted = Preempted(f"by a signal, {where}; the same command continues")
+            preempted.shared = True
+            raise preempted
 
     def _read(self, reader: socket.socket) -> None:
         while number := reader.recv(1)[0]:
