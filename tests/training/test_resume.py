@@ -109,8 +109,8 @@ def test_the_skipped_part_of_an_epoch_is_not_read(tiny, tmp_path, monkeypatch):
     seen = []
     from toe_train.data import TrainSet
 
-    read_one = TrainSet.__getitem__
-    monkeypatch.setattr(TrainSet, "__getitem__", lambda self, key: seen.append(key) or read_one(self, key))
+    augmented = TrainSet._augmented
+    monkeypatch.setattr(TrainSet, "_augmented", lambda self, key, read: seen.append(key) or augmented(self, key, read))
     train(tiny, tmp_path / "run", EVERY_STEP, stops=[(1, 3)])
     assert len(seen) == 15 * 256
     assert len(set(seen)) == 15 * 256
