@@ -17,6 +17,7 @@ from toe_train.data import (
     TrainBatchSampler,
     TrainSet,
     check_datasets,
+    ending_in_pixels,
     open_datasets,
     require_healthy,
     train_loader,
@@ -44,7 +45,7 @@ def labels(image_root):
 def joint(deit_transform):
     """LV-ViT's order without anything that would change a pixel of a flat picture or a score."""
     settings = {"order": "lvvit", "rand_augment": None, "color_jitter": 0.0, "erasing_prob": 0.0}
-    return JointTransform(deit_transform(8, mean=(0,) * 3, std=(1,) * 3, **settings))
+    return JointTransform(ending_in_pixels(deit_transform(8, **settings)))
 
 
 def flat(image_root):
@@ -66,7 +67,7 @@ def test_samples_carry_their_images_labels(image_root, labels, joint, global_sta
         assert target.label == index // 4
         assert (target.ids == index // 4).all()
         assert (target.scores == index % 4).all()
-        red, green, _ = (shown[:, 4, 4] * 255).round().tolist()
+        red, green, _ = shown.images[0, 4, 4].tolist()
         assert (red, green) == (40 + 60 * (index // 4), 50 * (index % 4))
         again = samples[SampleKey(index, 0, index)][1]
         assert all(torch.equal(a, b) for a, b in zip(target, again, strict=True))
@@ -79,8 +80,8 @@ def test_batches(image_root, labels, joint, workers):
     train, _ = open_datasets("image_folder", image_root)
     samples = TrainSet(train, joint, seed=0, labels=TokenLabelFiles(labels, train.classes))
     sampler = TrainBatchSampler(GlobalOrder(12, 4, seed=0), BatchLayout(4, 4), rank=0)
-    for images, target in train_loader(samples, sampler, workers):
-        assert images.shape == (4, 3, 8, 8)
+    for pixels, target in train_loader(samples, sampler, workers):
+        assert pixels.images.shape == (4, 8, 8, 3)
         assert isinstance(target, TokenTarget)
         assert target.scores.shape == target.ids.shape == (4, 1, 3, 3)
         assert torch.equal(target.ids[:, 0, 0, 0].long(), target.label)
@@ -100,7 +101,7 @@ def test_a_broken_label_file_is_named_or_passed_over_with_its_image(image_root, 
     for position in range(20):
         for index in (5, 10):
             shown, target = samples[SampleKey(index, 0, position)]
-            red, green, _ = (shown[:, 4, 4] * 255).round().tolist()
+            red, green, _ = shown.images[0, 4, 4].tolist()
             assert (target.ids == (red - 40) / 60).all()
             assert (target.scores == green / 50).all()
             assert target.label == (red - 40) / 60

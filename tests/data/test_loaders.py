@@ -9,9 +9,11 @@ from toe_train.data import (
     GlobalOrder,
     TrainBatchSampler,
     TrainSet,
+    ending_in_pixels,
     eval_loader,
     eval_transform,
     evaluation_indices,
+    normalized,
     open_datasets,
     train_loader,
 )
@@ -22,10 +24,14 @@ from toe_train.errors import UserError
 def parts(image_root, deit_transform):
     train, val = open_datasets("image_folder", image_root)
     transform = eval_transform(image_size=24, crop_pct=1.0, interpolation="bicubic", mean=(0,) * 3, std=(1,) * 3)
-    return TrainSet(train, deit_transform(), seed=0), EvalSet(val, transform)
+    return TrainSet(train, ending_in_pixels(deit_transform()), seed=0), EvalSet(val, transform)
 
 
 ORDER = GlobalOrder(num_samples=12, global_batch=4, seed=0, repeats=3)
+
+
+def finished(pixels):
+    return normalized(pixels, (0.5,) * 3, (0.5,) * 3)
 
 
 def epoch_of(train_set, workers, world_size=1, accumulation=1, epoch=0, start_step=0):
@@ -41,7 +47,7 @@ def epoch_of(train_set, workers, world_size=1, accumulation=1, epoch=0, start_st
         for number, (batch, target) in enumerate(loader):
             step, micro = divmod(number, accumulation)
             rows = layout.rows(rank, micro)
-            images[step, rows], labels[step, rows] = batch, target
+            images[step, rows], labels[step, rows] = finished(batch), target
     return images, labels
 
 
@@ -80,7 +86,7 @@ def test_persistent_workers_follow_set_epoch(parts):
     passes = []
     for epoch, start_step in [(0, 0), (1, 0), (1, 2), (0, 0)]:
         sampler.set_epoch(epoch, start_step)
-        passes.append(torch.cat([images for images, _ in loader]))
+        passes.append(torch.cat([finished(pixels) for pixels, _ in loader]))
         assert len(passes[-1]) == 4 * (3 - start_step)
     assert not torch.equal(passes[0], passes[1])
     assert torch.equal(passes[2], passes[1][8:])

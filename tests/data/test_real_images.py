@@ -17,6 +17,7 @@ from toe_train.data import (
     TrainBatchSampler,
     TrainSet,
     check_datasets,
+    ending_in_pixels,
     eval_loader,
     eval_transform,
     open_datasets,
@@ -56,16 +57,16 @@ def test_imagenet_files(imagenet_sample, deit_transform):
     assert check_datasets("image_folder", root, sample=None) == []
     train, val = open_datasets("image_folder", root)
     assert len(train) == len(val) == len(train.classes) == count
-    train_set = TrainSet(train, deit_transform(224), seed=0)
+    train_set = TrainSet(train, ending_in_pixels(deit_transform(224)), seed=0)
     sampler = TrainBatchSampler(GlobalOrder(count, 8, seed=0, repeats=3), BatchLayout(8, 4), rank=0)
     runs = []
     for workers in (0, 2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             runs.append(list(train_loader(train_set, sampler, workers)))
-    assert [images.shape for images, _ in runs[0]] == [(8, 3, 224, 224)] * (count // 8)
+    assert [pixels.images.shape for pixels, _ in runs[0]] == [(8, 224, 224, 3)] * (count // 8)
     for (first, labels), (second, same_labels) in zip(*runs, strict=True):
-        assert torch.equal(first, second)
+        assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
         assert torch.equal(labels, same_labels)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     evaluation = eval_transform(image_size=224, crop_pct=0.875, interpolation="bicubic", mean=mean, std=std)

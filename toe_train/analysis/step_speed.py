@@ -1,13 +1,13 @@
 """Speed of a training step per stage of Token Expansion and of a curriculum, as ratios measured in one run.
 
-A step is the training's own: a curriculum's crop of frequencies, forward, loss, backward, optimiser and averaged model,
-on random images already on the device; loading and mixing are not in it. The stages take turns in every round, so that
-what slows the machine down slows all of them.
+A step is the training's own: normalising, a curriculum's crop of frequencies, forward, loss, backward, optimiser and
+averaged model, on random images already on the device; loading and mixing are not in it. The stages take turns in every
+round, so that what slows the machine down slows all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,10 @@ from torch import Tensor
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
-from toe_train.data import BatchLayout, low_frequency_crop
+from toe_train.data import BatchLayout, Pixels
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
-from toe_train.training.build_inputs import example_batch
+from toe_train.training.build_inputs import build_finish, example_batch
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_step
 from toe_train.training.clock import EpochClock
@@ -151,19 +151,24 @@ def _steps(
         step = build_step(config, built, num_classes, layout, here, case.image_size)
         if config.train.compile:
             built.model.compile()
-        images, labels = (part.to(device) for part in example_batch(config, batch, case.loaded_size))
-        _, targets = step.mixing(images, labels, 0, 0, 0, 0)
-        step.mixing = partial(_mixed_before, case.image_size, targets)
-        steps[case.image_size] = built.expansion, step, (images, images)
+        pixels, labels = (part.to(device) for part in example_batch(config, batch, case.loaded_size))
+        finish = build_finish(config, case.image_size)
+        mixed = step.mixing(finish(pixels), labels, 0, 0, 0, 0)
+        step.mixing = partial(_mixed_before, mixed[1])
+        steps[case.image_size] = built.expansion, step, partial(_finished, finish, pixels)
 
     def take(case: EpochPlan) -> None:
         expansion, step, given = steps[case.image_size]
         if expansion is not None:
             expansion.stage = case.stage
-        step(iter([given]), clock, 0, 0)
+        step(given(), clock, 0, 0)
 
     return [partial(take, case) for case in cases]
 
 
-def _mixed_before(size: int, targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    return low_frequency_crop(images, size), targets
+def _finished(finish: Callable[[Pixels], Tensor], pixels: Pixels) -> Iterator[tuple[Tensor, None]]:
+    yield finish(pixels), None
+
+
+def _mixed_before(targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
+    return images, targets

@@ -6,6 +6,7 @@ images.py           a file of any kind as RGB
 transforms.py       augmentation of one image
 order.py            positions of an epoch, their split over processes and accumulation steps
 low_frequency.py    a batch's low frequencies alone, at a smaller size
+pixels.py           images as bytes up to the device, normalised and erased there
 mixing.py           Mixup and CutMix of a batch
 token_labels.py     what a teacher saw in each part of an image: files, and soft targets for each patch token
 joint_transform.py  augmentation that moves an image and its label map together
@@ -40,6 +41,7 @@ from toe_train.data.order import (
     evaluation_indices,
     split_batch,
 )
+from toe_train.data.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.randomness import derive_seed, generator, seeded
 from toe_train.data.skipping import SkippedImages
 from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget, read_token_labels, token_targets
@@ -57,6 +59,7 @@ __all__ = [
     "GlobalOrder",
     "ImageSource",
     "JointTransform",
+    "Pixels",
     "SampleKey",
     "Segment",
     "SkippedImages",
@@ -68,13 +71,16 @@ __all__ = [
     "TrainSet",
     "TwoSizes",
     "check_datasets",
+    "collate",
     "derive_seed",
+    "ending_in_pixels",
     "eval_loader",
     "eval_transform",
     "evaluation_indices",
     "generator",
     "load_rgb",
     "low_frequency_crop",
+    "normalized",
     "open_datasets",
     "read_token_labels",
     "require_healthy",

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 
 from toe_train.data.images import load_rgb
 from toe_train.data.joint_transform import JointTransform
 from toe_train.data.order import SampleKey
-from toe_train.data.randomness import derive_seed, seeded
+from toe_train.data.pixels import Pixels
+from toe_train.data.randomness import derive_seed, preserved, reseed
 from toe_train.data.skipping import SkippedImages
 from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget
 from toe_train.data.transforms import Transform, TwoSizes
@@ -198,10 +198,11 @@ class _Read(NamedTuple):
     cells: TokenMap | None
 
 
-class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
-    """Augmented training images, (C, S, S) float32, with their classes, addressed by place in the run and not by index.
+class TrainSet(Dataset[tuple[Pixels, int | TokenTarget]]):
+    """Augmented training images with their classes, addressed by place in the run and not by index.
 
-    With `labels`, of an image folder, a `TokenTarget` takes the class's place and `transform` is a `JointTransform`.
+    `transform` ends in `Pixels`, see `ending_in_pixels`. With `labels`, of an image folder, a `TokenTarget` takes the
+    class's place and `transform` is a `JointTransform`.
 
     What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
     as they were.
@@ -214,7 +215,7 @@ class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
     def __init__(
         self,
         dataset: ImageSource,
-        transform: Transform | JointTransform,
+        transform: Callable[[Image.Image], Pixels] | JointTransform,
         seed: int,
         skipped: SkippedImages | None = None,
         labels: TokenLabelFiles | None = None,
@@ -228,26 +229,27 @@ class TrainSet(Dataset[tuple[Tensor, int | TokenTarget]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int | TokenTarget]:
-        return self._augmented(key, self._read(key))
+    def __getitem__(self, key: SampleKey) -> tuple[Pixels, int | TokenTarget]:
+        return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[SampleKey]) -> list[tuple[Tensor, int | TokenTarget]]:
+    def __getitems__(self, keys: list[SampleKey]) -> list[tuple[Pixels, int | TokenTarget]]:
         """A batch of them, for which an image that stands in it several times is read and decoded once."""
-        samples: dict[SampleKey, tuple[Tensor, int | TokenTarget]] = {}
+        samples: dict[SampleKey, tuple[Pixels, int | TokenTarget]] = {}
         held = None
-        for key in sorted(keys):  # by index
-            if held is None or held.index != key.index:  # a substitute's index is another, and is drawn anew each time
-                held = self._read(key)
-            samples[key] = self._augmented(key, held)
+        with preserved():
+            for key in sorted(keys):  # by index
+                if held is None or held.index != key.index:  # a substitute's index is another: drawn anew each time
+                    held = self._read(key)
+                samples[key] = self._augmented(key, held)
         return [samples[key] for key in keys]
 
-    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Tensor, int | TokenTarget]:
+    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Pixels, int | TokenTarget]:
         _, image, label, cells = read
-        with seeded(derive_seed(self._seed, "sample", key.epoch, key.position)):
-            if cells is None:
-                return self._transform(image), label
-            shown, target = self._transform(image, cells, label)
-            return shown, target
+        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
+        if cells is None:
+            return self._transform(image), label
+        shown, target = self._transform(image, cells, label)
+        return shown, target
 
     def _read(self, key: SampleKey) -> _Read:
         index = key.index

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from toe_train.data.pixels import Pixels
 from toe_train.data.token_labels import TokenMap, TokenTarget
 
 GEOMETRIES = ("full", "center_crop")
@@ -64,7 +65,8 @@ class Frame(NamedTuple):
 class JointTransform:
     """A training transform for an image with a label map.
 
-    transform: from `train_transform`, of either order; its RandAugment is changed so that it can be followed.
+    transform: from `train_transform`, of either order, ending in `Pixels`; its RandAugment is changed so that it can be
+    followed.
     geometry: "full" where a map covers its whole image, as LV-ViT's training takes every map; "center_crop" where it
     covers the central square, as LV-ViT's public generator makes them (whether the published labels are so is unknown).
 
@@ -83,8 +85,8 @@ class JointTransform:
                     if op.name in _AFFINE:
                         op.aug_fn = partial(self._followed, op.aug_fn, _AFFINE[op.name])
 
-    def __call__(self, image: Image.Image, cells: TokenMap, label: int) -> tuple[Tensor, TokenTarget]:
-        """Return the image, (3, S, S) float32, and its target with the map moved along."""
+    def __call__(self, image: Image.Image, cells: TokenMap, label: int) -> tuple[Pixels, TokenTarget]:
+        """Return the image and its target with the map moved along."""
         frame = Frame.first(image.size, self._geometry)
         shown: Any = image
         for step in self._steps:

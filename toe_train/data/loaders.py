@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from toe_train.data.datasets import EvalSet, TrainSet
 from toe_train.data.order import TrainBatchSampler
+from toe_train.data.pixels import collate
 from toe_train.errors import UserError
 
 
@@ -51,7 +52,7 @@ class CleanErrors:
 def train_loader(
     train_set: TrainSet, batch_sampler: TrainBatchSampler, workers: int, pin_memory: bool = False
 ) -> CleanErrors:
-    """Return a loader of (images (b, C, S, S) float32, labels (b,) int64), one micro-batch after the other.
+    """Return a loader of (Pixels of b images, labels (b,) int64 or a TokenTarget), one micro-batch after the other.
 
     Call `batch_sampler.set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
     Iterating raises UserError for an unreadable image.
@@ -60,6 +61,7 @@ def train_loader(
         DataLoader(
             train_set,
             batch_sampler=batch_sampler,
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_main_process,

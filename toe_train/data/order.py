@@ -90,8 +90,10 @@ class BatchLayout:
     The positions 0 .. global_batch-1 are dealt round-robin to mixing groups of `group_size`, and in a group member i is
     paired with member size-1-i (timm's Mixup: `x.flip(0)`). One group draws one mixing ratio. With group_size 256 at a
     global batch of 1024 the groups are what DeiT's four processes of 256 images mix. A global batch of at most
-    group_size is one group. The sequence of pairs, group after group, is then cut into world_size * accumulation equal
-    runs: pairs are never split, so every split trains on the same mixed images.
+    group_size is one group. The pairs, the first of every group, then the second and so on, are cut into
+    world_size * accumulation equal runs: pairs are never split, so every split trains on the same mixed images. A run
+    holds neighbouring positions, and so, with repeated augmentation, most views of its images, which are then read
+    once.
 
     Raises UserError, with the nearest legal values, where the batch cannot be split so.
     """
@@ -138,33 +140,31 @@ class BatchLayout:
 
     def segments(self, rank: int, micro: int) -> tuple[Segment, ...]:
         """Return the groups that micro-batch `micro` of process `rank` holds pairs of, and the rows of each."""
-        half = self.global_batch // self.num_groups // 2  # pairs in a group
-        first, last = self._run(rank, micro)
-        found = []
-        for group in range(first // half, (last - 1) // half + 1):
-            low, high = max(first, group * half), min(last, (group + 1) * half)
-            found.append(Segment(group, 2 * (low - first), 2 * (high - first)))
+        found, start = [], 0
+        for group, (low, high) in enumerate(self._members(rank, micro)):
+            if high > low:
+                found.append(Segment(group, start, start + 2 * (high - low)))
+                start = found[-1].stop
         return tuple(found)
 
     def rows(self, rank: int, micro: int) -> Tensor:
         """Return the positions in the global batch of one micro-batch's images, (micro_batch,) int64."""
         size = self.global_batch // self.num_groups
-        first, _ = self._run(rank, micro)
         positions = []
-        for group, start, stop in self.segments(rank, micro):
-            low = first + start // 2 - group * (size // 2)
-            high = first + stop // 2 - group * (size // 2)
+        for group, (low, high) in enumerate(self._members(rank, micro)):
             members = torch.cat([torch.arange(low, high), torch.arange(size - high, size - low)])
             positions.append(group + self.num_groups * members)
         return torch.cat(positions)
 
-    def _run(self, rank: int, micro: int) -> tuple[int, int]:
-        """Return the first pair of a micro-batch and the one after its last."""
+    def _members(self, rank: int, micro: int) -> list[tuple[int, int]]:
+        """Return, for each group, the first member whose pair a micro-batch holds and the one after its last."""
         assert 0 <= rank < self.world_size, (rank, self.world_size)
         assert 0 <= micro < self.accumulation, (micro, self.accumulation)
         pairs = self.micro_batch // 2
-        first = (rank * self.accumulation + micro) * pairs
-        return first, first + pairs
+        first = (rank * self.accumulation + micro) * pairs  # pair p is of member p // groups of group p % groups
+        ends = (first, first + pairs)
+        low, high = ([-((group - end) // self.num_groups) for group in range(self.num_groups)] for end in ends)
+        return list(zip(low, high, strict=True))
 
 
 def split_batch(global_batch: int, world_size: int, max_micro_batch: int) -> int:

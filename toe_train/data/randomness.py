@@ -30,17 +30,28 @@ def generator(seed: int, purpose: str, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *key))
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global CPU generators for the block, then put all three back as they were.
+def reseed(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global CPU generators, from which timm's transforms and Mixup draw.
 
-    timm's transforms and Mixup draw from these three. The generators of other devices are neither read nor changed,
-    which is why `torch.manual_seed` does not serve here.
+    The generators of other devices are neither read nor changed, which is why `torch.manual_seed` does not serve here.
     """
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
     torch.default_generator.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """`reseed` for the block, then put the three generators back as they were."""
+    with preserved():
+        reseed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Put the three generators back as they were before the block."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:

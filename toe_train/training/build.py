@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from toe_train import data
 from toe_train.errors import UserError
@@ -17,6 +16,7 @@ from toe_train.recipes import RunConfig, config_at, plan_epochs
 from toe_train.training.build_inputs import (
     batch_layout,
     build_eval_transform,
+    build_finish,
     build_train_set,
     build_val_batches,
     check_data,
@@ -24,6 +24,7 @@ from toe_train.training.build_inputs import (
 from toe_train.training.build_model import BuiltModel, build_model
 from toe_train.training.build_step import MicroBatches, build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints
+from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import Scores, evaluate
 from toe_train.training.loop import Trainer
@@ -97,11 +98,10 @@ def build_trainer(
         step=step,
         schedule=build_schedule(config, step.optimizer, order.steps_per_epoch),
         sampler=sampler,
-        train_batches=data.train_loader(
-            train_set,
-            sampler,
-            config.data.workers,
-            processes.device.type == "cuda",
+        train_batches=DeviceBatches(
+            data.train_loader(train_set, sampler, config.data.workers, processes.device.type == "cuda"),
+            processes.device,
+            build_finish(config, plan.image_size),
         ),
         val_batches=build_val_batches(config, data.EvalSet(val_images, shown, skipped), processes),
         skipped=skipped,
@@ -198,7 +198,8 @@ def _pictures(
         images: Tensor = data.low_frequency_crop(torch.stack([eval_set[index][0] for index in chosen]), image_size)
     else:
         keys = [data.SampleKey(index, 0, index) for index in chosen]
-        images, (scores, ids, crop, _) = default_collate([train_set[key] for key in keys])
+        pixels, (scores, ids, crop, _) = data.collate([train_set[key] for key in keys])
+        images = build_finish(config)(pixels)
         patch_targets = data.token_targets(
             scores, ids, crop, len(train_set.dataset.classes), built.grid, 0.0, config.token_labels.alignment
         )[1].to(processes.device)

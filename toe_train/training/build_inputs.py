@@ -1,4 +1,4 @@
-"""What a configuration gives a step to train on: data sets, transforms, the split of the batch, mixing."""
+"""What a configuration gives a step to train on: data sets, transforms, the split of the batch, images, mixing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build_train_set(
     config: RunConfig, images: data.ImageSource, skipped: data.SkippedImages | None, loaded_size: int | None = None
 ) -> data.TrainSet:
     """Augmented training images, with label maps where the run has token labels; size as `build_train_transform`."""
-    transform = build_train_transform(config, loaded_size)
+    transform = data.ending_in_pixels(build_train_transform(config, loaded_size))
     if config.token_labels is None:
         return data.TrainSet(images, transform, config.seed, skipped)
     joint = data.JointTransform(transform, config.token_labels.geometry)
@@ -106,17 +106,26 @@ def build_val_batches(config: RunConfig, eval_set: data.EvalSet, processes: Proc
     return data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
 
 
-def build_mixing(
-    config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout, image_size: int | None = None
-) -> Callable[..., tuple[Tensor, Any]]:
-    """Mixup and CutMix of the `augment` section, or MixToken and the targets of a run with token labels.
+def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels], Tensor]:
+    """What makes a model's images of the loader's pixels: normalised, erased, and at a smaller `image_size` cropped.
 
-    Where the model sees a smaller `image_size`, a crop of frequencies comes before mixing, which leaves images that
-    have that size alone.
+    The crop of frequencies leaves images that have that size alone.
     """
+    section, size = config.augment, image_size or config.model.image_size
+
+    def finish(pixels: data.Pixels) -> Tensor:
+        return data.low_frequency_crop(data.normalized(pixels, section.mean, section.std), size)
+
+    return finish
+
+
+def build_mixing(
+    config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout
+) -> Callable[..., tuple[Tensor, Any]]:
+    """Mixup and CutMix of the `augment` section, or MixToken and the targets of a run with token labels."""
     section = config.augment
     if config.token_labels is None:
-        mix = data.BatchMixing(
+        return data.BatchMixing(
             num_classes,
             section.mixup,
             section.cutmix,
@@ -126,10 +135,6 @@ def build_mixing(
             config.seed,
             layout,
         )
-        size = image_size or config.model.image_size
-        if size == config.model.image_size:
-            return mix
-        return lambda images, *place: mix(data.low_frequency_crop(images, size), *place)
     model: Any = built.model
 
     def hand_over(boxes: Tensor, partners: Tensor) -> None:
@@ -147,11 +152,13 @@ def build_mixing(
     )
 
 
-def example_batch(config: RunConfig, batch: int, loaded_size: int | None = None) -> tuple[Tensor, Any]:
+def example_batch(config: RunConfig, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:
     """Made-up images and labels in the shapes in which the loader gives `batch` of them, on the CPU."""
     size = loaded_size or config.model.image_size
     labels = torch.zeros(batch, dtype=torch.int64)
-    images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, generator=source)
+    images = data.Pixels(pixels, torch.empty(0, 5, dtype=torch.int64), torch.empty(0))
     if config.token_labels is None:
         return images, labels
     scores = torch.zeros(batch, *PUBLISHED_MAP, dtype=torch.float16)

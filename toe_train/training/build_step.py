@@ -14,9 +14,10 @@ from toe_train import data, models
 from toe_train.errors import UserError
 from toe_train.expansion import kept_mask
 from toe_train.recipes import EpochPlan, RunConfig, config_at, curriculum_stages, plan_epochs
-from toe_train.training.build_inputs import batch_layout, build_mixing, example_batch
+from toe_train.training.build_inputs import batch_layout, build_finish, build_mixing, example_batch
 from toe_train.training.build_model import BuiltModel, build_model
 from toe_train.training.clock import EpochClock
+from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.losses import ClassificationLoss, TokenLabelLoss
@@ -55,7 +56,7 @@ def build_step(
         clip_grad=config.optim.clip_grad,
         ema=ModelEmaV3(model, decay=section.ema_decay) if section.ema_decay is not None else None,
         layout=layout,
-        mixing=build_mixing(config, built, num_classes, layout, image_size),
+        mixing=build_mixing(config, built, num_classes, layout),
         draws=ForwardDraws(
             config.seed, layout, processes.rank, built.drop_path, built.expansion, built.num_tokens, device
         ),
@@ -162,8 +163,10 @@ def fit_to_memory(
             built.expansion.stage = max(stages, key=partial(built.expansion.num_kept, built.num_tokens))
         step = build_step(config, built, num_classes, tried, alone, plan.image_size)
         clock = EpochClock(processes.device)
+        loaded = [example_batch(config, now, plan.loaded_size)] * 2 * accumulation
+        batches = iter(DeviceBatches(loaded, processes.device, build_finish(config, plan.image_size)))
         for number in range(2):
-            step(iter([example_batch(config, now, plan.loaded_size)] * accumulation), clock, 0, number)
+            step(batches, clock, 0, number)
 
     fitting = largest_that_fits(attempt, layout.micro_batch, processes)
     return batch_layout(config, processes.world_size, fitting).micro_batch

@@ -17,6 +17,7 @@ from toe_train.expansion import TokenExpansion
 from toe_train.recipes import EpochPlan
 from toe_train.training.checkpoint import FORMAT, Checkpoints, read
 from toe_train.training.clock import EpochClock
+from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import evaluate
 from toe_train.training.memory import StepTooLarge
@@ -43,7 +44,7 @@ class Trainer:
     step: TrainStep  # holds model, averaged model, optimiser and scaler
     schedule: Schedule
     sampler: TrainBatchSampler
-    train_batches: CleanErrors
+    train_batches: DeviceBatches
     val_batches: CleanErrors
     skipped: SkippedImages | None  # None where an unreadable image ends the run
     recovery: Recovery

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from toe_train.data import BatchLayout
 from toe_train.training.clock import EpochClock
+from toe_train.training.device_batches import Batch
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.stability import StepGuard
@@ -54,16 +55,15 @@ class TrainStep:
         """Lets the processes average their gradients from now on."""
         self.trained = self.processes.wrap(self.model, self.image_size)
 
-    def __call__(self, batches: Iterator[Any], clock: EpochClock, epoch: int, step: int) -> Tensor:
+    def __call__(self, batches: Iterator[Batch], clock: EpochClock, epoch: int, step: int) -> Tensor:
         """Takes step `step` of `epoch` with the next micro-batches; this process's losses, (accumulation,).
 
         A step with a gradient that is not finite changes no weight; the averaged model takes them up once more.
         """
-        accumulation, device = self.layout.accumulation, self.processes.device
+        accumulation = self.layout.accumulation
         losses = []
         for micro in range(accumulation):
             images, labels = next(batches)
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
             self.draws.give(epoch, step, micro)
             with clock.compute(), self.processes.no_sync(self.trained, skip=micro + 1 < accumulation):
