@@ -10,9 +10,10 @@ from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.analysis.tables import summary_table, table
 from toe_train.cli import tools
-from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.training.runfolder import RunFolder
+
+LOADERS = ["ours", "timm's, float32", "timm's, bytes"]
 
 
 def test_a_table_lines_up():
@@ -81,14 +82,18 @@ def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
     output = tmp_path / "bench/step.json"
     assert tools.main(["bench", "--config", str(tiny), "--batch", "4", "--rounds", "3", "--json", str(output)]) == 0
     rows = cells(capsys.readouterr().out)
-    assert [row[:3] for row in rows[2:]] == [["full", "16", "16"], ["1", "16", "8"], ["2", "16", "12"]]
+    assert [row[1:4] for row in rows[2:]] == [["full", "16", "16"], ["1", "16", "8"], ["2", "16", "12"]]
     result = json.loads(output.read_text())
-    assert (result["batch"], result["rounds"], result["image_size"]) == (4, 3, 16)
+    assert (result["rounds"], result["compiled"]) == (3, False)
     assert result["command"].startswith("toe-tools bench --config")
     stages = result["stages"]
     assert all(s["step"]["spread"][0] <= s["step"]["milliseconds"] <= s["step"]["spread"][1] for s in stages)
     assert stages[0]["step"]["speedup"] == stages[0]["flop_ratio"] == 1.0
     assert stages[1]["flop_ratio"] > stages[2]["flop_ratio"] > 1
+    for stage in stages:
+        assert (stage["batch"], stage["image_size"]) == (4, 16)
+        flops = 6 * stage["cost"]["macs"] * 4 / (stage["step"]["milliseconds"] / 1000)
+        assert stage["utilization"] == pytest.approx(flops / result["matmul_rate"])
 
 
 def test_the_benchmark_times_every_segment_of_a_curriculum(tiny):
@@ -97,7 +102,7 @@ def test_the_benchmark_times_every_segment_of_a_curriculum(tiny):
         f"curriculum={json.dumps({**given, 'rand_augments': ['rand-m1', 'rand-m2', 'rand-m3', 'rand-m4']})}",
         "expansion={stage_epochs: [0, 1, 3], keep_rates: [0.5, 0.75, 1.0], initial_keep_rate: 0.25}",
     ]
-    result = benchmark_step(load_config(tiny, ["epochs=6", *sections]), 4, 2, device=torch.device("cpu"))
+    result = benchmark_step(load_config(tiny, ["epochs=6", *sections]), [4], 2, device=torch.device("cpu"))
     timed = [(stage.image_size, stage.cost.stage, stage.cost.tokens_kept) for stage in result.stages]
     assert timed == [(16, 0, 16), (8, 1, 2), (8, 2, 3), (8, 0, 4)]
     ratios = [stage.flop_ratio for stage in result.stages]
@@ -121,14 +126,52 @@ def test_the_benchmark_of_the_loader(tiny, tmp_path, capsys):
                 Image.new("RGB", (20, 20), (9 * number, 90, 10)).save(folder / f"{number}.jpg")
     command = ["bench", "--what", "loader", "--config", str(tiny), "train.global_batch=4", "--rounds", "3"]
     assert tools.main([*command, "data.kind=image_folder", f"data.root={tmp_path / 'images'}", "data.workers=1"]) == 0
-    assert [row[0] for row in cells(capsys.readouterr().out)[2:]] == ["none", "1"]
+    rows = cells(capsys.readouterr().out)[2:]
+    assert [row[:2] for row in rows] == [[name, to] for to in ("none", "1") for name in LOADERS]
     assert tools.main(command) == 2
     assert "data.kind = digits: timm's loader is compared on data.kind=image_folder alone" in capsys.readouterr().err
 
 
-def test_the_benchmark_needs_stages(configs):
-    with pytest.raises(UserError, match="there are no stages to compare"):
-        benchmark_step(load_config(configs / "deit_tiny.yaml"), 2, 1, device=torch.device("cpu"))
+def test_the_benchmark_of_several_batches_and_sizes(tiny, tmp_path, capsys):
+    command = ["bench", "--config", str(tiny), "--rounds", "1"]
+    assert tools.main([*command, "--batch", "2,4", "--sizes", "8,16"]) == 0
+    rows = cells(capsys.readouterr().out)[2:]
+    assert [(row[0], row[2], row[3]) for row in rows if row[1] == "full"] == [
+        ("2", "8", "4"),
+        ("4", "8", "4"),
+        ("2", "16", "16"),
+        ("4", "16", "16"),
+    ]
+    assert tools.main([*command, "--sizes", "8", "expansion=null"]) == 0  # the plain step alone
+    assert [row[:3] for row in cells(capsys.readouterr().out)[2:]] == [["32", "full", "8"]]
+    for wrong, words in [
+        (["--batch", "2,4", "--profile", "trace.json"], "a trace is of one --batch"),
+        (["--what", "loader", "--sizes", "8"], "--sizes and --profile are of --what step"),
+        (["--what", "expansion", "--batch", "2,4"], "takes one number"),
+        (["--batch", "3"], "nearest legal values: 2 and 4"),
+        (["--sizes", "9"], "9"),
+    ]:
+        assert tools.main([*command, *wrong]) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        tools.main([*command, "--batch", "0,4"])
+
+
+def test_a_trace_of_a_step_of_each_stage(tiny, tmp_path):
+    trace = tmp_path / "deep/trace.json"
+    assert tools.main(["bench", "--config", str(tiny), "--batch", "2", "--rounds", "1", "--profile", str(trace)]) == 0
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {f"stage {stage} at 16 pixels" for stage in (0, 1, 2)} <= names
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_benchmark_from_end_to_end(tiny, capsys, workers):
+    command = ["bench", "--what", "end-to-end", "--config", str(tiny), f"data.workers={workers}", "--rounds", "3"]
+    assert tools.main([*command, "train.global_batch=64", "train.max_micro_batch=32"]) == 0
+    rows = cells(capsys.readouterr().out)[2:]
+    assert [row[:3] for row in rows] == [["1", "16", "8"], ["2", "16", "12"], ["3", "16", "16"]]
+    assert all(0 < int(row[6].rstrip(" %")) < 100 for row in rows)
+    assert rows[-1][5] == "1.00x"
 
 
 def test_the_plan_as_printed(configs, capsys):

@@ -192,9 +192,10 @@ def test_bf16_rounds_and_trains(run):
 
 
 @pytest.mark.slow
-def test_compiled_training_equals_eager(run):
+def test_compiled_training_equals_eager(run, capsys):
     eager, _ = run("eager")
     compiled, _ = run("compiled", "train.compile=true")
+    assert "compiled the step in" in capsys.readouterr().out
     assert losses(compiled) == pytest.approx(losses(eager), rel=1e-3)
 
 

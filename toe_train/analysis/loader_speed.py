@@ -22,6 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from toe_train import data
+from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
 from toe_train.errors import UserError
@@ -113,12 +114,7 @@ def _own_batches(config: RunConfig, batch: int, workers: int) -> Iterator[Any]:
     assert layout.micro_batch == batch, (layout, batch)
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, 0)
-    loader = data.train_loader(build_train_set(config, images, None), sampler, workers)
-    epoch = 0
-    while True:
-        sampler.set_epoch(epoch)
-        yield from loader
-        epoch += 1
+    yield from data.train_loader(build_train_set(config, images, None), Endless(sampler), workers)
 
 
 def _timm_batches(config: RunConfig, batch: int, workers: int, as_bytes: bool) -> Iterator[Any]:
@@ -131,6 +127,7 @@ def _timm_batches(config: RunConfig, batch: int, workers: int, as_bytes: bool) -
         use_prefetcher=as_bytes,
         num_workers=workers,
         persistent_workers=workers > 0,
+        use_multi_epochs_loader=workers > 0,
         device=torch.device("cpu"),
     )
     images.transform = build_train_transform(config)  # in place of timm's own, which Pillow 13 refuses

@@ -9,6 +9,8 @@ from statistics import median, quantiles
 
 import torch
 
+from toe_train.training.precision import Precision
+
 WARM_UP = 2  # rounds that do not count
 
 
@@ -59,3 +61,23 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def matmul_rate(device: torch.device, precision: Precision) -> float:
+    """Floating-point operations per second of large square matrix products, the median of ten: what a device can do."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    side = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    (times,) = take_turns([lambda: left @ right], 10, device)
+    return 2 * side**3 / (median(times) / 1000)
+
+
+def peak_memory(piece: Callable[[], object], device: torch.device) -> int | None:
+    """Most bytes that tensors take on the device while `piece` runs; None on a CPU, which does not tell."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    piece()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)

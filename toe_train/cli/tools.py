@@ -12,6 +12,7 @@ import torch
 
 from toe_train import data
 from toe_train._version import __version__
+from toe_train.analysis.end_to_end import EndToEndBenchmark, benchmark_end_to_end
 from toe_train.analysis.expansion_speed import ExpansionBenchmark, benchmark_expansion
 from toe_train.analysis.loader_speed import LoaderBenchmark, benchmark_loader
 from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
@@ -62,13 +63,19 @@ def _parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "Time what a run spends its time on, in one go.")
     bench.add_argument(
         "--what",
-        choices=("step", "expansion", "loader", "saving"),
+        choices=("step", "expansion", "loader", "end-to-end", "saving"),
         default="step",
         help="step: the training step of each stage beside the full-token step; expansion: dropping and merging alone, "
-        "beside a literal version of its steps; loader: augmented images, beside timm's loader; saving: a checkpoint "
-        "(default: step)",
+        "beside a literal version of its steps; loader: augmented images, beside timm's loader; end-to-end: the step "
+        "with loading, on the run's images; saving: a checkpoint (default: step)",
     )
-    bench.add_argument("--batch", type=int, default=32, metavar="N", help="images of step and expansion (default: 32)")
+    bench.add_argument(
+        "--batch", type=_numbers, default=[32], metavar="N[,N...]", help="images of step and expansion (default: 32)"
+    )
+    bench.add_argument(
+        "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
+    )
+    bench.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     bench.add_argument("--output", default="runs", metavar="DIR", help="where saving writes (default: runs)")
     bench.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
@@ -76,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_options(maker)
     maker.set_defaults(command=labels.run)
     return parser
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: every number must be at least 1")
+    return numbers
 
 
 def _doctor(options: argparse.Namespace, given: list[str]) -> int:
@@ -120,19 +134,26 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _bench(options: argparse.Namespace, given: list[str]) -> int:
-    for name, least in (("batch", 1), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name} {getattr(options, name)} must be at least {least}")
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds} must be at least 1")
+    if options.what != "step" and (options.sizes or options.profile):
+        raise UserError(f"--sizes and --profile are of --what step, and this is {options.what}; leave them out")
+    if options.what == "expansion" and len(options.batch) > 1:
+        raise UserError("--batch: --what expansion takes one number")
     config = load_config(options.config, options.overrides)
-    result: StepBenchmark | ExpansionBenchmark | LoaderBenchmark | SavingBenchmark
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result: StepBenchmark | ExpansionBenchmark | LoaderBenchmark | EndToEndBenchmark | SavingBenchmark
     if options.what == "saving":
         result = benchmark_saving(config, Path(options.output), options.rounds)
     elif options.what == "loader":
         result = benchmark_loader(config, options.rounds)
+    elif options.what == "end-to-end":
+        result = benchmark_end_to_end(config, options.rounds, device)
+    elif options.what == "expansion":
+        result = benchmark_expansion(config, options.batch[0], options.rounds, device)
     else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        benchmark = benchmark_expansion if options.what == "expansion" else benchmark_step
-        result = benchmark(config, options.batch, options.rounds, device)
+        trace = Path(options.profile) if options.profile else None
+        result = benchmark_step(config, options.batch, options.rounds, device, options.sizes, trace=trace)
     origin = provenance(given, program="toe-tools")
     print(f"{origin['device']}, {origin['versions']}, {result.rounds} rounds")
     print(result.as_table())

@@ -37,4 +37,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips at 255 and would turn most of a 16-bit image white.
         high_byte = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
+    if image.mode == "RGB":  # which convert would copy
+        image.load()
+        return image
     return image.convert("RGB")

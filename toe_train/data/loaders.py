@@ -1,14 +1,14 @@
 """Data loaders: batches in the order of a sampler, whatever the number of workers."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from toe_train.data.datasets import EvalSet, TrainSet
-from toe_train.data.order import TrainBatchSampler
+from toe_train.data.order import SampleKey
 from toe_train.data.pixels import collate
 from toe_train.errors import UserError
 
@@ -50,11 +50,11 @@ class CleanErrors:
 
 
 def train_loader(
-    train_set: TrainSet, batch_sampler: TrainBatchSampler, workers: int, pin_memory: bool = False
+    train_set: TrainSet, batch_sampler: Iterable[list[SampleKey]], workers: int, pin_memory: bool = False
 ) -> CleanErrors:
     """Return a loader of (Pixels of b images, labels (b,) int64 or a TokenTarget), one micro-batch after the other.
 
-    Call `batch_sampler.set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
+    Call the sampler's `set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
     Iterating raises UserError for an unreadable image.
     """
     return CleanErrors(

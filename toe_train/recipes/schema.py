@@ -191,7 +191,7 @@ class TrainConfig(Section):
     max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
-    compile: bool = False  # torch.compile
+    compile: bool | None = None  # torch.compile of the training step; null: on a GPU
     log_every: PositiveInteger = 50  # steps between lines of the run log
     # A step whose gradients are not finite is left out; after more than so many in a row the run goes back to its last
     # checkpoint, so many times in all, and on in another order of the images.

@@ -22,7 +22,7 @@ from toe_train.training.build_inputs import (
     check_data,
 )
 from toe_train.training.build_model import BuiltModel, build_model
-from toe_train.training.build_step import MicroBatches, build_schedule, build_step
+from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
@@ -75,8 +75,6 @@ def build_trainer(
     built = build_model(config, num_classes, plan.image_size)
     built.model.to(processes.device)
     step = build_step(now, built, num_classes, layout, processes, plan.image_size)
-    if config.train.compile:
-        built.model.compile()
     skipped = None
     if config.data.on_error == "skip":
         skipped = data.SkippedImages(folder.skipped, config.data.max_skipped)
@@ -89,6 +87,8 @@ def build_trainer(
         whole = partial(build_model, config, num_classes)
         both_sizes = BothSizes(plan.image_size, in_pairs, lambda: whole().model.to(processes.device))
     every_minutes = config.checkpoint.every_minutes
+    finish = build_finish(config, plan.image_size)
+    stages = list(dict.fromkeys(other.stage for other in plans[plan.epoch :] if other.curriculum == plan.curriculum))
     trainer = Trainer(
         plans=plans,
         curriculum=plan.curriculum,
@@ -96,12 +96,13 @@ def build_trainer(
         expansion=built.expansion,
         num_tokens=built.num_tokens,
         step=step,
+        compile=build_compile(now, built, step, plan.loaded_size, stages),
         schedule=build_schedule(config, step.optimizer, order.steps_per_epoch),
         sampler=sampler,
         train_batches=DeviceBatches(
             data.train_loader(train_set, sampler, config.data.workers, processes.device.type == "cuda"),
             processes.device,
-            build_finish(config, plan.image_size),
+            finish,
         ),
         val_batches=build_val_batches(config, data.EvalSet(val_images, shown, skipped), processes),
         skipped=skipped,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from toe_train.recipes import EpochPlan, RunConfig, config_at, curriculum_stages
 from toe_train.training.build_inputs import batch_layout, build_finish, build_mixing, example_batch
 from toe_train.training.build_model import BuiltModel, build_model
 from toe_train.training.clock import EpochClock
+from toe_train.training.compiling import compile_stages
 from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
@@ -63,6 +64,22 @@ def build_step(
         # Enough rows to remember where a row of bad steps began when the processes look.
         guard=StepGuard(model, layout.accumulation, section.max_skipped_steps + MOST_STEPS + 2, device),
     )
+
+
+def build_compile(
+    config: RunConfig, built: BuiltModel, step: TrainStep, loaded_size: int, stages: Sequence[int]
+) -> Callable[[], str | None] | None:
+    """What compiles the step for stages of ToE, see `compile_stages`; None where the run is not to be compiled."""
+    wanted = step.processes.device.type == "cuda" if config.train.compile is None else config.train.compile
+    if not wanted:
+        return None
+
+    def compile_now() -> str | None:
+        loaded = [example_batch(config, step.layout.micro_batch, loaded_size)]
+        (example,) = DeviceBatches(loaded, step.processes.device, build_finish(config, step.image_size))
+        return compile_stages(step, built.expansion, stages, example)
+
+    return compile_now
 
 
 def build_loss(config: RunConfig, built: BuiltModel) -> nn.Module:

@@ -42,6 +42,7 @@ class Trainer:
     expansion: TokenExpansion | None
     num_tokens: int  # patch tokens N
     step: TrainStep  # holds model, averaged model, optimiser and scaler
+    compile: Callable[[], str | None] | None  # the step; None where it is not to be
     schedule: Schedule
     sampler: TrainBatchSampler
     train_batches: DeviceBatches
@@ -108,6 +109,7 @@ class Trainer:
             )
         if self.processes.max(self.stop.signal):
             raise self._preempted("before its first step; nothing was to save")
+        self._compile()
         self.step.join()
         if self.processes.max(not self.saved):
             self._save()  # to go back to, and to learn at once that the disk takes it
@@ -116,6 +118,20 @@ class Trainer:
                 self._run_epoch(self.plans[self.progress.epoch])
             except NotFinite as fault:
                 self._roll_back(fault)
+
+    def _compile(self) -> None:
+        """Compiles the step, or says why not and leaves it."""
+        if self.compile is None:
+            return
+        begin = time.monotonic()
+        try:
+            reason = self.compile()
+        except torch.OutOfMemoryError as error:
+            raise StepTooLarge(str(error)) from None
+        if reason is None:
+            self.log.note(f"compiled the step in {time.monotonic() - begin:.0f} s")
+        else:
+            self.log.note(f"torch.compile does not work here ({reason}): the run goes on without it, slower")
 
     def _is_for(self, epoch: int) -> bool:
         """Whether there is such an epoch, and this trainer was built for it."""

@@ -75,7 +75,7 @@ def _look(
     model.eval()
     expansion.train()
     try:
-        model.forward(images)  # not through __call__: a compiled model would compile once more for the pictures
+        model(images)
     finally:
         for watcher in watchers:
             watcher.remove()

@@ -36,7 +36,7 @@ class TrainStep:
     mixing: Callable[[Tensor, Any, int, int, int, int], tuple[Tensor, Any]]  # images, labels, epoch, step, rank, micro
     draws: ForwardDraws
     guard: StepGuard
-    trained: nn.Module = field(init=False)  # the model as it is stepped: gradients averaged over the processes
+    trained: nn.Module = field(init=False)  # the model as it is stepped: compiled, gradients averaged over processes
 
     def __post_init__(self) -> None:
         self.trained = self.model
@@ -53,7 +53,7 @@ class TrainStep:
 
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
-        self.trained = self.processes.wrap(self.model, self.image_size)
+        self.trained = self.processes.wrap(self.trained, self.image_size)
 
     def __call__(self, batches: Iterator[Batch], clock: EpochClock, epoch: int, step: int) -> Tensor:
         """Takes step `step` of `epoch` with the next micro-batches; this process's losses, (accumulation,).

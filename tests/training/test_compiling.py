@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from toe_train.cli.train import main
+from toe_train.training.runfolder import RunFolder
+from toe_train.training.runlog import read_metrics
+
+STAGES = "{stage_epochs: [0, 1], image_sizes: [8, 16], rand_augments: [rand-m1, rand-m2], micro_batches: [256, 256]}"
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch.compile makes in the test, as graphs that run as they are; with the numbers of calls of each."""
+    made = []
+    real = torch.compile
+
+    def counting(graph, inputs):
+        calls = []
+        made.append(calls)
+
+        def run(*given):
+            calls.append(1)
+            return graph.forward(*given)
+
+        return run
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=counting, **options))
+    yield made
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def losses(tiny, tmp_path):
+    def run(name, *arguments):
+        assert main(["--config", str(tiny), "--output", str(tmp_path / name), *arguments]) == 0
+        return [line["train_loss"] for line in read_metrics(RunFolder(tmp_path / name).metrics, "step")]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stages"),
+    [((), 3), (("train.precision=bf16",), 3), (("expansion=null",), 1), ((f"curriculum={STAGES}",), 3)],
+    ids=["fp32", "bf16", "plain", "curriculum"],
+)
+def test_each_stage_has_one_graph_and_no_step_makes_one(graphs, losses, capsys, arguments, stages):
+    eager = losses("eager", "train.compile=false", *arguments)
+    assert graphs == []
+    compiled = losses("compiled", "train.compile=true", *arguments)
+    assert "compiled the step in" in capsys.readouterr().out
+    assert len(graphs) == stages
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert sum(map(len, graphs)) == stages + 15  # each once beforehand, then the steps of 3 epochs
+    assert compiled == pytest.approx(eager, rel=1e-6)
+
+
+def test_where_it_cannot_be_compiled_the_run_says_so_and_goes_on(losses, monkeypatch, capsys):
+    real = torch.compile
+
+    def broken(graph, inputs):
+        raise FileNotFoundError("no C compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=broken, **options))
+    torch.compiler.reset()
+    compiled = losses("compiled", "train.compile=true")
+    out = capsys.readouterr().out
+    assert "torch.compile does not work here (" in out
+    assert "no C compiler" in out
+    assert "the run goes on without it" in out
+    assert compiled == losses("eager", "train.compile=false")

@@ -1,0 +1,142 @@
+"""Speed of a whole training step in each part of a run, real images and loading included.
+
+What a run does between two log lines: the loader's processes, copying, normalising, mixing, the step. The parts follow
+one another, each with its own loader, as in the run.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+
+from toe_train import data
+from toe_train.analysis.endless import Endless
+from toe_train.analysis.tables import table
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, segments
+from toe_train.training.build_inputs import batch_layout, build_finish, build_train_set, check_data
+from toe_train.training.build_model import build_model
+from toe_train.training.build_step import build_compile, build_step
+from toe_train.training.clock import EpochClock
+from toe_train.training.device_batches import DeviceBatches
+from toe_train.training.distributed import Processes
+from toe_train.training.precision import precision_on
+
+WARM_UP = 2  # steps that do not count, after those whose batches the loader has ready beforehand
+
+
+@dataclass(frozen=True)
+class PartSpeed:
+    """Speed of a part of a run.
+
+    Attributes:
+        stage: of ToE.
+        image_size: side in pixels of what the model sees.
+        tokens_kept: patch tokens from ToE's block on.
+        images_per_second: over all timed steps, by the wall clock.
+        compiled: whether the step is; one that cannot be is not, as in the run.
+        wait_share: of the wall time, what the process waited for the loader. On a GPU the device may have been busy.
+    """
+
+    stage: int
+    image_size: int
+    tokens_kept: int
+    images_per_second: float
+    compiled: bool
+    wait_share: float
+
+
+@dataclass(frozen=True)
+class EndToEndBenchmark:
+    """Result of `benchmark_end_to_end`."""
+
+    model: str
+    global_batch: int
+    rounds: int
+    precision: str
+    workers: int
+    threads: int
+    parts: tuple[PartSpeed, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """For a reader."""
+        rows = [
+            (
+                str(part.stage),
+                str(part.image_size),
+                str(part.tokens_kept),
+                "compiled" if part.compiled else "eager",
+                f"{part.images_per_second:.1f}",
+                f"{part.images_per_second / self.parts[-1].images_per_second:.2f}x",
+                f"{100 * part.wait_share:.0f} %",
+            )
+            for part in self.parts
+        ]
+        setting = f"{self.model}, batch {self.global_batch}, {self.precision}, {self.workers} loader processes"
+        heads = ("stage", "pixels", "tokens", "step", "images/s", "against the last", "waiting for images")
+        return f"{setting}, {self.threads} CPU threads\n{table(heads, rows)}"
+
+
+def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -> EndToEndBenchmark:
+    """Trains a new model on the run's images for some steps of each of its parts.
+
+    Args:
+        config: the run.
+        rounds: timed optimiser steps in each part.
+        device: where to compute; one process.
+
+    Raises:
+        UserError: the data is not there, or the configuration cannot be built.
+    """
+    check_data(config)
+    plans = [segment.plan for segment in segments(plan_epochs(config))]
+    return EndToEndBenchmark(
+        model=config.model.name,
+        global_batch=config.train.global_batch,
+        rounds=rounds,
+        precision=precision_on(device, config.train.precision),
+        workers=config.data.workers,
+        threads=torch.get_num_threads(),
+        parts=tuple(_speed(config_at(config, plan), plan, rounds, device) for plan in plans),
+    )
+
+
+def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device) -> PartSpeed:
+    images, _ = data.open_datasets(config.data.kind, config.data.root)
+    layout = batch_layout(config, 1)
+    built = build_model(config, len(images.classes), plan.image_size)
+    built.model.to(device).train()
+    if built.expansion is not None:
+        built.expansion.stage = plan.stage
+    step = build_step(config, built, len(images.classes), layout, Processes(0, 1, device), plan.image_size)
+    compile_now = build_compile(config, built, step, plan.loaded_size, [plan.stage])
+    compiled = compile_now is not None and compile_now() is None
+    order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
+    train_set = build_train_set(config, images, None, plan.loaded_size)
+    sampler = Endless(data.TrainBatchSampler(order, layout, 0))
+    loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda")
+    clock = EpochClock(device)
+    batches = clock.waiting(DeviceBatches(loader, device, build_finish(config, plan.image_size)))
+    ready = 2 * config.data.workers // layout.accumulation  # steps
+    for number in range(ready + WARM_UP):
+        step(batches, clock, plan.epoch, number)
+    _, waited, _ = clock.read()
+    begin = time.perf_counter()
+    for number in range(rounds):
+        step(batches, clock, plan.epoch, number)
+    clock.read()  # waits for the device
+    elapsed = time.perf_counter() - begin
+    loader.close()
+    return PartSpeed(
+        stage=plan.stage,
+        image_size=plan.image_size,
+        tokens_kept=built.expansion.num_kept(built.num_tokens) if built.expansion else built.num_tokens,
+        images_per_second=rounds * layout.global_batch / elapsed,
+        compiled=compiled,
+        wait_share=(clock.data_wait - waited) / elapsed,
+    )
