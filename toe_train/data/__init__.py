@@ -14,6 +14,7 @@ token_mixing.py     MixToken's boxes and a batch's soft targets
 label_record.py     what the maker of label files noted about them
 randomness.py       the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
 loaders.py          DataLoaders
+pack.py             a smaller copy of an image folder
 skipping.py         images that cannot be read and are passed over
 """
 
@@ -41,6 +42,7 @@ from toe_train.data.order import (
     evaluation_indices,
     split_batch,
 )
+from toe_train.data.pack import Packed, Packing, pack_images
 from toe_train.data.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.randomness import derive_seed, generator, seeded
 from toe_train.data.skipping import SkippedImages
@@ -59,6 +61,8 @@ __all__ = [
     "GlobalOrder",
     "ImageSource",
     "JointTransform",
+    "Packed",
+    "Packing",
     "Pixels",
     "SampleKey",
     "Segment",
@@ -82,6 +86,7 @@ __all__ = [
     "low_frequency_crop",
     "normalized",
     "open_datasets",
+    "pack_images",
     "read_token_labels",
     "require_healthy",
     "seeded",

@@ -1,0 +1,197 @@
+"""A smaller copy of an image folder: every image as a JPEG whose shorter side is chosen, for loaders with few cores.
+
+A file has its name only once it is whole, read back and on the disk, so that a copy that was broken off is continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from tqdm import tqdm
+
+from toe_train.data.images import load_rgb
+from toe_train.errors import RunFailed, UserError
+
+RECORD = "pack.json"
+JPEG_NAMES = (".jpg", ".jpeg")
+LONGEST_SIDE = 65_535  # of a JPEG
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed: the shorter side in pixels, at most, and JPEG's quality."""
+
+    short_side: int
+    quality: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack_images` did: images written, those that were there already, and a message for each unreadable one."""
+
+    written: int
+    found: int
+    faults: list[str]
+
+
+def pack_images(source: Path, output: Path, packing: Packing, workers: int, progress: bool = False) -> Packed:
+    """Write a smaller copy of every image below a folder.
+
+    An image whose shorter side is larger is brought down to it (bicubic, antialiased, aspect kept); a JPEG that is as
+    small already is copied byte for byte. Files that are not JPEGs get ".jpg" behind their name. `output` also gets a
+    record of how it was packed.
+
+    Args:
+        source: e.g. ImageNet's root with train/ and val/.
+        output: outside `source`; continued if it is there.
+        packing: how.
+        workers: processes.
+        progress: show a bar.
+
+    Raises:
+        UserError: a source without images, an output inside it or packed otherwise, or a value out of range.
+        RunFailed: the disk does not take a file, or a process is killed.
+    """
+    _check(source, output, packing, workers)
+    names = sorted(_images_below(source))
+    if not names:
+        raise UserError(f"{source} holds no images ({', '.join(IMG_EXTENSIONS)}): give the folder above them")
+    uses = Counter(map(_packed_name, names))
+    if shared := [name for name in names if uses[_packed_name(name)] > 1]:
+        raise UserError(
+            f"--images: {' and '.join(shared[:2])} would both be packed as {_packed_name(shared[0])}; rename"
+        )
+    written, faults = 0, []
+    try:
+        _prepare(output, packing)
+        with ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_main_process) as pool:
+            results = pool.map(partial(_pack, source, output, packing), names, chunksize=16)
+            for new, fault in tqdm(results, total=len(names), desc="packing", unit="image", disable=not progress):
+                written += new
+                faults += [fault] if fault else []
+    except OSError as error:
+        raise RunFailed(f"{error}; make room, or give the right to it, then the same command continues") from None
+    except BrokenProcessPool:
+        raise RunFailed("a process was killed, perhaps for want of memory; use fewer --workers to continue") from None
+    return Packed(written, len(names) - written - len(faults), faults)
+
+
+def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
+    for name, value, low, high in (
+        ("short-side", packing.short_side, 1, LONGEST_SIDE),
+        ("quality", packing.quality, 1, 100),
+        ("workers", workers, 1, 4096),
+    ):
+        if not low <= value <= high:
+            raise UserError(
+                f"--{name} {value} must be from {low} to {high}; the nearest is {min(max(value, low), high)}"
+            )
+    if not source.is_dir():
+        raise UserError(f"--images {source} is not a folder; give the one that holds train/ and val/")
+    if output.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"--output {output} and --images {source} must lie apart; name another folder for the copy")
+
+
+def _prepare(output: Path, packing: Packing) -> None:
+    """Make `output`, or see that it was packed alike."""
+    record = output / RECORD
+    if record.is_file():
+        try:
+            former = Packing(**json.loads(record.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise UserError(f"{record} cannot be read; remove {output}, or name another --output") from None
+        if former != packing:
+            raise UserError(
+                f"--output {output} was packed with --short-side {former.short_side} --quality {former.quality}: use "
+                "these to continue it, or name another folder"
+            )
+        for temporary in output.rglob(".*.tmp"):  # of a packing that was broken off
+            temporary.unlink()
+        return
+    if output.exists() and any(output.iterdir()):
+        raise UserError(f"--output {output} holds files that no packing made; name a new folder")
+    output.mkdir(parents=True, exist_ok=True)
+    _write(record, json.dumps(asdict(packing)).encode())
+
+
+def _images_below(root: Path) -> Iterator[str]:
+    """Paths below `root` of all files that an image folder takes for images."""
+    for folder, _, files in os.walk(root, followlinks=True):
+        for name in files:
+            if name.lower().endswith(IMG_EXTENSIONS):
+                yield str(Path(folder, name).relative_to(root))
+
+
+def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool, str | None]:
+    """Pack one image; whether it was written, and what is wrong with it."""
+    origin, goal = source / name, output / _packed_name(name)
+    if _is_whole(goal, packing):
+        return False, None
+    try:
+        image = load_rgb(origin)
+    except UserError as fault:
+        return False, str(fault)
+    goal.parent.mkdir(parents=True, exist_ok=True)
+    temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
+    if goal.name == origin.name and min(image.size) <= packing.short_side and _is_jpeg(origin):
+        shutil.copyfile(origin, temporary)
+    else:
+        _reduced(image, packing.short_side).save(temporary, "JPEG", quality=packing.quality)
+    load_rgb(temporary)  # as it can be read from now on
+    _settle(temporary, goal)
+    return True, None
+
+
+def _packed_name(name: str) -> str:
+    return name if name.lower().endswith(JPEG_NAMES) else f"{name}.jpg"
+
+
+def _leave_interrupts_to_the_main_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _reduced(image: Image.Image, short_side: int) -> Image.Image:
+    if min(image.size) <= short_side:
+        return image
+    scale = short_side / min(image.size)
+    width, height = (max(short_side, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _is_whole(path: Path, packing: Packing) -> bool:
+    """Whether a packed image is there: only a header is read, as its name says that the rest was."""
+    try:
+        with Image.open(path) as image:
+            return min(image.size) <= packing.short_side
+    except OSError:
+        return False
+
+
+def _is_jpeg(path: Path) -> bool:
+    with Image.open(path) as image:
+        return image.format == "JPEG"
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    _settle(temporary, path)
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    """Give a whole file its name once the disk has it."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
