@@ -184,6 +184,20 @@ def test_the_average_moves_by_its_decay(run):
     assert not torch.allclose(slow["ema"]["head.weight"], slow["model"]["head.weight"], atol=1e-6)
 
 
+def test_images_made_on_the_device(run, capsys):
+    """From the same draws, in loader processes too; what only the host can do is refused."""
+    crop = "augment.crop=random_resized"
+    host, _ = run("host", crop, "epochs=1")
+    device, _ = run("device", crop, "epochs=1", "augment.on_device=true")
+    assert losses(device) == pytest.approx(losses(host), rel=1e-3)
+    assert losses(device) != losses(host)
+    assert losses(run("workers", crop, "epochs=1", "augment.on_device=true", "data.workers=2")[0]) == losses(device)
+    capsys.readouterr()
+    with pytest.raises(AssertionError):
+        run("padded", "augment.crop=padded", "augment.on_device=true")
+    assert "augment.on_device knows crop=random_resized" in capsys.readouterr().err
+
+
 def test_bf16_rounds_and_trains(run):
     bf16, _ = run("bf16", "train.precision=bf16", "epochs=1")
     full, _ = run("fp32", "epochs=1")

@@ -27,7 +27,7 @@ from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build_inputs import batch_layout, build_train_set, build_train_transform, check_data
+from toe_train.training.build_inputs import batch_layout, build_timm_transform, build_train_set, check_data
 
 OWN = "ours"
 
@@ -130,7 +130,7 @@ def _timm_batches(config: RunConfig, batch: int, workers: int, as_bytes: bool) -
         use_multi_epochs_loader=workers > 0,
         device=torch.device("cpu"),
     )
-    images.transform = build_train_transform(config)  # in place of timm's own, which Pillow 13 refuses
+    images.transform = build_timm_transform(config)  # in place of timm's own, which Pillow 13 refuses
     if as_bytes:
         steps = images.transform.transforms
         end = next(place for place, step in enumerate(steps) if isinstance(step, ToTensor))

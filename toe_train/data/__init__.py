@@ -7,6 +7,7 @@ transforms.py       augmentation of one image
 order.py            positions of an epoch, their split over processes and accumulation steps
 low_frequency.py    a batch's low frequencies alone, at a smaller size
 pixels.py           images as bytes up to the device, normalised and erased there
+device_augment.py   crop, flip and RandAugment on the device in place of the host
 mixing.py           Mixup and CutMix of a batch
 token_labels.py     what a teacher saw in each part of an image: files, and soft targets for each patch token
 joint_transform.py  augmentation that moves an image and its label map together
@@ -28,6 +29,7 @@ from toe_train.data.datasets import (
     TrainSet,
     open_datasets,
 )
+from toe_train.data.device_augment import DrawView, Views, made
 from toe_train.data.images import load_rgb
 from toe_train.data.joint_transform import JointTransform
 from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
@@ -56,6 +58,7 @@ __all__ = [
     "BatchLayout",
     "BatchMixing",
     "CleanErrors",
+    "DrawView",
     "EvalSet",
     "FolderImages",
     "GlobalOrder",
@@ -74,6 +77,7 @@ __all__ = [
     "TrainBatchSampler",
     "TrainSet",
     "TwoSizes",
+    "Views",
     "check_datasets",
     "collate",
     "derive_seed",
@@ -84,6 +88,7 @@ __all__ = [
     "generator",
     "load_rgb",
     "low_frequency_crop",
+    "made",
     "normalized",
     "open_datasets",
     "pack_images",

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision import datasets as torchvision_datasets
 
+from toe_train.data.device_augment import View
 from toe_train.data.images import load_rgb
 from toe_train.data.joint_transform import JointTransform
 from toe_train.data.order import SampleKey
@@ -198,11 +199,14 @@ class _Read(NamedTuple):
     cells: TokenMap | None
 
 
-class TrainSet(Dataset[tuple[Pixels, int | TokenTarget]]):
+Shown = Pixels | View  # an image, made or to be made
+
+
+class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
     """Augmented training images with their classes, addressed by place in the run and not by index.
 
-    `transform` ends in `Pixels`, see `ending_in_pixels`. With `labels`, of an image folder, a `TokenTarget` takes the
-    class's place and `transform` is a `JointTransform`.
+    `transform` ends in `Pixels`, see `ending_in_pixels`, or is a `DrawView`. With `labels`, of an image folder, a
+    `TokenTarget` takes the class's place and `transform` is a `JointTransform`.
 
     What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
     as they were.
@@ -215,7 +219,7 @@ class TrainSet(Dataset[tuple[Pixels, int | TokenTarget]]):
     def __init__(
         self,
         dataset: ImageSource,
-        transform: Callable[[Image.Image], Pixels] | JointTransform,
+        transform: Callable[[Image.Image], Shown] | JointTransform,
         seed: int,
         skipped: SkippedImages | None = None,
         labels: TokenLabelFiles | None = None,
@@ -229,12 +233,12 @@ class TrainSet(Dataset[tuple[Pixels, int | TokenTarget]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Pixels, int | TokenTarget]:
+    def __getitem__(self, key: SampleKey) -> tuple[Shown, int | TokenTarget]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[SampleKey]) -> list[tuple[Pixels, int | TokenTarget]]:
+    def __getitems__(self, keys: list[SampleKey]) -> list[tuple[Shown, int | TokenTarget]]:
         """A batch of them, for which an image that stands in it several times is read and decoded once."""
-        samples: dict[SampleKey, tuple[Pixels, int | TokenTarget]] = {}
+        samples: dict[SampleKey, tuple[Shown, int | TokenTarget]] = {}
         held = None
         with preserved():
             for key in sorted(keys):  # by index
@@ -243,7 +247,7 @@ class TrainSet(Dataset[tuple[Pixels, int | TokenTarget]]):
                 samples[key] = self._augmented(key, held)
         return [samples[key] for key in keys]
 
-    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Pixels, int | TokenTarget]:
+    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
         _, image, label, cells = read
         reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
         if cells is None:

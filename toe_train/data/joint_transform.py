@@ -82,8 +82,8 @@ class JointTransform:
         for step in self._steps:
             if isinstance(step, auto_augment.RandAugment):
                 for op in step.ops:
-                    if op.name in _AFFINE:
-                        op.aug_fn = partial(self._followed, op.aug_fn, _AFFINE[op.name])
+                    if op.name in AFFINE:
+                        op.aug_fn = partial(self._followed, op.aug_fn, AFFINE[op.name])
 
     def __call__(self, image: Image.Image, cells: TokenMap, label: int) -> tuple[Pixels, TokenTarget]:
         """Return the image and its target with the map moved along."""
@@ -159,7 +159,7 @@ def _translation_y(width: int, height: int, share: float) -> Affine:
 
 
 # timm's operations that move pixels: what each does to an image of a width and height, by the operation's amount.
-_AFFINE: dict[str, Callable[[int, int, float], Affine]] = {
+AFFINE: dict[str, Callable[[int, int, float], Affine]] = {
     "Rotate": _rotation,
     "ShearX": _shear_x,
     "ShearY": _shear_y,

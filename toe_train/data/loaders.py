@@ -52,7 +52,7 @@ class CleanErrors:
 def train_loader(
     train_set: TrainSet, batch_sampler: Iterable[list[SampleKey]], workers: int, pin_memory: bool = False
 ) -> CleanErrors:
-    """Return a loader of (Pixels of b images, labels (b,) int64 or a TokenTarget), one micro-batch after the other.
+    """Return a loader of (Pixels or Views of b images, labels (b,) int64 or a TokenTarget), by micro-batches.
 
     Call the sampler's `set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
     Iterating raises UserError for an unreadable image.

@@ -36,6 +36,30 @@ class Pixels(NamedTuple):
         images, fillings = (part.to(device, non_blocking=non_blocking) for part in (self.images, self.fillings))
         return Pixels(images, self.rectangles, fillings)
 
+    @staticmethod
+    def erased(erasing: RandomErasing | None, height: int, width: int) -> Pixels:
+        """Return what timm's step draws for an image of that size, without one."""
+        canvas = _Canvas(height, width)
+        if erasing is not None:
+            erasing(canvas)
+        return Pixels(
+            torch.empty(0, height, width, 3, dtype=torch.uint8),
+            torch.tensor(canvas.rectangles, dtype=torch.int64).view(-1, 5),
+            torch.cat([torch.empty(0), *canvas.fillings]),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Pixels]) -> Pixels:
+        """Return batches of one as one batch."""
+        images = default_collate([part.images[0] for part in parts])  # into shared memory where it is a worker's
+        return Pixels(images, *erased_parts(parts))
+
+
+def erased_parts(parts: Sequence[Pixels]) -> tuple[Tensor, Tensor]:
+    """Return the rectangles and fillings of a batch whose rows are `parts`."""
+    rectangles = [part.rectangles + torch.tensor([row, 0, 0, 0, 0]) for row, part in enumerate(parts)]
+    return torch.cat(rectangles), torch.cat([part.fillings for part in parts])
+
 
 class ToPixels:
     """The last step of a transform: a PIL RGB image to a batch of one; `erasing` draws what timm's step would."""
@@ -45,14 +69,8 @@ class ToPixels:
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Return the image's bytes with the rectangles to erase."""
-        canvas = _Canvas(image.height, image.width)
-        if self._erasing is not None:
-            self._erasing(canvas)
-        return Pixels(
-            torch.from_numpy(np.array(image))[None],
-            torch.tensor(canvas.rectangles, dtype=torch.int64).view(-1, 5),
-            torch.cat([torch.empty(0), *canvas.fillings]),
-        )
+        erased = Pixels.erased(self._erasing, image.height, image.width)
+        return erased._replace(images=torch.from_numpy(np.array(image))[None])
 
 
 class _Canvas:
@@ -84,12 +102,10 @@ def ending_in_pixels(transform: transforms.Compose) -> transforms.Compose:
     return transform
 
 
-def collate(samples: Sequence[tuple[Pixels, Any]]) -> tuple[Pixels, Any]:
-    """Return a batch of (Pixels of one image, label)."""
-    pixels, labels = ([sample[part] for sample in samples] for part in (0, 1))
-    rectangles = [part.rectangles + torch.tensor([row, 0, 0, 0, 0]) for row, part in enumerate(pixels)]
-    images = default_collate([part.images[0] for part in pixels])  # into shared memory where it is a worker's
-    return Pixels(images, torch.cat(rectangles), torch.cat([part.fillings for part in pixels])), default_collate(labels)
+def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Return a batch of (Pixels of one image, label), or of (View, label)."""
+    shown, labels = ([sample[part] for sample in samples] for part in (0, 1))
+    return shown[0].joined(shown), default_collate(labels)
 
 
 def normalized(pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> Tensor:

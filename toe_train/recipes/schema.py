@@ -126,6 +126,8 @@ class AugmentConfig(Section):
     mix_switch_prob: Probability = 0.5
     mix_group: PositiveInteger = 256  # images that share one mixing ratio and pair up: DeiT's batch per GPU
     smoothing: BelowOne = 0.1
+    # Crop, flip and rand_augment on the device, for hosts with few cores: the same draws, pixels off by little.
+    on_device: bool = False
     mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
@@ -303,6 +305,8 @@ class RunConfig(Section):
                 f"token_labels: {self.data.kind} has no files that label files could be named after; use "
                 "data.kind=image_folder, or token_labels=null"
             )
+        if self.token_labels is not None and self.augment.on_device:
+            raise ValueError("augment.on_device: token labels move with the image on the host; set it to false")
         if self.token_labels is not None and (self.augment.mixup or self.augment.cutmix):
             raise ValueError(
                 "token_labels: images with them are mixed by MixToken, in the model; set augment.mixup=0 and "

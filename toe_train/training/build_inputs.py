@@ -55,7 +55,7 @@ def build_train_set(
     config: RunConfig, images: data.ImageSource, skipped: data.SkippedImages | None, loaded_size: int | None = None
 ) -> data.TrainSet:
     """Augmented training images, with label maps where the run has token labels; size as `build_train_transform`."""
-    transform = data.ending_in_pixels(build_train_transform(config, loaded_size))
+    transform = build_train_transform(config, loaded_size)
     if config.token_labels is None:
         return data.TrainSet(images, transform, config.seed, skipped)
     joint = data.JointTransform(transform, config.token_labels.geometry)
@@ -64,28 +64,38 @@ def build_train_set(
 
 
 def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
-    """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller."""
+    """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller.
+
+    It ends in what the loader hands over: `Pixels`, or with `augment.on_device` views to be made of an image.
+    """
     section = config.augment
+    handing_over = data.DrawView if section.on_device else data.ending_in_pixels
     try:
-        return data.train_transform(
-            image_size=config.model.image_size,
-            order=section.order,
-            crop=section.crop,
-            crop_scale=section.crop_scale,
-            crop_ratio=section.crop_ratio,
-            interpolation=section.interpolation,
-            hflip=section.hflip,
-            rand_augment=section.rand_augment,
-            color_jitter=section.color_jitter,
-            erasing_prob=section.erasing_prob,
-            erasing_mode=section.erasing_mode,
-            erasing_count=section.erasing_count,
-            mean=section.mean,
-            std=section.std,
-            downsampled=loaded_size,
-        )
+        return handing_over(build_timm_transform(config, loaded_size))
     except UserError as error:
         raise UserError(f"augment.{error}") from None
+
+
+def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+    """The same up to normalised and erased float32 images, as timm's own loader takes it."""
+    section = config.augment
+    return data.train_transform(
+        image_size=config.model.image_size,
+        order=section.order,
+        crop=section.crop,
+        crop_scale=section.crop_scale,
+        crop_ratio=section.crop_ratio,
+        interpolation=section.interpolation,
+        hflip=section.hflip,
+        rand_augment=section.rand_augment,
+        color_jitter=section.color_jitter,
+        erasing_prob=section.erasing_prob,
+        erasing_mode=section.erasing_mode,
+        erasing_count=section.erasing_count,
+        mean=section.mean,
+        std=section.std,
+        downsampled=loaded_size,
+    )
 
 
 def build_eval_transform(config: RunConfig, size: int | None = None) -> Transform:
@@ -106,14 +116,15 @@ def build_val_batches(config: RunConfig, eval_set: data.EvalSet, processes: Proc
     return data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
 
 
-def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels], Tensor]:
-    """What makes a model's images of the loader's pixels: normalised, erased, and at a smaller `image_size` cropped.
+def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
+    """What makes a model's images of the loader's: normalised, erased, and at a smaller `image_size` cropped.
 
     The crop of frequencies leaves images that have that size alone.
     """
     section, size = config.augment, image_size or config.model.image_size
 
-    def finish(pixels: data.Pixels) -> Tensor:
+    def finish(shown: data.Pixels | data.Views) -> Tensor:
+        pixels = data.made(shown) if isinstance(shown, data.Views) else shown
         return data.low_frequency_crop(data.normalized(pixels, section.mean, section.std), size)
 
     return finish

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toe_train.data import CleanErrors, Pixels
+from toe_train.data import CleanErrors, Pixels, Views
 
 Batch = tuple[Tensor, Any]  # images, labels
 
@@ -19,13 +19,13 @@ class DeviceBatches:
     On a GPU the next batch is copied and finished on a stream of its own; nothing here waits for the device.
 
     Args:
-        loader: gives (Pixels, labels); labels are a tensor or a named tuple of tensors with `to`.
+        loader: gives (Pixels or Views, labels); labels are a tensor or a named tuple of tensors with `to`.
         device: where they go.
-        finish: makes images of the pixels there.
+        finish: makes images of them there.
     """
 
     def __init__(
-        self, loader: CleanErrors | Iterable[Any], device: torch.device, finish: Callable[[Pixels], Tensor]
+        self, loader: CleanErrors | Iterable[Any], device: torch.device, finish: Callable[[Pixels | Views], Tensor]
     ) -> None:
         self.loader = loader
         self.device = device
