@@ -24,7 +24,10 @@ from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.training import build, checkpoint
 from toe_train.training.distributed import processes
+from toe_train.training.export import export
 from toe_train.training.runfolder import provenance
+
+EXPORT_TEXT = "Write a checkpoint's model as safetensors in the layout of timm and the Hugging Face hub."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     bench.add_argument("--output", default="runs", metavar="DIR", help="where saving writes (default: runs)")
     bench.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
+    exporter = commands.add_parser("export", help=EXPORT_TEXT, description=EXPORT_TEXT)
+    exporter.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
+    exporter.add_argument(
+        "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
+    )
+    exporter.add_argument("--output", required=True, metavar="DIR", help="new folder")
+    exporter.set_defaults(command=_export)
     maker = commands.add_parser("labels", help=labels.TEXT, description=labels.TEXT)
     labels.add_options(maker)
     maker.set_defaults(command=labels.run)
@@ -86,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_options(packer)
     packer.set_defaults(command=pack.run)
     return parser
+
+
+def _export(options: argparse.Namespace, given: list[str]) -> int:
+    folder = Path(options.output)
+    export(checkpoint.read(options.checkpoint), options.weights, folder)
+    print(f'{folder}: model.safetensors and config.json; timm.create_model("local-dir:{folder}", pretrained=True)')
+    return 0
 
 
 def _numbers(text: str) -> list[int]:

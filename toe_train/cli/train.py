@@ -25,7 +25,7 @@ from toe_train.training.build_inputs import (
     check_data,
     describe_split,
 )
-from toe_train.training.build_model import build_model
+from toe_train.training.build_model import build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_step, micro_batches
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.distributed import Processes, processes
@@ -172,6 +172,7 @@ def _greet(config: RunConfig, folder: RunFolder, layout: BatchLayout, here: Proc
     if first or step:
         print(f"continuing at epoch {first + 1} of {config.epochs}" + (f", after {step} of its steps" if step else ""))
     _note_unreached_stages(config)
+    _note_rising_rate(config)
 
 
 def _note_unreached_stages(config: RunConfig) -> None:
@@ -179,6 +180,15 @@ def _note_unreached_stages(config: RunConfig) -> None:
         print(
             f"note: the last stage begins at epoch {config.expansion.stage_epochs[-1] + 1}, after the end of the run: "
             "training never sees all tokens"
+        )
+
+
+def _note_rising_rate(config: RunConfig) -> None:
+    if config.schedule.min_lr > config.peak_lr:
+        print(
+            f"note: schedule.min_lr {config.schedule.min_lr:g} is above the peak learning rate {config.peak_lr:g}, so "
+            "that the rate rises after the warm-up, to min_lr; DeiT's commands for fine-tuning do so. Lower min_lr if "
+            "it is to fall"
         )
 
 
@@ -194,7 +204,9 @@ def _dry_build(config: RunConfig, world_size: int) -> list[str]:
         build_train_transform(now, plan.loaded_size)
         build_eval_transform(config, plan.loaded_size)
         layout = batch_layout(now, world_size)
-        build_step(now, build_model(config, num_classes, size), num_classes, layout, alone, size)
+        built = build_model(config, num_classes, size)
+        load_initial(config, built)
+        build_step(now, built, num_classes, layout, alone, size)
     return train_images.classes
 
 
@@ -205,6 +217,7 @@ def _dry_run(config: RunConfig, world_size: int) -> int:
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(classes)))
     _note_unreached_stages(config)
+    _note_rising_rate(config)
     return 0
 
 

@@ -43,7 +43,9 @@ def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: i
     """
     if "." in name:
         plain = name.partition(".")[0]
-        raise UserError(f"model.name = {name!r} names pretrained weights, and training starts from none; use {plain!r}")
+        raise UserError(
+            f"model.name = {name!r} names weights too; use {plain!r}, and model.initial_weights=timm for them"
+        )
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"

@@ -46,6 +46,9 @@ class ModelConfig(Section):
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: PositiveInteger = 224
+    # Fine-tuning: a checkpoint, a file of weights, or timm for its pre-trained ones; null for new weights.
+    initial_weights: str | None = None
+    initial_averaged: bool = False  # of a checkpoint of toe-train, the averaged weights
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
 
@@ -56,9 +59,9 @@ class ModelConfig(Section):
             "num_classes": "the data set gives it",
             "drop_path_rate": "use model.drop_path",
             "img_size": "use model.image_size",
-            "pretrained": "training starts from no weights",
-            "pretrained_cfg": "training starts from no weights",
-            "checkpoint_path": "training starts from no weights",
+            "pretrained": "use model.initial_weights",
+            "pretrained_cfg": "use model.initial_weights",
+            "checkpoint_path": "use model.initial_weights",
         }
         for key in value:
             if key in reserved:

@@ -21,7 +21,7 @@ from toe_train.training.build_inputs import (
     build_val_batches,
     check_data,
 )
-from toe_train.training.build_model import BuiltModel, build_model
+from toe_train.training.build_model import BuiltModel, build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints
 from toe_train.training.device_batches import DeviceBatches
@@ -73,6 +73,7 @@ def build_trainer(
     order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, processes.rank)
     built = build_model(config, num_classes, plan.image_size)
+    started_from = load_initial(config, built) if found is None else None
     built.model.to(processes.device)
     step = build_step(now, built, num_classes, layout, processes, plan.image_size)
     skipped = None
@@ -135,6 +136,8 @@ def build_trainer(
             raise UserError(_does_not_fit(found[0], error)) from None
     # Last of all, since it drops the metric lines of an epoch that was broken off.
     trainer.log = _build_log(config, processes, folder, progress)
+    if started_from is not None:
+        trainer.log.note(started_from)
     changed = differences(found[1]["config"], belongs_to["config"]) if found is not None else []
     if changed and progress.epoch < config.epochs:
         trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")

@@ -12,6 +12,7 @@ from toe_train import data, models
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, attach
 from toe_train.recipes import RunConfig
+from toe_train.training.initial_weights import load_initial_weights
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,18 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     except ValueError as error:
         raise UserError(f"expansion: {error}") from None
     return BuiltModel(model, expansion, drop_path, grid)
+
+
+def load_initial(config: RunConfig, built: BuiltModel) -> str | None:
+    """Puts the run's initial weights into the model; what was done in words, None where it starts from new ones.
+
+    Raises:
+        UserError: they are not there, or another model's.
+    """
+    section = config.model
+    if section.initial_weights is None:
+        return None
+    return load_initial_weights(built.model, section.name, section.initial_weights, section.initial_averaged)
 
 
 def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -> tuple[int, int]:

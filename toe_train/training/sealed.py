@@ -94,6 +94,13 @@ def replace_by_link(source: Path, target: Path) -> None:
     _flush_folder(target.parent)
 
 
+def has_seal(path: Path) -> bool:
+    """Whether a file ends in a seal, of whatever content."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - SEAL.size))
+        return file.read().startswith(MARK)
+
+
 def verify(path: Path) -> None:
     """Reads a file through and compares it with its seal.
 
