@@ -18,7 +18,7 @@ from toe_train.analysis.loader_speed import LoaderBenchmark, benchmark_loader
 from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
 from toe_train.analysis.step_speed import StepBenchmark, benchmark_step
 from toe_train.analysis.tables import plan_table
-from toe_train.cli import labels, pack
+from toe_train.cli import labels, pack, report, view
 from toe_train.cli.exits import USER_ERROR, guarded
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     maker = commands.add_parser("labels", help=labels.TEXT, description=labels.TEXT)
     labels.add_options(maker)
     maker.set_defaults(command=labels.run)
+    reporter = commands.add_parser("report", help=report.TEXT, description=report.TEXT)
+    report.add_options(reporter)
+    reporter.set_defaults(command=report.run)
+    viewer = commands.add_parser("view", help=view.TEXT, description=view.TEXT)
+    view.add_options(viewer)
+    viewer.set_defaults(command=view.run)
     packer = commands.add_parser("pack", help=pack.TEXT, description=pack.TEXT)
     pack.add_options(packer)
     packer.set_defaults(command=pack.run)

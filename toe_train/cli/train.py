@@ -108,7 +108,8 @@ def _train(
     first, step = trainer.progress.epoch, trainer.progress.step
     started = provenance(given)
     # Before the training rather than after it, so that nothing can go wrong once the time is spent.
-    planned = plan_costs(config, len(trainer.belongs_to["classes"])) if here.is_main else None
+    num_classes = len(trainer.belongs_to["classes"])
+    planned = plan_costs(config, num_classes) if here.is_main else None
     if first >= config.epochs:
         trainer.log.close()
         if planned is not None:
@@ -119,7 +120,9 @@ def _train(
     if here.is_main:
         folder.write_config(config, started)
         _greet(config, folder, trainer.layout, here, first, step)
-    trainer.log.start({"first_epoch": first, "first_step": step, "world_size": here.world_size, **started})
+    trainer.log.start(
+        {"first_epoch": first, "first_step": step, "world_size": here.world_size, "num_classes": num_classes, **started}
+    )
     while True:
         trainer.stop = stop
         try:

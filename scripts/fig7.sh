@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Figure 7: the same for more images and later blocks.
+# scripts/fig7.sh data.root=/path/to/imagenet; a run of Table 2 comes first, if it is not there yet.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+run deit_tiny_toe_r05 deit_tiny_toe_r05 proxy_toe_r05
+root=$(sed -n 's/^  root: //p' "$output/deit_tiny_toe_r05-s0/config.yaml" | head -n 1)
+mapfile -t images < <(find -L "$root/val" -type f | sort | awk 'NR % 31 == 1' | head -n 8)
+toe-tools view --checkpoint "$output/deit_tiny_toe_r05-s0/checkpoints/last.pt" --images "${images[@]}" \
+    --output "$output/kept.png" --features "$output/features.png" --blocks 1,2,4,6

@@ -1,0 +1,145 @@
+import json
+import subprocess
+
+import pytest
+
+from toe_train.analysis.paper import ABLATIONS, PAPER
+from toe_train.analysis.report import read_report
+from toe_train.cli.tools import main as tools
+from toe_train.errors import UserError
+from toe_train.recipes import dump_config, load_config
+
+
+def cells(text):
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+@pytest.fixture
+def made(configs, tmp_path):
+    """made(name, config, *overrides, seconds=, top1=, epochs=) -> a run folder as a run leaves it."""
+
+    def maker(name, config, *overrides, seconds=(10.0,), top1=50.0, epochs=None):
+        folder = tmp_path / name
+        folder.mkdir()
+        resolved = load_config(configs / f"{config}.yaml", list(overrides))
+        (folder / "config.yaml").write_text(dump_config(resolved))
+        schedule = resolved.expansion.schedule() if resolved.expansion else None
+        lines = [{"kind": "start", "device": "a device", "versions": "torch 9", "num_classes": 10}]
+        hours = 0.0
+        for epoch in range(resolved.epochs if epochs is None else epochs):
+            stage = schedule.stage(epoch) if schedule else 0
+            hours += seconds[min(stage, len(seconds)) - 1] / 3600
+            scores = {"val_top1": top1 + epoch, "ema_top1": top1 + epoch + 0.5}
+            place = {"kind": "epoch", "epoch": epoch, "stage": stage, "tokens_kept": 8 * (stage + 1)}
+            lines.append({**place, **scores, "gpu_hours": hours, "gpu_hours_with_loading": 2 * hours})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return folder
+
+    return maker
+
+
+SHORT = ("epochs=6", "schedule.warmup_epochs=1")
+STAGES = (*SHORT, "expansion.stage_epochs=[0,2,4]")
+
+
+def test_seeds_are_one_row_beside_the_plain_run(made):
+    folders = [made(f"plain-s{seed}", "proxy", *SHORT, f"seed={seed}", top1=40.0 + 2 * seed) for seed in (0, 1)]
+    folders.append(made("toe-s0", "proxy_toe_r05", *STAGES, seconds=(4.0, 6.0, 10.0)))
+    plain, toe = cells(read_report(folders, "Some runs").markdown())[1:3]
+    assert plain[:8] == ["plain", "2", "46.00 ± 1.41", "46.50 ± 1.41", "0.0167", "0.0333", "1.00x", "1.00x"]
+    assert toe[:8] == ["toe", "1", "55.00", "55.50", "0.0111", "0.0222", "1.50x", "1.50x"]
+    assert plain[8:] == ["1.000x", "1.000x"]  # by FLOPs; of the paper's columns none is shown, as it has no such run
+    assert 1.2 < float(toe[8].rstrip("x")) < 1.4
+
+
+def test_time_in_each_stage(made):
+    folder = made("toe-s0", "proxy_toe_r05", *STAGES, seconds=(4.0, 6.0, 10.0))
+    text = read_report([folder], "Runs").markdown()
+    assert "### Time in each stage" in text
+    assert cells(text)[3:] == [
+        ["toe", "1", "16", "4", "2.50x"],
+        ["toe", "2", "24", "6", "1.67x"],
+        ["toe", "3", "32", "10", "1.00x"],
+    ]
+
+
+def test_the_papers_figures_stand_beside_its_runs_alone(made):
+    paper = made("deit_tiny_toe_r05", "deit_tiny_toe_r05", seconds=(395.0, 542.0, 655.0))
+    other = made("deit_small-s0", "deit_small", "epochs=100")
+    rows = cells(read_report([paper, other], "Table 2").markdown())
+    assert rows[0][10:] == ["paper: top-1 %", "paper: GPU-hours", "paper: speed-up", "paper: by FLOPs"]
+    assert rows[1][10:] == ["72.6", "44.2", "1.24x", "1.27x"]
+    assert rows[1][4] == "44.2"  # what its Table 10 adds up to
+    assert rows[2][10:] == ["-"] * 4
+
+
+def test_unfinished_runs_are_named_and_not_compared(made):
+    text = read_report(
+        [made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES, epochs=3)], "Runs"
+    ).markdown()
+    assert "**Not finished**, epochs in brackets: toe (3 of 6)." in text
+    assert cells(text)[2][6:8] == ["-", "-"]
+
+
+def test_what_cannot_be_reported(made, tmp_path):
+    first = made("plain-s0", "proxy", *SHORT)
+    for folders, words in [
+        ([tmp_path], "is not a run folder: it holds no config.yaml and no metrics.jsonl"),
+        ([first, made("plain-s1", "proxy", *SHORT, "seed=1", "optim.lr=1")], "plain differ in more than their seed"),
+        ([first, first], "have the same seed"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            read_report(folders, "Runs")
+
+
+def test_files_of_a_report(made, tmp_path, capsys):
+    plain = made("plain-s0", "proxy", *SHORT)
+    toes = [
+        made(
+            f"toe{rate}-s0", "proxy_toe_r05", *STAGES, f"expansion.keep_rates=[0.{rate}, 0.8, 1.0]", seconds=(rate,) * 3
+        )
+        for rate in (5, 6)
+    ]
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- report Ours -->\nold\n<!-- end of report -->\nafter\n")
+    output = tmp_path / "report"
+    command = ["report", *map(str, [plain, *toes]), "--title", "Ours", "--output", str(output), "--into", str(page)]
+    assert tools(command) == 0
+    assert capsys.readouterr().out == (output / "report.md").read_text()
+    assert sorted(path.name for path in output.iterdir()) == ["keep.png", "report.html", "report.md", "top-1.png"]
+    html = (output / "report.html").read_text()
+    assert html.count("<table>") == 2
+    assert html.count("data:image/png;base64,") == 2
+    text = page.read_text()
+    assert text.startswith("before\n<!-- report Ours -->\na device, torch 9.")
+    assert text.endswith("<!-- end of report -->\nafter\n")
+    assert "old" not in text
+    assert tools(command) == 0
+    assert page.read_text() == text
+    assert tools([*command[:-1], str(tmp_path / "none.md")]) == 2
+    assert "it has no lines '<!-- report Ours -->'" in capsys.readouterr().err
+
+
+def test_the_papers_rows_are_configurations_and_rows_of_scripts(configs):
+    for name, row in PAPER.items():
+        assert load_config(configs / f"{name}.yaml", []).epochs == row.epochs
+    scripts = "".join(path.read_text() for path in (configs.parent / "scripts").glob("*.sh"))
+    for name in ABLATIONS:
+        assert name in scripts or name.startswith("after_block_")
+
+
+def test_the_readme_holds_what_the_results_give(configs, capsys):
+    """The section that `toe-tools report --into README.md` makes is the one that stands there."""
+    readme = configs.parent / "README.md"
+    command = next(line for line in readme.read_text().splitlines() if "--into README.md" in line).strip("` ")
+    folders = subprocess.run(
+        ["bash", "-c", f"echo {command.split('report ')[1].split(' --')[0]}"],
+        cwd=readme.parent,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    title = command.split("--title ")[1].split(" --")[0].strip('"')
+    text = read_report([readme.parent / folder for folder in folders], title).markdown()
+    assert text.partition("\n")[2].strip() in readme.read_text()

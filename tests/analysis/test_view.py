@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from toe_train.analysis.view import kept_and_merged, open_viewer, token_sets
+from toe_train.cli.tools import main as tools
+from toe_train.cli.train import main
+from toe_train.errors import UserError
+from toe_train.training.checkpoint import read
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two images of 16 x 16 pixels, each patch of 4 x 4 in a colour of its own."""
+    root = tmp_path_factory.mktemp("images")
+    for number in range(2):
+        colours = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours.repeat(4, axis=0).repeat(4, axis=1)).save(root / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def checkpoint(tiny, tmp_path):
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
+    return tmp_path / "run/checkpoints/last.pt"
+
+
+def viewer_of(checkpoint, folder, **changes):
+    state = read(checkpoint)
+    for key, value in changes.items():
+        section, name = key.split("__")
+        if section == "expansion" and value is None:
+            state["config"]["expansion"] = None
+        else:
+            state["config"][section][name] = value
+    return open_viewer(state, "model", sorted(folder.glob("*.png")))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_pictures_show_what_the_module_does(checkpoint, folder, stage):
+    viewer = viewer_of(checkpoint, folder)
+    viewer.expansion.stage = stage
+    viewer.expansion.train()
+    with torch.no_grad():
+        viewer.built.model(viewer.images)
+    kept, owner = viewer.expansion.kept, viewer.expansion.owner
+    viewer.expansion.eval()
+    dimmed, merged = kept_and_merged(viewer, stage)
+    assert dimmed.shape == merged.shape == (2, 3, 448, 448)
+    side = 448 // 4
+    for image in range(2):
+        for patch in range(16):
+            row, column = divmod(patch, 4)
+            middle = (slice(None), row * side + side // 2, column * side + side // 2)
+            own = viewer.pictures[image][:, 4 * row + 2, 4 * column + 2]
+            expected = own if patch in kept[image] else 0.2 * own
+            torch.testing.assert_close(dimmed[image][middle], expected)
+            group = (owner[image] == owner[image, patch]).nonzero().flatten()
+            colours = torch.stack(
+                [viewer.pictures[image][:, 4 * (p // 4) + 2, 4 * (p % 4) + 2] for p in group.tolist()]
+            )
+            torch.testing.assert_close(merged[image][middle], colours.mean(0))
+
+
+def test_without_merging_what_is_left_out_is_black(checkpoint, folder):
+    viewer = viewer_of(checkpoint, folder, expansion__merging=False)
+    _, merged = kept_and_merged(viewer, 1)
+    centres = merged[:, :, 56::112, 56::112].sum(1).flatten(1)  # (B, 16)
+    assert (centres == 0).sum(1).tolist() == [8, 8]
+
+
+def test_a_run_without_toe_is_shown_with_the_papers(checkpoint, folder):
+    viewer = viewer_of(checkpoint, folder, expansion__=None)
+    assert viewer.stages == [1, 2]
+    assert viewer.expansion.num_kept(16, 1) == 8
+
+
+def test_token_sets(checkpoint, folder):
+    viewer = viewer_of(checkpoint, folder)
+    first, second = token_sets(viewer, 0, [1, 2], stage=1)
+    for found in (first, second):
+        assert found.full.shape == (16, 2)
+        assert found.reduced.shape == (8, 2)
+        assert all(distance > 0 for distance in found.distances)
+    # At block 1 the reduced set is what ToE hands on; its tokens are means of the full set's.
+    with torch.no_grad():
+        tokens = []
+        hook = viewer.expansion.register_forward_hook(lambda module, given, output: tokens.append(output[0][0, 1:]))
+        viewer.expansion.stage = 1
+        viewer.expansion.train()
+        viewer.built.model(viewer.images[:1])
+        hook.remove()
+        viewer.expansion.eval()
+    unit = torch.nn.functional.normalize(tokens[0], dim=1)
+    pairs = torch.triu_indices(8, 8, 1)
+    expected = 1 - (unit @ unit.T)[pairs[0], pairs[1]].mean().item()
+    assert first.reduced_cosine == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="--blocks 3: the model has blocks 1 to 2"):
+        token_sets(viewer, 0, [3], stage=1)
+
+
+def test_the_command(checkpoint, folder, tmp_path, capsys):
+    images = [str(path) for path in sorted(folder.glob("*.png"))]
+    command = ["view", "--checkpoint", str(checkpoint), "--images", *images, "--output", str(tmp_path / "kept.png")]
+    assert tools([*command, "--features", str(tmp_path / "features.png"), "--weights", "ema"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| 0.png |") == out.count("| 1.png |") == 2
+    for name in ("kept", "features"):
+        assert Image.open(tmp_path / f"{name}.png").size[0] > 500
+    for wrong, words in [
+        (["--stage", "3"], "drops tokens in stage 1 or 2"),
+        (["--blocks", "a"], "give numbers joined by commas"),
+        (["--output", str(tmp_path / "kept.xyz")], "cannot be written"),
+    ]:
+        assert tools([*command, *wrong]) == 2
+        assert words in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""`toe-tools report`: run folders as the paper's tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toe_train.analysis.report import read_report
+from toe_train.errors import UserError
+
+TEXT = "Put runs into a table beside the paper's figures."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    """Gives the subcommand its options."""
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those ending in -s0, -s1, ... are one row")
+    sub.add_argument("--title", default="Runs", help="of the report")
+    sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
+    sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Reports the runs; returns the exit code."""
+    report = read_report([Path(path) for path in options.runs], options.title)
+    text = report.markdown()
+    print(text, end="")
+    if options.output:
+        report.write(Path(options.output))
+    if options.into:
+        _put(Path(options.into), options.title, text)
+    return 0
+
+
+def _put(path: Path, title: str, text: str) -> None:
+    """Put the report in the place of the former one with its title."""
+    begin, end = f"<!-- report {title} -->", "<!-- end of report -->"
+    whole = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, found, rest = whole.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise UserError(f"--into {path}: it has no lines {begin!r} and {end!r}, between which the report would go")
+    path.write_text(f"{before}{begin}\n{text.partition(chr(10))[2].strip()}\n{end}{after}", encoding="utf-8")

@@ -1,0 +1,62 @@
+"""`toe-tools view`: pictures of what Token Expansion does to images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from toe_train.analysis.tables import table
+from toe_train.analysis.view import draw_features, draw_kept, open_viewer, token_sets
+from toe_train.errors import UserError
+from toe_train.training import checkpoint
+
+TEXT = "Draw what Token Expansion keeps and merges of images, and where its tokens lie."
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    """Gives the subcommand its options."""
+    sub.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
+    sub.add_argument("--weights", choices=("model", "ema"), default="model", help="raw or averaged (default: model)")
+    sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
+    sub.add_argument("--output", required=True, metavar="FILE", help="picture (.png, .pdf, .svg) of what is kept")
+    sub.add_argument("--features", metavar="FILE", help="also draw a t-SNE map of the tokens there")
+    sub.add_argument("--blocks", default="1,2", metavar="N[,N...]", help="blocks of the map (default: 1,2)")
+    sub.add_argument("--stage", type=int, default=1, metavar="N", help="of ToE, in the map (default: 1)")
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Draws; returns the exit code."""
+    try:
+        blocks = [int(part) for part in options.blocks.split(",")]
+    except ValueError:
+        raise UserError(f"--blocks {options.blocks}: give numbers joined by commas, such as 1,2,4") from None
+    viewer = open_viewer(checkpoint.read(options.checkpoint), options.weights, [Path(path) for path in options.images])
+    if options.stage not in viewer.stages:
+        legal = " or ".join(map(str, viewer.stages))
+        raise UserError(f"--stage {options.stage}: the run drops tokens in stage {legal}")
+    _save(draw_kept(viewer), options.output)
+    if options.features:
+        sets = [token_sets(viewer, image, blocks, options.stage) for image in range(len(viewer.images))]
+        _save(draw_features(viewer, sets), options.features)
+        rows = [
+            (name, str(found.block), *(f"{distance:.1f}" for distance in found.distances), *_cosines(found))
+            for name, of_image in zip(viewer.names, sets, strict=True)
+            for found in of_image
+        ]
+        heads = ("image", "block", "t-SNE distance, all", "ToE's", "cosine distance, all", "ToE's")
+        print(table(heads, rows))
+    print(f"drawn: {options.output}{f' and {options.features}' if options.features else ''}")
+    return 0
+
+
+def _cosines(found: Any) -> tuple[str, str]:
+    return f"{found.full_cosine:.3f}", f"{found.reduced_cosine:.3f}"
+
+
+def _save(figure: Any, path: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
+        raise UserError(f"{path} cannot be written ({error}); name another file, such as kept.png") from None
