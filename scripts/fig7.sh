@@ -5,7 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 run deit_tiny_toe_r05 deit_tiny_toe_r05 proxy_toe_r05
-root=$(sed -n 's/^  root: //p' "$output/deit_tiny_toe_r05-s0/config.yaml" | head -n 1)
+root=$(data_root deit_tiny_toe_r05)
 mapfile -t images < <(find -L "$root/val" -type f | sort | awk 'NR % 31 == 1' | head -n 8)
-toe-tools view --checkpoint "$output/deit_tiny_toe_r05-s0/checkpoints/last.pt" --images "${images[@]}" \
-    --output "$output/kept.png" --features "$output/features.png" --blocks 1,2,4,6
+toe-tools view --checkpoint "$output/deit_tiny_toe_r05-s${seeds%-*}/checkpoints/last.pt" --images "${images[@]}" \
+    --output "$output/kept.png" --features "$output/features.png" --blocks 1,2,3,4

@@ -83,6 +83,11 @@ for split, images in zip(("train", "val"), open_datasets("digits", None)):
 END
 }
 
+# data_root NAME: where the images of a row's first run lie.
+data_root() {
+    python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["data"]["root"])' "${runs[0]%/*}/$1-s${seeds%-*}/config.yaml"
+}
+
 # report TITLE: the table of all runs beside the paper's, printed and in $output/report.
 report() {
     toe-tools report "${runs[@]}" --title "$1" --output "$output/report"

@@ -10,9 +10,9 @@ if [ -n "$proxy" ]; then
     [ "$scale" = smoke ] || kwargs="{patch_size: 4, embed_dim: 128, depth: 4, num_heads: 4, global_pool: avg, class_token: false}"
     [ "$scale" = smoke ] || student="{patch_size: 4, embed_dim: 120, depth: 4, num_heads: 4, skip_lam: 1.0, stem_width: 32}"
     run teacher - cifar10_teacher "model.kwargs=$kwargs" evaluate.every_epochs=1
-    root=$(sed -n 's/^  root: //p' "$output/teacher-s0/config.yaml" | head -n 1)
+    root=$(data_root teacher)
     toe-tools labels --images "$root/train" --output "$output/labels" --workers 1 \
-        --teacher-weights "$output/teacher-s0/checkpoints/last.pt"
+        --teacher-weights "$output/teacher-s${seeds%-*}/checkpoints/last.pt"
     runs=()
     labels=("token_labels.root=$output/labels" "model.kwargs=$student")
     run lvvit - cifar10_lvvit_labels "${labels[@]}"

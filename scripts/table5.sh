@@ -9,7 +9,7 @@ if [ -n "$proxy" ]; then
     run pretrained - proxy
     run pretrained_toe - proxy_toe_r05
     runs=()
-    base=$output/pretrained-s0/checkpoints/last.pt toe=$output/pretrained_toe-s0/checkpoints/last.pt
+    base=$output/pretrained-s${seeds%-*}/checkpoints/last.pt toe=$output/pretrained_toe-s${seeds%-*}/checkpoints/last.pt
 else
     base=runs/table2/deit_tiny-s0/checkpoints/last.pt toe=runs/table2/deit_tiny_toe_r05-s0/checkpoints/last.pt
     small=runs/table2/deit_small-s0/checkpoints/last.pt small_toe=runs/table2/deit_small_toe_r05-s0/checkpoints/last.pt
