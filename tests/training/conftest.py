@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -92,3 +93,26 @@ def run(start):
         return job
 
     return whole
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch.compile makes in the test, as graphs that run as they are; with the numbers of calls of each."""
+    made = []
+    real = torch.compile
+
+    def counting(graph, inputs):
+        calls = []
+        made.append(calls)
+
+        def run(*given):
+            calls.append(1)
+            return graph.forward(*given)
+
+        return run
+
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=counting, **options))
+    yield made
+    torch.compiler.reset()

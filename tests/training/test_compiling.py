@@ -9,29 +9,6 @@ STAGES = "{stage_epochs: [0, 1], image_sizes: [8, 16], rand_augments: [rand-m1, 
 
 
 @pytest.fixture
-def graphs(monkeypatch):
-    """What torch.compile makes in the test, as graphs that run as they are; with the numbers of calls of each."""
-    made = []
-    real = torch.compile
-
-    def counting(graph, inputs):
-        calls = []
-        made.append(calls)
-
-        def run(*given):
-            calls.append(1)
-            return graph.forward(*given)
-
-        return run
-
-    torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
-    monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=counting, **options))
-    yield made
-    torch.compiler.reset()
-
-
-@pytest.fixture
 def losses(tiny, tmp_path):
     def run(name, *arguments):
         assert main(["--config", str(tiny), "--output", str(tmp_path / name), *arguments]) == 0
@@ -70,3 +47,14 @@ def test_where_it_cannot_be_compiled_the_run_says_so_and_goes_on(losses, monkeyp
     assert "no C compiler" in out
     assert "the run goes on without it" in out
     assert compiled == losses("eager", "train.compile=false")
+
+
+@pytest.mark.slow
+def test_compiled_in_two_processes(tiny, tmp_path, run, losses):
+    """By torch's own compiler, with DDP around it, what one process does without."""
+    eager = losses("one", "train.compile=false")
+    done = run("--config", str(tiny), "--output", "two", "train.compile=true", processes=2)
+    assert done.process.returncode == 0, done.stderr
+    assert "compiled the step in" in done.stdout
+    compiled = [line["train_loss"] for line in read_metrics(tmp_path / "two/metrics.jsonl", "step")]
+    assert compiled == pytest.approx(eager, rel=1e-3)
