@@ -1,0 +1,17 @@
+"""Analysis: what a run will cost, what it costs, and what came of it; never imported by training.
+
+flops.py            FLOPs of each stage, exact and as the paper counts
+tables.py           the plan of a run, and its summary
+paper.py            what the paper printed
+report.py           runs as the paper's tables, with curves
+view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
+step_speed.py       bench: the training step
+expansion_speed.py  bench: dropping and merging alone
+loader_speed.py     bench: the loader, against timm's
+end_to_end.py       bench: real steps with loading
+saving.py           bench: a checkpoint
+timing.py           medians of what takes turns, the device's rate and memory
+endless.py          a sampler that goes from epoch to epoch
+teacher.py          classifiers that make token labels
+label_maker.py      the label files they make
+"""
