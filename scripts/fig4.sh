@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-run plain deit_tiny proxy
+run deit_tiny deit_tiny proxy
 for tenths in 3 4 5 6 7; do
     rates=$(python -c "r = $tenths / 10; print([r, round((1 + r) / 2, 3), 1.0])")
     seeds_rate=$(python -c "print($tenths / 20)")

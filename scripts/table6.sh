@@ -13,7 +13,7 @@ if [ -n "$proxy" ]; then
     smoke) halves="[0, 3]" quarters="[0, 1, 2, 4]" ;;
     esac
 fi
-row default
+row deit_tiny_toe_r05
 row r0_third expansion.initial_keep_rate=0.16666666666666666
 row r0_two_thirds expansion.initial_keep_rate=0.3333333333333333
 row two_stages "expansion.stage_epochs=$halves" "expansion.keep_rates=[0.5, 1.0]"

@@ -5,8 +5,8 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 row() { run "$1" deit_tiny_toe_r05 proxy_toe_r05 "${@:2}"; }
-run plain deit_tiny proxy
-row toe
+run deit_tiny deit_tiny proxy
+row deit_tiny_toe_r05
 row random_init expansion.initialization=random
 row no_expansion_seeds expansion.expansion=none
 row no_expansion_even expansion.expansion=uniform

@@ -266,3 +266,16 @@ def _refused(config, tmp_path, capsys, overrides, message):
     code = main(["--config", str(config), "--output", str(tmp_path / "run"), "--dry-run", *overrides])
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_ends_before_its_last_stages_is_told(tiny, tmp_path, capsys):
+    stages = (
+        "{stage_epochs: [0, 4], image_sizes: [8, 16], rand_augments: [rand-m1, rand-m2], micro_batches: [256, 256]}"
+    )
+    given = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--dry-run", "expansion.stage_epochs=[0,1,5]"]
+    assert main([*given, f"curriculum={stages}", "epochs=4"]) == 0
+    out = capsys.readouterr().out
+    assert "the last stage begins at epoch 6, after the end of the run: training never sees all tokens" in out
+    assert "the curriculum's last stage begins at epoch 5" in out
+    assert main([*given, f"curriculum={stages}", "epochs=6"]) == 0
+    assert "after the end of the run" not in capsys.readouterr().out

@@ -184,6 +184,12 @@ def _note_unreached_stages(config: RunConfig) -> None:
             f"note: the last stage begins at epoch {config.expansion.stage_epochs[-1] + 1}, after the end of the run: "
             "training never sees all tokens"
         )
+    starts = config.curriculum.stage_epochs if config.curriculum else None
+    if starts and starts[-1] >= config.epochs:
+        print(
+            f"note: the curriculum's last stage begins at epoch {starts[-1] + 1}, after the end of the run: training "
+            f"never sees images of {config.model.image_size} pixels"
+        )
 
 
 def _note_rising_rate(config: RunConfig) -> None:
