@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from toe_train.analysis.paper import ABLATIONS, PAPER
+from toe_train.analysis.paper import PAPER
 from toe_train.analysis.report import read_report
 from toe_train.cli.tools import main as tools
 from toe_train.errors import UserError
@@ -18,21 +18,26 @@ def cells(text):
 
 @pytest.fixture
 def made(configs, tmp_path):
-    """made(name, config, *overrides, seconds=, top1=, epochs=) -> a run folder as a run leaves it."""
+    """made(name, config, *overrides, ...) -> a run folder, without the first `skipped` epochs' lines."""
 
-    def maker(name, config, *overrides, seconds=(10.0,), top1=50.0, epochs=None):
+    def maker(
+        name, config, *overrides, seconds=(10.0,), top1=50.0, epochs=None, sizes=(32,), device="a device", skipped=0
+    ):
         folder = tmp_path / name
         folder.mkdir()
         resolved = load_config(configs / f"{config}.yaml", list(overrides))
         (folder / "config.yaml").write_text(dump_config(resolved))
         schedule = resolved.expansion.schedule() if resolved.expansion else None
-        lines = [{"kind": "start", "device": "a device", "versions": "torch 9", "num_classes": 10}]
+        lines = [{"kind": "start", "device": device, "versions": "torch 9", "num_classes": 10}]
         hours = 0.0
         for epoch in range(resolved.epochs if epochs is None else epochs):
             stage = schedule.stage(epoch) if schedule else 0
             hours += seconds[min(stage, len(seconds)) - 1] / 3600
             scores = {"val_top1": top1 + epoch, "ema_top1": top1 + epoch + 0.5}
             place = {"kind": "epoch", "epoch": epoch, "stage": stage, "tokens_kept": 8 * (stage + 1)}
+            place["image_size"] = sizes[min(epoch, len(sizes) - 1)]
+            if epoch < skipped:
+                continue
             lines.append({**place, **scores, "gpu_hours": hours, "gpu_hours_with_loading": 2 * hours})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
@@ -59,9 +64,23 @@ def test_time_in_each_stage(made):
     text = read_report([folder], "Runs").markdown()
     assert "### Time in each stage" in text
     assert cells(text)[3:] == [
-        ["toe", "1", "16", "4", "2.50x"],
-        ["toe", "2", "24", "6", "1.67x"],
-        ["toe", "3", "32", "10", "1.00x"],
+        ["toe", "1", "32", "16", "4", "2.50x"],
+        ["toe", "2", "32", "24", "6", "1.67x"],
+        ["toe", "3", "32", "32", "10", "1.00x"],
+    ]
+
+
+def test_time_at_each_size_of_a_curriculum_and_after_another_folders_checkpoint(made):
+    folder = made(
+        "toe-s0", "proxy_toe_r05", *STAGES, seconds=(4.0, 6.0, 10.0), sizes=(24, 24, 24, 24, 24, 32), skipped=1
+    )
+    text = read_report([folder], "Runs").markdown()
+    assert "Not finished" not in text
+    assert [line[1:5] for line in cells(text)[3:]] == [
+        # Of stage 1 only the second epoch is there, and how long it took is not known without the first.
+        ["2", "24", "24", "6"],
+        ["3", "24", "32", "10"],
+        ["3", "32", "32", "10"],
     ]
 
 
@@ -72,6 +91,7 @@ def test_the_papers_figures_stand_beside_its_runs_alone(made):
     assert rows[0][10:] == ["paper: top-1 %", "paper: GPU-hours", "paper: speed-up", "paper: by FLOPs"]
     assert rows[1][10:] == ["72.6", "44.2", "1.24x", "1.27x"]
     assert rows[1][4] == "44.2"  # what its Table 10 adds up to
+    assert [row[6] for row in rows[4:]] == ["395", "542", "655"]
     assert rows[2][10:] == ["-"] * 4
 
 
@@ -79,8 +99,34 @@ def test_unfinished_runs_are_named_and_not_compared(made):
     text = read_report(
         [made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES, epochs=3)], "Runs"
     ).markdown()
-    assert "**Not finished**, epochs in brackets: toe (3 of 6)." in text
+    assert "**Not finished**, epochs in brackets: toe-s0 (3 of 6)" in text
     assert cells(text)[2][6:8] == ["-", "-"]
+
+
+def test_an_unfinished_seed_leaves_the_finished_ones_alone(made):
+    folders = [made("toe-s0", "proxy_toe_r05", *STAGES, top1=80.0)]
+    folders.append(made("toe-s1", "proxy_toe_r05", *STAGES, "seed=1", top1=20.0, epochs=1))
+    text = read_report(folders, "Runs").markdown()
+    assert cells(text)[1][:3] == ["toe", "1", "85.00"]
+    assert "toe-s1 (1 of 6)" in text
+
+
+def test_speed_is_compared_on_one_device_and_by_one_recipe(made):
+    toe = made("toe-s0", "proxy_toe_r05", *STAGES, seconds=(4.0, 6.0, 10.0))
+    other = made("other-s0", "proxy", *SHORT, "optim.lr=1", seconds=(100.0,))
+    plain = made("plain-s0", "proxy", *SHORT)
+    rows = cells(read_report([other, plain, toe], "Runs").markdown())
+    assert rows[3][6] == "1.50x"  # over plain, not over the other recipe that comes first
+    elsewhere = made("elsewhere-s0", "proxy", *SHORT, device="another device")
+    assert cells(read_report([elsewhere, toe], "Runs").markdown())[2][6] == "-"
+
+
+def test_seeds_from_two_machines_and_from_two_sources_are_one_row(made):
+    folders = [
+        made(f"fine-s{seed}", "proxy", *SHORT, f"seed={seed}", f"data.root=/{seed}", f"model.initial_weights={seed}.pt")
+        for seed in (0, 1)
+    ]
+    assert cells(read_report(folders, "Runs").markdown())[1][:2] == ["fine", "2"]
 
 
 def test_what_cannot_be_reported(made, tmp_path):
@@ -124,10 +170,17 @@ def test_files_of_a_report(made, tmp_path, capsys):
 
 def test_the_papers_rows_are_configurations_and_rows_of_scripts(configs):
     for name, row in PAPER.items():
-        assert load_config(configs / f"{name}.yaml", []).epochs == row.epochs
-    scripts = "".join(path.read_text() for path in (configs.parent / "scripts").glob("*.sh"))
-    for name in ABLATIONS:
-        assert name in scripts or name.startswith("after_block_")
+        if row.table < 6:
+            config = load_config(configs / f"{name.removesuffix('_cifar100')}.yaml", [])
+            assert config.epochs == row.epochs
+            assert config.data.kind == row.kind.replace("100", "10")
+
+
+def test_the_papers_stages_add_up_to_its_hours():
+    staged = [row for row in PAPER.values() if row.stage_seconds]
+    assert len(staged) == 7
+    for row in staged:
+        assert sum(row.stage_seconds) / 36 == pytest.approx(row.hours, abs=0.15)  # 100 epochs each
 
 
 def test_the_readme_holds_what_the_results_give(configs, capsys):

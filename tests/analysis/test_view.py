@@ -7,7 +7,10 @@ from toe_train.analysis.view import kept_and_merged, open_viewer, token_sets
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.errors import UserError
+from toe_train.recipes import RunConfig
+from toe_train.training.build_model import build_model
 from toe_train.training.checkpoint import read
+from toe_train.training.pictures import DIMMED
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_pictures_show_what_the_module_does(checkpoint, folder, stage):
             row, column = divmod(patch, 4)
             middle = (slice(None), row * side + side // 2, column * side + side // 2)
             own = viewer.pictures[image][:, 4 * row + 2, 4 * column + 2]
-            expected = own if patch in kept[image] else 0.2 * own
+            expected = own if patch in kept[image] else DIMMED * own
             torch.testing.assert_close(dimmed[image][middle], expected)
             group = (owner[image] == owner[image, patch]).nonzero().flatten()
             colours = torch.stack(
@@ -74,6 +77,22 @@ def test_a_run_without_toe_is_shown_with_the_papers(checkpoint, folder):
     viewer = viewer_of(checkpoint, folder, expansion__=None)
     assert viewer.stages == [1, 2]
     assert viewer.expansion.num_kept(16, 1) == 8
+
+
+def test_random_seeds_are_the_same_each_time(checkpoint, folder):
+    pictures = [
+        kept_and_merged(viewer_of(checkpoint, folder, expansion__initialization="random"), 1)[0] for _ in range(2)
+    ]
+    assert torch.equal(*pictures)
+
+
+def test_a_checkpoint_of_a_smaller_stage(checkpoint, folder):
+    state = read(checkpoint)
+    size = state["config"]["model"]["image_size"]
+    small = {**state["config"]["model"], "image_size": size - 4}
+    model = build_model(RunConfig.model_validate({**state["config"], "model": small}), 10).model
+    viewer = open_viewer({**state, "model": model.state_dict()}, "model", sorted(folder.glob("*.png")))
+    assert viewer.built.num_tokens == (size // 4) ** 2
 
 
 def test_token_sets(checkpoint, folder):

@@ -132,10 +132,14 @@ def test_a_syntax_error_is_placed(refused, tmp_path):
 
 def test_a_finished_run_is_left_as_it_is(run, trained):
     before = (trained.parents[1] / "config.yaml").read_text()
-    code, out, _ = run("--output", "run", "epochs=1", "optim.lr=0.5")
+    code, out, _ = run("--output", "run", "epochs=1", "data.workers=1", "train.log_every=7")
     assert code == 0
     assert "are done: nothing to train" in out
     assert "count from now on" not in out
+    code, _, error = run("--output", "run", "epochs=1", "optim.lr=0.5")
+    assert code == 2  # and does not pass the old one off as the new one
+    assert "are done, with other values:" in error
+    assert "in the checkpoint, 0.5 now" in error
     assert (trained.parents[1] / "config.yaml").read_text() == before
 
 

@@ -12,6 +12,7 @@ from toe_train.data import eval_transform
 from toe_train.models import create_model
 from toe_train.recipes import load_config
 from toe_train.training.checkpoint import read
+from toe_train.training.export import export
 from toe_train.training.initial_weights import load_initial_weights
 
 
@@ -52,14 +53,22 @@ def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
     assert "is not empty" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_a_smaller_stage_is_exported_at_full_size(run, tmp_path):
+    state = read(run)
+    given = state["config"]["model"]
+    small = create_model(given["name"], 10, 0.0, 12, **given["kwargs"])
+    export({**state, "model": small.state_dict()}, "model", tmp_path / "exported")
+    built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True)
+    assert built.pos_embed.shape[1] == 17
+    assert torch.equal(built.cls_token, small.cls_token)
+
+
 def test_lvvit_too(run, tmp_path):
     state = read(run)
     torch.manual_seed(0)
     model = create_model("lvvit_t", 10, 0.0, 32).eval()
     state["config"]["model"] = {"name": "lvvit_t", "image_size": 32, "kwargs": {}}
     state["model"] = model.state_dict()
-    from toe_train.training.export import export
-
     export(state, "model", tmp_path / "exported")
     built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     images = torch.randn(1, 3, 32, 32)

@@ -45,11 +45,6 @@ def test_a_head_for_other_classes_stays_new(tmp_path):
     assert torch.equal(model.blocks[0].attn.qkv.weight, source["blocks.0.attn.qkv.weight"])
 
 
-def test_a_distilled_models_other_head_is_left_out(tmp_path):
-    source = {**model_of(0).state_dict(), "head_dist.weight": torch.zeros(10, 32)}
-    load_initial_weights(model_of(1), NAME, weights_file(tmp_path / "w.pt", source), False)
-
-
 def test_positions_are_resized_as_deit_does(tmp_path):
     source, model = model_of(0, size=16).state_dict(), model_of(1, size=24)
     told = load_initial_weights(model, NAME, weights_file(tmp_path / "w.pt", source), False)
@@ -118,6 +113,7 @@ def test_a_run_goes_on_from_another_ones_weights(tiny, tmp_path, capsys):
     source.unlink()
     assert main([*given, "--output", str(output), "epochs=2"]) == 0
     assert "initial weights" not in capsys.readouterr().out
+    assert main([*given, "--output", str(output), "--nproc", "2", "--dry-run", "epochs=3"]) == 0
     assert main([*given, "--output", str(tmp_path / "new"), "--dry-run"]) == 2
     assert "there is no such file" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 flops.py            FLOPs of each stage, exact and as the paper counts
 tables.py           the plan of a run, and its summary
 paper.py            what the paper printed
+runs.py             run folders, read and put together by seed
 report.py           runs as the paper's tables, with curves
 view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
 step_speed.py       bench: the training step

@@ -1,102 +1,21 @@
-"""Finished and unfinished runs as the paper's tables: ours beside theirs, time per stage, curves.
-
-Runs that differ in nothing but their seed, whose folders end in -s0, -s1, ..., are one row, with mean and standard
-deviation.
-"""
+"""Runs as the paper's tables: ours beside theirs, time per stage, curves."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from toe_train.analysis.flops import PlannedRun, plan_costs
-from toe_train.analysis.paper import PaperRow, paper_row
+from toe_train.analysis.runs import Row, Run, read_rows, stage_of
 from toe_train.analysis.tables import table
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, load_config
-from toe_train.training.runfolder import RunFolder
-from toe_train.training.runlog import Record, read_metrics
-
-SEED = re.compile(r"-s\d+$")
-IMAGENET_CLASSES = 1000
 
 Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder as it was read."""
-
-    name: str  # without its seed
-    config: RunConfig
-    start: Record
-    epochs: list[Record]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether its last epoch is done."""
-        return len(self.epochs) == self.config.epochs
-
-    def last(self, key: str) -> float | None:
-        """The last value of an epoch line's key that is not null."""
-        found = [record[key] for record in self.epochs if record.get(key) is not None]
-        return found[-1] if found else None
-
-    def stage_seconds(self) -> dict[int, float]:
-        """GPU-seconds of an epoch in each stage of ToE, the mean over its epochs, by the paper's clock."""
-        before = 0.0
-        taken: dict[int, list[float]] = {}
-        for record in self.epochs:
-            taken.setdefault(record["stage"], []).append(3600 * (record["gpu_hours"] - before))
-            before = record["gpu_hours"]
-        return {stage: mean(seconds) for stage, seconds in taken.items()}
-
-
-@dataclass(frozen=True)
-class Row:
-    """Runs that differ in their seed alone."""
-
-    name: str
-    runs: list[Run]
-
-    @property
-    def config(self) -> RunConfig:
-        """That of the first."""
-        return self.runs[0].config
-
-    @cached_property
-    def costs(self) -> PlannedRun:
-        """FLOPs of the whole schedule."""
-        return plan_costs(self.config, self.runs[0].start.get("num_classes", IMAGENET_CLASSES))
-
-    @property
-    def paper(self) -> PaperRow | None:
-        """What the paper printed of it."""
-        return paper_row(self.name, self.config.epochs, self.config.model.name, self.config.data.kind)
-
-    def values(self, key: str) -> list[float]:
-        """The last values of an epoch line's key, of the runs that have one."""
-        return [value for run in self.runs if (value := run.last(key)) is not None]
-
-    def mean(self, key: str) -> float | None:
-        """Their mean."""
-        values = self.values(key)
-        return mean(values) if values else None
-
-    def is_baseline_of(self, other: Row) -> bool:
-        """Whether it is plain training of the other's model on the same data."""
-        own, its = self.config, other.config
-        plain = own.expansion is None and own.curriculum is None
-        same = (own.model.name, own.model.kwargs, own.model.image_size, own.data.kind, own.epochs)
-        return plain and same == (its.model.name, its.model.kwargs, its.model.image_size, its.data.kind, its.epochs)
 
 
 @dataclass(frozen=True)
@@ -110,10 +29,11 @@ class Report:
         """Title, heads and cells of each table."""
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
         found: list[Table] = [("", RESULT_HEADS[:shown], [self._result(row)[:shown] for row in self.rows])]
-        staged = [row for row in self.rows if row.config.expansion is not None and row.runs[0].epochs]
+        staged = [row for row in self.rows if row.config.expansion is not None and row.stage_seconds()]
         if staged:
-            heads = ("run", "stage", "tokens", "GPU-seconds an epoch", "against the last")
-            found.append(("Time in each stage", heads, [cells for row in staged for cells in _stages(row)]))
+            shown = len(STAGE_HEADS) - (not any(row.paper and row.paper.stage_seconds for row in staged))
+            lines = [cells[:shown] for row in staged for cells in _stages(row)]
+            found.append(("Time in each stage", STAGE_HEADS[:shown], lines))
         return found
 
     def markdown(self) -> str:
@@ -125,15 +45,17 @@ class Report:
 
     def notes(self) -> list[str]:
         """What the figures are, and which runs are not what they seem."""
-        origins = sorted({(run.start.get("device", "?"), run.start.get("versions", "?")) for run in self._all_runs()})
-        notes = ["; ".join(f"{device}, {versions}" for device, versions in origins) + "."]
+        origins = sorted(set().union(*(run.origins for run in self._all_runs())))
+        notes = ["; ".join(origins) + "."]
         notes.append(
             "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are "
-            "over plain training of the same model: in hours, over the run of it in this report, and by FLOPs, "
-            "attention counted and as the paper counts."
+            "over plain training of the same model by the same recipe: in hours, over the run of it in this report on "
+            "the same device, and by FLOPs, attention counted and as the paper counts."
         )
-        if unfinished := [f"{run.name} ({len(run.epochs)} of {run.config.epochs})" for run in self._unfinished()]:
-            notes.append(f"**Not finished**, epochs in brackets: {', '.join(unfinished)}.")
+        if unfinished := [run for run in self._all_runs() if not run.is_finished]:
+            named = ", ".join(f"{run.folder} ({len(run.epochs)} of {run.config.epochs})" for run in unfinished)
+            notes.append(f"**Not finished**, epochs in brackets: {named}; left out where another seed is finished.")
+        notes += dict.fromkeys(row.paper.note for row in self.rows if row.paper and row.paper.note)
         return notes
 
     def page(self) -> str:
@@ -177,16 +99,15 @@ class Report:
     def _all_runs(self) -> list[Run]:
         return [run for row in self.rows for run in row.runs]
 
-    def _unfinished(self) -> list[Run]:
-        return [run for run in self._all_runs() if not run.is_finished]
-
     def _baseline(self, row: Row) -> Row | None:
         return next((other for other in self.rows if other.is_baseline_of(row)), None)
 
     def _practical(self, row: Row, key: str) -> float | None:
-        """Hours of the plain run / this one's; None where one of them is unfinished or there is none."""
+        """Hours of the plain run / this one's; None without one, both finished and on the same device."""
         base = self._baseline(row)
-        if base is None or not all(run.is_finished for run in (*base.runs, *row.runs)):
+        if base is None or not all(run.is_finished for run in (*base.counted, *row.counted)):
+            return None
+        if base.devices != row.devices or len(row.devices) > 1:
             return None
         own, other = row.mean(key), base.mean(key)
         return other / own if own and other else None
@@ -196,7 +117,7 @@ class Report:
         theirs = (paper.top1, paper.hours, paper.practical, paper.by_flops) if paper else (None,) * 4
         return (
             row.name,
-            str(len(row.runs)),
+            str(len(row.counted)),
             _spread(row.values("val_top1")),
             _spread(row.values("ema_top1")),
             _number(row.mean("gpu_hours"), "{:.3g}"),
@@ -213,7 +134,7 @@ class Report:
 
     def _draw_curves(self, axes: Any) -> None:
         for row in self.rows:
-            run = row.runs[0]
+            run = row.counted[0]
             points = [(r["epoch"] + 1, r["val_top1"]) for r in run.epochs if r["val_top1"] is not None]
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=row.name)
         axes.set(xlabel="epoch", ylabel="top-1, %")
@@ -225,7 +146,7 @@ class Report:
         for row in self.rows:
             speed, top1 = self._practical(row, "gpu_hours"), row.mean("val_top1")
             expansion = row.config.expansion
-            if speed is not None and top1 is not None and row.config.curriculum is None:
+            if speed is not None and top1 is not None and row.config.curriculum is None and row.has_default_tokens:
                 found.append((expansion.keep_rates[0] if expansion else 1.0, speed, top1, row.name))
         rates = {rate for rate, *_ in found}
         return sorted(found) if len(rates) == len(found) else []
@@ -257,6 +178,7 @@ RESULT_HEADS = (
     "paper: by FLOPs",
 )
 OWN_COLUMNS = 10
+STAGE_HEADS = ("run", "stage", "pixels", "tokens", "GPU-seconds an epoch", "against the last", "paper: GPU-seconds")
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -278,42 +200,26 @@ def read_report(folders: Sequence[Path], title: str) -> Report:
     Raises:
         UserError: one is no run folder, or runs of one name differ in more than their seed.
     """
-    rows: dict[str, list[Run]] = {}
-    for folder in folders:
-        run = _read(folder)
-        rows.setdefault(run.name, []).append(run)
-    for name, runs in rows.items():
-        first, *others = (run.config.model_copy(update={"seed": 0}) for run in runs)
-        if any(other != first for other in others):
-            raise UserError(f"the runs called {name} differ in more than their seed: report them under other names")
-        if len({run.config.seed for run in runs}) < len(runs):
-            raise UserError(f"two of the runs called {name} have the same seed: give each run once")
-    return Report(title, [Row(name, runs) for name, runs in rows.items()])
-
-
-def _read(root: Path) -> Run:
-    folder = RunFolder(root)
-    missing = [path.name for path in (folder.config, folder.metrics) if not path.is_file()]
-    if missing:
-        raise UserError(f"{root} is not a run folder: it holds no {' and no '.join(missing)}")
-    starts = read_metrics(folder.metrics, "start")
-    return Run(
-        SEED.sub("", folder.root.name),
-        load_config(folder.config, []),
-        starts[-1] if starts else {},
-        read_metrics(folder.metrics, "epoch"),
-    )
+    return Report(title, read_rows(folders))
 
 
 def _stages(row: Row) -> list[tuple[str, ...]]:
-    """A line for each stage, means over the runs that reached it."""
-    by_run = [run.stage_seconds() for run in row.runs]
-    kept = {record["stage"]: record["tokens_kept"] for run in row.runs for record in run.epochs}
-    seconds = {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in sorted(kept)}
-    last = seconds[max(seconds)]
+    """A line for each stage of the row."""
+    kept = {stage_of(record): record["tokens_kept"] for run in row.counted for record in run.epochs}
+    seconds = row.stage_seconds()
+    theirs = row.paper.stage_seconds if row.paper else ()
+    last = list(seconds.values())[-1]
     return [
-        (row.name, str(stage), str(kept[stage]), f"{taken:.4g}", f"{last / taken:.2f}x")
-        for stage, taken in seconds.items()
+        (
+            row.name,
+            str(stage),
+            str(pixels),
+            str(kept[stage, pixels]),
+            f"{taken:.4g}",
+            f"{last / taken:.2f}x",
+            f"{theirs[stage - 1]:g}" if 0 < stage <= len(theirs) else "-",
+        )
+        for (stage, pixels), taken in seconds.items()
     ]
 
 

@@ -18,13 +18,15 @@ from torch.nn import functional as F
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.expansion import TokenExpansion
+from toe_train.expansion import TokenExpansion, kept_mask
 from toe_train.recipes import RunConfig
 from toe_train.recipes.schema import ExpansionConfig
 from toe_train.training.build_inputs import build_eval_transform
 from toe_train.training.build_model import BuiltModel, build_model
+from toe_train.training.checkpoint import weights_of
+from toe_train.training.pictures import DIMMED
+from toe_train.training.resolution import fit_positions
 
-DIMMED = 0.2  # brightness of what is not kept
 SHOWN_SIDE = 448  # pixels of an image in the picture, about
 # Where the run had no ToE: the paper's for DeiT-T (spec.md 1.4).
 USUAL = ExpansionConfig(stage_epochs=(0, 100, 200), keep_rates=(0.5, 0.75, 1.0), initial_keep_rate=0.25)
@@ -32,13 +34,17 @@ USUAL = ExpansionConfig(stage_epochs=(0, 100, 200), keep_rates=(0.5, 0.75, 1.0),
 
 @dataclass(frozen=True)
 class Viewer:
-    """A trained model with ToE, and images as it sees them, (B, 3, H, W), and as they are, in 0..1."""
+    """A trained model with ToE, and images as it sees them, (B, 3, H, W), and as they are, in 0..1.
+
+    noise: (1, N), what random initialisation draws of every image.
+    """
 
     built: BuiltModel
     expansion: TokenExpansion
     names: tuple[str, ...]
     images: Tensor
     pictures: Tensor
+    noise: Tensor
 
     @property
     def stages(self) -> list[int]:
@@ -58,20 +64,20 @@ def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> V
     Raises:
         UserError: no such weights, or an image that cannot be read.
     """
-    if state[weights] is None:
-        raise UserError("--weights ema: the checkpoint holds no averaged weights (train.ema_decay was null); use model")
     config = RunConfig.model_validate(state["config"])
     config = config.model_copy(update={"expansion": config.expansion or USUAL})
     built = build_model(config, len(state["classes"]))
     assert built.expansion is not None
-    built.model.load_state_dict(state[weights])
+    built.model.load_state_dict(fit_positions(weights_of(state, weights), built.model))
     built.model.eval()
     built.expansion.remember_owner = True
     transform = build_eval_transform(config)
     images = torch.stack([transform(data.load_rgb(path)) for path in paths])  # (B, 3, H, W)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
     names = tuple(path.name for path in paths)
-    return Viewer(built, built.expansion, names, images, (images * std + mean).clamp(0, 1))
+    # Of random initialisation, the same draws for every image and each time.
+    noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))
+    return Viewer(built, built.expansion, names, images, (images * std + mean).clamp(0, 1), noise)
 
 
 def kept_and_merged(viewer: Viewer, stage: int) -> tuple[Tensor, Tensor]:
@@ -81,12 +87,12 @@ def kept_and_merged(viewer: Viewer, stage: int) -> tuple[Tensor, Tensor]:
     colour and a common border; without merging, those that are left out are black.
     """
     expansion, grid = viewer.expansion, viewer.built.grid
-    with _at(viewer, stage):
+    with _at(viewer, stage, len(viewer.images)):
         viewer.built.model(viewer.images)
         kept, owner = expansion.kept, expansion.owner
     assert kept is not None
     batch, num_tokens = kept.shape[0], viewer.built.num_tokens
-    keeps = torch.zeros(batch, num_tokens).scatter_(1, kept, 1.0)  # (B, N)
+    keeps = kept_mask(kept, num_tokens).float()  # (B, N)
     factor = max(1, SHOWN_SIDE // viewer.images.shape[-1])
     large = F.interpolate(viewer.pictures, scale_factor=factor, mode="nearest")  # (B, 3, h, w)
     dimmed = large * _spread((DIMMED + (1 - DIMMED) * keeps).unsqueeze(1), grid, large)
@@ -137,9 +143,9 @@ def token_sets(viewer: Viewer, image: int, blocks: Sequence[int], stage: int, se
     if wrong := [block for block in blocks if not 1 <= block <= depth]:
         raise UserError(f"--blocks {wrong[0]}: the model has blocks 1 to {depth}")
     shown = viewer.images[image : image + 1]
-    with _at(viewer, 0):
+    with _at(viewer, 0, 1):
         full, _ = _outputs(viewer, shown)
-    with _at(viewer, stage):
+    with _at(viewer, stage, 1):
         reduced, handed_on = _outputs(viewer, shown)
     found = []
     for block in blocks:
@@ -194,16 +200,17 @@ def draw_features(viewer: Viewer, sets: Sequence[Sequence[TokenSets]]) -> Any:
 
 
 @contextmanager
-def _at(viewer: Viewer, stage: int) -> Iterator[None]:
-    """The model in evaluation but for ToE, which drops tokens as in `stage`; 0 for none."""
+def _at(viewer: Viewer, stage: int, batch: int) -> Iterator[None]:
+    """The model in evaluation but for ToE, which drops tokens of `batch` images as in `stage`; 0 for none."""
     former = viewer.expansion.stage
     viewer.expansion.stage = stage
+    viewer.expansion.noise = viewer.noise.expand(batch, -1)
     viewer.expansion.train(stage > 0)
     try:
         with torch.no_grad():
             yield
     finally:
-        viewer.expansion.stage = former
+        viewer.expansion.stage, viewer.expansion.noise = former, None
         viewer.expansion.eval()
 
 

@@ -71,12 +71,14 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
     if options.dry_run:
-        return _dry_run(config, process_count(options.nproc))
+        return _dry_run(config, process_count(options.nproc), _begins(folder, options.resume))
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
-        _dry_build(config, count)  # so that what the user must mend is said once, before any process starts
+        _dry_build(
+            config, count, _begins(folder, options.resume)
+        )  # so that what the user must mend is said once, before any process starts
         return launch(count, _for_each_process(options))
-    started = Checkpoints(folder.checkpoints).last.exists()
-    resume = "auto" if restarted() and started else options.resume  # else it would begin there again each time
+    begun = not _begins(folder, "auto")
+    resume = "auto" if restarted() and begun else options.resume  # else it would begin there again each time
     stop = StopRequest()
     with stop.listening(), processes() as here:
         while True:
@@ -88,6 +90,11 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
                 print(fault)
             memory.release()
             resume = "auto"
+
+
+def _begins(folder: RunFolder, resume: str) -> bool:
+    """Whether a run starts from new or initial weights, and not from a checkpoint of its own."""
+    return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
 def _for_each_process(options: argparse.Namespace) -> list[str]:
@@ -201,8 +208,8 @@ def _note_rising_rate(config: RunConfig) -> None:
         )
 
 
-def _dry_build(config: RunConfig, world_size: int) -> list[str]:
-    """Builds what can be wrong, for `world_size` processes; the class names."""
+def _dry_build(config: RunConfig, world_size: int, begins: bool) -> list[str]:
+    """Builds what can be wrong, for `world_size` processes, its initial weights where it `begins`; the class names."""
     check_data(config)
     train_images, _ = open_datasets(config.data.kind, config.data.root)
     GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
@@ -214,13 +221,14 @@ def _dry_build(config: RunConfig, world_size: int) -> list[str]:
         build_eval_transform(config, plan.loaded_size)
         layout = batch_layout(now, world_size)
         built = build_model(config, num_classes, size)
-        load_initial(config, built)
+        if begins:
+            load_initial(config, built)
         build_step(now, built, num_classes, layout, alone, size)
     return train_images.classes
 
 
-def _dry_run(config: RunConfig, world_size: int) -> int:
-    classes = _dry_build(config, world_size)
+def _dry_run(config: RunConfig, world_size: int, begins: bool) -> int:
+    classes = _dry_build(config, world_size, begins)
     print(dump_config(config))
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, config_at, plan_epochs
+from toe_train.recipes import RunConfig, config_at, differences, plan_epochs
 from toe_train.training.build_inputs import (
     batch_layout,
     build_eval_transform,
@@ -23,7 +23,7 @@ from toe_train.training.build_inputs import (
 )
 from toe_train.training.build_model import BuiltModel, build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
-from toe_train.training.checkpoint import Checkpoints
+from toe_train.training.checkpoint import Checkpoints, weights_of
 from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import Scores, evaluate
@@ -33,7 +33,7 @@ from toe_train.training.precision import autocast_on
 from toe_train.training.progress import Progress
 from toe_train.training.recovery import Recovery
 from toe_train.training.resolution import BothSizes, fit_positions
-from toe_train.training.resume import differences, require_same, resume_point
+from toe_train.training.resume import require_same, require_same_experiment, resume_point
 from toe_train.training.runfolder import RunFolder, versions
 from toe_train.training.runlog import Console, JsonLines, RunLog, Several, TensorBoard
 
@@ -65,6 +65,8 @@ def build_trainer(
     checkpoints = Checkpoints(folder.checkpoints)
     found = resume_point(checkpoints, resume, belongs_to)
     progress = Progress(**found[1]["progress"]) if found else Progress()
+    if found is not None and progress.epoch >= config.epochs:
+        require_same_experiment(folder.root, config.epochs, found[1]["config"], belongs_to["config"])
     plans = plan_epochs(config)
     plan = plans[min(progress.epoch, config.epochs - 1)]
     now = config_at(config, plan)
@@ -157,11 +159,10 @@ def evaluate_checkpoint(
     processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = data.open_datasets(config.data.kind, config.data.root)
     require_same(path, state, config.model_dump(mode="json"), val_images.classes)
-    if state[weights] is None:
-        raise UserError(f"checkpoint {path} holds no averaged weights (train.ema_decay was null); use --weights model")
+    chosen = weights_of(state, weights)
     model = build_model(config, len(val_images.classes)).model.to(processes.device)
     try:
-        model.load_state_dict(fit_positions(state[weights], model))
+        model.load_state_dict(fit_positions(chosen, model))
     except RuntimeError as error:
         raise UserError(_does_not_fit(path, error)) from None
     autocast = autocast_on(processes.device, config.train.precision)

@@ -9,6 +9,8 @@ from timm.models import save_for_hf
 
 from toe_train import models
 from toe_train.errors import UserError
+from toe_train.training.checkpoint import weights_of
+from toe_train.training.resolution import fit_positions
 
 
 def export(state: dict[str, Any], weights: str, folder: Path) -> None:
@@ -25,15 +27,14 @@ def export(state: dict[str, Any], weights: str, folder: Path) -> None:
     Raises:
         UserError: no such weights, or a folder with something in it.
     """
-    if state[weights] is None:
-        raise UserError("--weights ema: the checkpoint holds no averaged weights (train.ema_decay was null); use model")
+    chosen = weights_of(state, weights)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} is not empty: name a new folder")
     config, classes = state["config"], state["classes"]
     section, augment, evaluation = config["model"], config["augment"], config["evaluate"]
     size = section["image_size"]
     model: Any = models.create_model(section["name"], len(classes), 0.0, size, **section["kwargs"])
-    model.load_state_dict(state[weights])
+    model.load_state_dict(fit_positions(chosen, model))
     model.pretrained_cfg = {
         **model.pretrained_cfg,
         "input_size": (3, size, size),

@@ -65,8 +65,8 @@ def load_initial_weights(model: nn.Module, name: str, source: str, averaged: boo
 
 
 def _is_of_the_head(key: str) -> bool:
-    """Whether a tensor belongs to a classifier: timm's, LV-ViT's for each patch, or DeiT's distillation token's."""
-    return key.partition(".")[0] in ("head", "aux_head", "head_dist")
+    """Whether a tensor belongs to a classifier: timm's, or LV-ViT's for each patch."""
+    return key.partition(".")[0] in ("head", "aux_head")
 
 
 def _of_file(path: Path, averaged: bool) -> dict[str, Tensor]:
@@ -77,11 +77,12 @@ def _of_file(path: Path, averaged: bool) -> dict[str, Tensor]:
         )
     if not sealed.has_seal(path):
         return _foreign(path)
-    state = checkpoint.read(path)
-    chosen: dict[str, Tensor] | None = state["ema" if averaged else "model"]
-    if chosen is None:
-        raise UserError(f"model.initial_averaged = true: {path} holds no averaged weights; set it to false")
-    return dict(chosen)
+    try:
+        return dict(checkpoint.weights_of(checkpoint.read(path), "ema" if averaged else "model"))
+    except UserError as error:
+        raise UserError(
+            f"model.initial_weights = {path}, initial_averaged = {str(averaged).lower()}: {error}"
+        ) from None
 
 
 def _foreign(path: Path) -> dict[str, Tensor]:

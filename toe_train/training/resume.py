@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toe_train.errors import UserError
+from toe_train.recipes import differences, essential
 from toe_train.training.checkpoint import Checkpoints
 
 ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
@@ -37,18 +38,6 @@ def resume_point(
             f"another; give {before}, or start anew with --resume never"
         )
     return found
-
-
-def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """One line for each value that differs between two dumped configurations."""
-    lines = []
-    for key in {**saved, **now}:
-        before, after = saved.get(key), now.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            lines += differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            lines.append(f"{prefix}{key}: {before!r} in the checkpoint, {after!r} now")
-    return lines
 
 
 def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str]) -> None:
@@ -103,6 +92,25 @@ def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any]
             f"checkpoint {path} stands within an epoch, after {step} of its steps, and these decide what they were:\n  "
             + "\n  ".join(differing)
             + "\nGive the same values, or resume from a checkpoint at the end of an epoch"
+        )
+
+
+def require_same_experiment(root: Path, epochs: int, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to pass a finished run off as another one.
+
+    Args:
+        root: its folder, named in the message.
+        epochs: that are asked for, and done.
+        saved: the checkpoint's dumped configuration.
+        now: the one that is asked for.
+
+    Raises:
+        UserError: naming each value that decides what is learned and differs.
+    """
+    if differing := differences(essential(saved), essential(now)):
+        raise UserError(
+            f"all {epochs} epochs in {root} are done, with other values:\n  " + "\n  ".join(differing) + "\n"
+            "Give another --output for the new run, or --resume never, which sets the old one aside"
         )
 
 

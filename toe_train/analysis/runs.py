@@ -1,0 +1,183 @@
+"""Run folders as they are compared: runs that differ in nothing but their seed are one row, with what its runs gave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+
+from toe_train.analysis.flops import PlannedRun, plan_costs
+from toe_train.analysis.paper import PaperRow, paper_row
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig, essential, load_config
+from toe_train.training.runfolder import RunFolder
+from toe_train.training.runlog import Record, read_metrics
+
+SEED = re.compile(r"-s\d+$")
+IMAGENET_CLASSES = 1000
+
+Stage = tuple[int, int]  # of ToE, and the side of its images in pixels
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read.
+
+    Attributes:
+        folder: its name.
+        config: the resolved configuration.
+        starts: lines of its starts, one at least.
+        epochs: lines of its epochs.
+    """
+
+    folder: str
+    config: RunConfig
+    starts: list[Record]
+    epochs: list[Record]
+
+    @property
+    def name(self) -> str:
+        """Its row's: the folder's without a seed at its end."""
+        return SEED.sub("", self.folder)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last epoch is done."""
+        return bool(self.epochs) and self.epochs[-1]["epoch"] + 1 == self.config.epochs
+
+    @property
+    def origins(self) -> set[str]:
+        """Devices and versions that it ran with."""
+        return {f"{start.get('device', '?')}, {start.get('versions', '?')}" for start in self.starts}
+
+    @property
+    def devices(self) -> set[str]:
+        """What it ran on."""
+        return {str(start.get("device", "?")) for start in self.starts}
+
+    def last(self, key: str) -> float | None:
+        """The last value of an epoch line's key that is not null."""
+        found = [record[key] for record in self.epochs if record.get(key) is not None]
+        return found[-1] if found else None
+
+    def stage_seconds(self) -> dict[Stage, float]:
+        """GPU-seconds of an epoch in each stage, the mean over its epochs, by the paper's clock.
+
+        An epoch whose predecessor's line is missing, as in a run that another folder's checkpoint began, is left out.
+        """
+        done, taken = {-1: 0.0}, dict[Stage, list[float]]()
+        for record in self.epochs:
+            epoch, hours = record["epoch"], record["gpu_hours"]
+            if epoch - 1 in done:
+                taken.setdefault(stage_of(record), []).append(3600 * (hours - done[epoch - 1]))
+            done[epoch] = hours
+        return {stage: mean(seconds) for stage, seconds in taken.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def config(self) -> RunConfig:
+        """That of the first."""
+        return self.runs[0].config
+
+    @property
+    def counted(self) -> list[Run]:
+        """Those that its figures are of: the finished ones, or where there are none yet, all."""
+        return [run for run in self.runs if run.is_finished] or self.runs
+
+    @property
+    def devices(self) -> set[str]:
+        """What the counted ones ran on."""
+        return set().union(*(run.devices for run in self.counted))
+
+    @cached_property
+    def costs(self) -> PlannedRun:
+        """FLOPs of the whole schedule."""
+        return plan_costs(self.config, self.runs[0].starts[-1].get("num_classes", IMAGENET_CLASSES))
+
+    @property
+    def paper(self) -> PaperRow | None:
+        """What the paper printed of it."""
+        return paper_row(self.name, self.config.epochs, self.config.data.kind)
+
+    @property
+    def has_default_tokens(self) -> bool:
+        """Whether it selects and merges as the paper does, or trains plainly."""
+        section = self.config.expansion
+        own = section and (section.initialization, section.expansion, section.metric, section.merging)
+        return own in (None, ("spatial", "farthest", "cosine", True))
+
+    def values(self, key: str) -> list[float]:
+        """The last values of an epoch line's key, of the runs that have one."""
+        return [value for run in self.counted if (value := run.last(key)) is not None]
+
+    def mean(self, key: str) -> float | None:
+        """Their mean."""
+        values = self.values(key)
+        return mean(values) if values else None
+
+    def is_baseline_of(self, other: Row) -> bool:
+        """Whether it is plain training of the other's model on the same data by the same recipe."""
+        plain = self.config.expansion is None and self.config.curriculum is None
+        return plain and self._recipe() == other._recipe()
+
+    def _recipe(self) -> tuple[object, ...]:
+        config = self.config
+        lasts = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
+        model = config.model.name, config.model.kwargs, config.model.image_size
+        return *model, config.data.kind, lasts, config.optim, config.train.global_batch
+
+    def stage_seconds(self) -> dict[Stage, float]:
+        """Means over the counted runs that reached a stage, in order."""
+        by_run = [run.stage_seconds() for run in self.counted]
+        stages = sorted({stage for taken in by_run for stage in taken})
+        return {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in stages}
+
+
+def stage_of(record: Record) -> Stage:
+    """What an epoch line's epoch trained with."""
+    return record["stage"], record["image_size"]
+
+
+def read_rows(folders: Sequence[Path]) -> list[Row]:
+    """Reads run folders; those ending in -s0, -s1, ... are one row.
+
+    Raises:
+        UserError: one is no run folder, or runs of one name differ in more than their seed and what a machine decides.
+    """
+    rows: dict[str, list[Run]] = {}
+    for folder in folders:
+        run = _read(folder)
+        rows.setdefault(run.name, []).append(run)
+    for name, runs in rows.items():
+        first, *others = (_without_seed(run.config) for run in runs)
+        if any(other != first for other in others):
+            raise UserError(f"the runs called {name} differ in more than their seed: report them under other names")
+        if len({run.config.seed for run in runs}) < len(runs):
+            raise UserError(f"two of the runs called {name} have the same seed: give each run once")
+    return [Row(name, runs) for name, runs in rows.items()]
+
+
+def _without_seed(config: RunConfig) -> dict[str, object]:
+    """What has to be alike; the weights that it starts from may be a run of the same seed."""
+    compared = essential(config.model_dump(mode="json"))
+    started = compared["model"]["initial_weights"] is not None
+    return {**compared, "seed": None, "model": {**compared["model"], "initial_weights": started}}
+
+
+def _read(root: Path) -> Run:
+    folder = RunFolder(root)
+    missing = [path.name for path in (folder.config, folder.metrics) if not path.is_file()]
+    if missing:
+        raise UserError(f"{root} is not a run folder: it holds no {' and no '.join(missing)}")
+    starts = read_metrics(folder.metrics, "start")
+    return Run(folder.root.name, load_config(folder.config, []), starts or [{}], read_metrics(folder.metrics, "epoch"))
