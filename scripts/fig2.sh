@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Figure 2: the features of token sets, before and after ToE, by t-SNE.
+# Figure 2: the features of token sets, before and after ToE, by t-SNE, in report/fig2 of the output folder.
 # scripts/fig2.sh data.root=/path/to/imagenet; a run of Table 2 comes first, if it is not there yet.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-run deit_tiny_toe_r05 deit_tiny_toe_r05 proxy_toe_r05
-root=$(data_root deit_tiny_toe_r05)
+last=$first # one run will do
+run deit_tiny_toe_r05 proxy_toe_r05
+root=$(data_root "${runs[0]}")
 mapfile -t images < <(find -L "$root/val" -type f | sort | awk 'NR % 97 == 1' | head -n 4)
-toe-tools view --checkpoint "$output/deit_tiny_toe_r05-s${seeds%-*}/checkpoints/last.pt" --images "${images[@]}" \
-    --output "$output/kept.png" --features "$output/features.png" --blocks 1,2
+toe-tools view --checkpoint "${runs[0]}/checkpoints/last.pt" --images "${images[@]}" \
+    --output "$output/report/fig2/kept.png" --features "$output/report/fig2/features.png" --blocks 1,2

@@ -3,6 +3,6 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-run deit_tiny deit_tiny proxy evaluate.every_epochs=1
-run deit_tiny_toe_r05 deit_tiny_toe_r05 proxy_toe_r05 evaluate.every_epochs=1
+run deit_tiny proxy
+run deit_tiny_toe_r05 proxy_toe_r05
 report "Figure 3: accuracy over the epochs"

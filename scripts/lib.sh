@@ -4,48 +4,132 @@
 #   --cpu          of the proxy, a model and a schedule that a CPU does in minutes a run
 #   --smoke        of the proxy, runs of seconds on scikit-learn's digits: whether all of it works
 #   --seeds N      runs of each row, with seeds 0 ... N-1 (default: 1); A-B for seeds A ... B
-#   --output DIR   gets a run folder for each row and seed, and report/ (default: runs/<script>)
-#   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet
+#   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
+#                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
+#   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own
 #
 # and continue where they were broken off: what is finished is passed over, what is not goes on from its checkpoint.
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH="$PWD/.venv/bin:$PATH"
+# All of them share the output folder, in which a run has the same name in every script, so that none is trained twice:
+# run one script after another in it, not two at a time.
 
-proxy= scale=full seeds=0-0 output= extra=()
+set -euo pipefail
+here=$PWD self=$(realpath "$0")
+cd "$(dirname "$self")/.."
+command -v toe-train >/dev/null || PATH="$PWD/.venv/bin:$PATH"
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# The headers of the script and of this file.
+usage() {
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$self" >&2
+    echo >&2
+    sed -n '1,/^$/s/^# \{0,1\}//p' scripts/lib.sh >&2
+    fail "$1"
+}
+
+# absolute PATH: a relative one is the caller's.
+absolute() {
+    case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac
+}
+
+proxy='' scale=full seeds=1 output='' extra=()
+labels=() # what LV-ViT alone takes
 while [ $# -gt 0 ]; do
     case $1 in
     --proxy) proxy=yes ;;
     --cpu) scale=cpu ;;
     --smoke) scale=smoke ;;
-    --seeds) case $2 in *-*) seeds=$2 ;; *) seeds=0-$(($2 - 1)) ;; esac && shift ;;
-    --output) output=$2 && shift ;;
+    --seeds | --output)
+        case ${2:-} in '' | -*) fail "$1 needs a value" ;; esac
+        if [ "$1" = --seeds ]; then seeds=$2; else output=$(absolute "$2"); fi
+        shift
+        ;;
+    -*) usage "there is no option $1" ;;
+    data.root=?*) extra+=("data.root=$(absolute "${1#*=}")") ;;
+    token_labels.root=?*) labels+=("token_labels.root=$(absolute "${1#*=}")") ;;
+    token_labels.*=*) labels+=("$1") ;;
     *=*) extra+=("$1") ;;
-    *) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" >&2 && sed -n '/^# *--/s/^# *//p' scripts/lib.sh >&2 && exit 2 ;;
+    *) usage "$1 is no option and no KEY=VALUE" ;;
     esac
     shift
 done
 if [ "$scale" != full ] && [ -z "$proxy" ]; then
-    echo "error: --cpu and --smoke are scales of --proxy; give it too" >&2
-    exit 2
+    fail "--cpu and --smoke are scales of --proxy; give it too"
 fi
-script=$(basename "$0" .sh)
-output=${output:-runs/$script${proxy:+-proxy}}
+if [[ $seeds =~ ^[1-9][0-9]{0,8}$ ]]; then
+    first=0 last=$((seeds - 1))
+elif [[ $seeds =~ ^(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})$ ]] && [ "${seeds%-*}" -le "${seeds#*-}" ]; then
+    first=${seeds%-*} last=${seeds#*-}
+else
+    fail "--seeds $seeds: give the number of runs, at least 1, or the first and the last seed as A-B"
+fi
+if [ -z "$output" ]; then
+    case $proxy$scale in
+    full) output=$PWD/runs/paper ;;
+    yesfull) output=$PWD/runs/proxy ;;
+    *) output=$PWD/runs/proxy-$scale ;;
+    esac
+fi
+mkdir -p "$output"
+output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
+script=$(basename "$self" .sh)
 runs=() # run folders, in the order of the table
+
+# run CONFIG PROXY: the row of a shipped configuration, with --proxy of the second one, which names it; "-" is none.
+run() {
+    local config=$1
+    [ -z "$proxy" ] || config=$2
+    [ "$config" = - ] || train "$config" "$config"
+}
+
+# vary MODEL NAME KEY=VALUE ...: the row MODEL_NAME, MODEL (deit_tiny or deit_small) with ToE and something changed;
+# with --proxy the row proxy_NAME in place of deit_tiny's, and nothing in place of deit_small's.
+vary() {
+    local model=$1 name=$2
+    shift 2
+    if [ -z "$proxy" ]; then
+        train "${model}_$name" "${model}_toe_r05" "$@"
+    elif [ "$model" = deit_tiny ]; then
+        train "proxy_$name" proxy_toe_r05 "$@"
+    fi
+}
+
+# train NAME CONFIG [KEY=VALUE ...]: the row NAME, a run for each seed; {seed} in a value is its seed.
+train() {
+    local name=$1 config=$2 seed folder given=() own=()
+    shift 2
+    [ "$scale" = full ] || scale_down "$config"
+    case $config in *lvvit*) own=("${labels[@]}") ;; esac
+    for ((seed = first; seed <= last; seed++)); do
+        folder=$output/$name-s$seed
+        runs+=("$folder")
+        echo "== $folder"
+        toe-train --config "configs/$config.yaml" --output "$folder" \
+            "${given[@]}" "${@//\{seed\}/$seed}" "${own[@]}" "${extra[@]}" seed="$seed"
+    done
+}
 
 # scale_down CONFIG: adds to `given` what brings a configuration of the proxy to its scale; stages keep their shares.
 scale_down() {
-    local thirds="[0, 5, 10]" fifths="[0, 3, 6, 9, 12]" batch=64
-    given+=(train.precision=fp32 evaluate.every_epochs=5 data.workers=0 schedule.warmup_epochs=1)
+    local thirds="[0, 5, 10]" fifths="[0, 3, 6, 9, 12]" batch=64 width=64 depth=6
     if [ "$scale" = cpu ]; then
-        given+=(optim.lr=1e-3 epochs=15 "model.kwargs={patch_size: 4, embed_dim: 64, depth: 6, num_heads: 2}")
+        given+=(epochs=15 evaluate.every_epochs=5 optim.lr=1e-3)
     else
-        thirds="[0, 2, 4]" fifths="[0, 1, 2, 3, 4]" batch=128
-        given+=(epochs=5 "model.kwargs={patch_size: 4, embed_dim: 32, depth: 4, num_heads: 2}")
-        given+=(data.root="$output/digits")
+        thirds="[0, 2, 4]" fifths="[0, 1, 2, 3, 4]" batch=128 width=32 depth=4
         digits
+        given+=(epochs=5 evaluate.every_epochs=1 data.root="$output/digits")
     fi
-    given+=(train.global_batch=$batch augment.mix_group=$batch)
+    given+=(train.precision=fp32 data.workers=0 schedule.warmup_epochs=1)
+    given+=(train.global_batch="$batch" augment.mix_group="$batch")
+    case $1-$scale in
+    *_lvvit*-cpu | *_teacher-cpu) ;; # small as they are
+    *_lvvit*) given+=("model.kwargs={patch_size: 4, embed_dim: 60, depth: 3, num_heads: 2, skip_lam: 1.0, stem_width: 16}") ;;
+    *_teacher*) given+=("model.kwargs={patch_size: 4, embed_dim: 64, depth: 2, num_heads: 2, global_pool: avg, class_token: false}") ;;
+    *) given+=("model.kwargs={patch_size: 4, embed_dim: $width, depth: $depth, num_heads: 2}") ;;
+    esac
     case $1 in *_toe_* | *_random) given+=("expansion.stage_epochs=$thirds") ;; esac
     case $1 in *_et | *_et_*)
         given+=("curriculum.stage_epochs=$fifths" "curriculum.micro_batches=[$batch, $batch, $batch, $batch, $batch]")
@@ -53,42 +137,40 @@ scale_down() {
     esac
 }
 
-# run NAME CONFIG PROXY [KEY=VALUE ...]: the row of the table called NAME, by CONFIG or with --proxy by PROXY; "-" is none.
-run() {
-    local name=$1 config=$2 seed folder given=()
-    [ -z "$proxy" ] || config=$3
-    shift 3
-    [ "$config" != - ] || return 0
-    [ "$scale" = full ] || scale_down "$config"
-    for ((seed = ${seeds%-*}; seed <= ${seeds#*-}; seed++)); do
-        folder=$output/$name-s$seed
-        runs+=("$folder")
-        echo "== $folder"
-        toe-train --config "configs/$config.yaml" --output "$folder" "${given[@]}" "$@" "${extra[@]}" seed=$seed
-    done
+# token_labels: makes the proxy's label files, once, by one teacher of seed 0 for the runs of all seeds.
+token_labels() {
+    local first=0 last=0 runs=() root
+    train proxy_teacher proxy_teacher
+    root=$(data_root "${runs[0]}")
+    toe-tools labels --images "$root/train" --output "$output/labels" --workers 1 \
+        --teacher-weights "${runs[0]}/checkpoints/last.pt"
+    labels=("token_labels.root=$output/labels" "${labels[@]}")
+}
+
+# data_root RUN: where the images of a run lie.
+data_root() {
+    python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["data"]["root"])' "$1/config.yaml"
 }
 
 # The digits as an image folder, for --smoke.
 digits() {
-    [ -d "$output/digits/val" ] || python - "$output/digits" <<'END'
+    [ -d "$output/digits" ] || python - "$output/digits" <<'END'
 import sys
 from pathlib import Path
 from toe_train.data import open_datasets
+whole = Path(sys.argv[1])
+part = whole.with_name("digits.part")
 for split, images in zip(("train", "val"), open_datasets("digits", None)):
     for number in range(0, len(images), 2):
         image, label = images[number]
-        folder = Path(sys.argv[1]) / split / images.classes[label]
+        folder = part / split / images.classes[label]
         folder.mkdir(parents=True, exist_ok=True)
         image.resize((32, 32)).save(folder / f"{number}.png")
+part.rename(whole)
 END
 }
 
-# data_root NAME: where the images of a row's first run lie.
-data_root() {
-    python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["data"]["root"])' "${runs[0]%/*}/$1-s${seeds%-*}/config.yaml"
-}
-
-# report TITLE: the table of all runs beside the paper's, printed and in $output/report.
+# report TITLE: the table of the runs beside the paper's, printed and in $output/report/<script>.
 report() {
-    toe-tools report "${runs[@]}" --title "$1" --output "$output/report"
+    toe-tools report "${runs[@]}" --title "$1" --output "$output/report/$script"
 }

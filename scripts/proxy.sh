@@ -5,13 +5,16 @@ set -euo pipefail
 set -- --proxy "$@"
 . "$(dirname "$0")/lib.sh"
 
-run plain - proxy
-run toe_r05 - proxy_toe_r05
-run random_dropping - proxy_random
-run no_merging - proxy_toe_r05 expansion.merging=false
-run no_expansion - proxy_toe_r05 expansion.expansion=uniform
-run toe_r04 - proxy_toe_r04
-run toe_r06 - proxy_toe_r06
-run et - proxy_et
-run et_toe_r06 - proxy_et_toe_r06
+run - proxy
+run - proxy_toe_r05
+run - proxy_random
+vary deit_tiny no_merging expansion.merging=false
+vary deit_tiny no_expansion_even expansion.expansion=uniform
+run - proxy_toe_r04
+run - proxy_toe_r06
+run - proxy_et
+run - proxy_et_toe_r06
+token_labels
+run - proxy_lvvit
+run - proxy_lvvit_toe_r04
 report "The proxy"

@@ -3,13 +3,13 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-run deit_tiny deit_tiny proxy
-run deit_tiny_toe_r05 deit_tiny_toe_r05 proxy_toe_r05
-run deit_small deit_small -
-run deit_small_toe_r05 deit_small_toe_r05 -
-run deit_base deit_base -
-run deit_base_toe_r05 deit_base_toe_r05 -
-run deit_base_toe_r04 deit_base_toe_r04 -
-run deit_base_toe_hyper_r05 deit_base_toe_hyper_r05 -
-run deit_base_toe_hyper_r04 deit_base_toe_hyper_r04 -
+run deit_tiny proxy
+run deit_tiny_toe_r05 proxy_toe_r05
+run deit_small -
+run deit_small_toe_r05 -
+run deit_base -
+run deit_base_toe_r05 -
+run deit_base_toe_r04 -
+run deit_base_toe_hyper_r05 -
+run deit_base_toe_hyper_r04 -
 report "Table 2: DeiT"

@@ -3,10 +3,10 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-run deit_tiny_et_baseline deit_tiny_et_baseline proxy
-run deit_tiny_et deit_tiny_et proxy_et
-run deit_tiny_et_toe_r06 deit_tiny_et_toe_r06 proxy_et_toe_r06
-run deit_small_et_baseline deit_small_et_baseline -
-run deit_small_et deit_small_et -
-run deit_small_et_toe_r06 deit_small_et_toe_r06 -
+run deit_tiny_et_baseline proxy
+run deit_tiny_et proxy_et
+run deit_tiny_et_toe_r06 proxy_et_toe_r06
+run deit_small_et_baseline -
+run deit_small_et -
+run deit_small_et_toe_r06 -
 report "Table 4: EfficientTrain"

@@ -1,26 +1,36 @@
 #!/usr/bin/env bash
-# Table 5: fine-tuning on CIFAR-10 from the runs of table2.sh, which come first; data.kind=cifar100 for CIFAR-100.
-# scripts/table5.sh data.root=/path/to/cifar data.download=true
+# Table 5: fine-tuning on CIFAR-10 and CIFAR-100 from the runs of Table 2 of the same seed, which come first.
+# CIFAR=/path/to/cifar scripts/table5.sh data.root=/path/to/imagenet
+# CIFAR holds torchvision's files (default: data/cifar in the repository); data.download=true fetches them there.
 # With --proxy the proxy's own runs are trained on once more, on the same images: a check of the machinery, not of the paper.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
+run deit_tiny proxy
+run deit_tiny_toe_r05 proxy_toe_r05
+run deit_small -
+run deit_small_toe_r05 -
+runs=() # the table is of what follows
+
+# tune NAME CONFIG SOURCE [KEY=VALUE ...]: the row NAME, which starts from the weights of the row SOURCE.
+tune() { train "$1" "$2" "model.initial_weights=$output/$3-s{seed}/checkpoints/last.pt" "${@:4}"; }
+
 if [ -n "$proxy" ]; then
-    run pretrained - proxy
-    run pretrained_toe - proxy_toe_r05
-    runs=()
-    base=$output/pretrained-s${seeds%-*}/checkpoints/last.pt toe=$output/pretrained_toe-s${seeds%-*}/checkpoints/last.pt
+    tune proxy_finetune proxy proxy optim.lr=1e-4
+    tune proxy_finetune_toe proxy_toe_r05 proxy optim.lr=1e-4
+    tune proxy_finetune_from_toe proxy proxy_toe_r05 optim.lr=1e-4
+    tune proxy_finetune_from_toe_toe proxy_toe_r05 proxy_toe_r05 optim.lr=1e-4
 else
-    base=runs/table2/deit_tiny-s0/checkpoints/last.pt toe=runs/table2/deit_tiny_toe_r05-s0/checkpoints/last.pt
-    small=runs/table2/deit_small-s0/checkpoints/last.pt small_toe=runs/table2/deit_small_toe_r05-s0/checkpoints/last.pt
+    extra+=("data.root=$(absolute "${CIFAR:-$PWD/data/cifar}")") # after ImageNet's, which it replaces
+    for kind in cifar10 cifar100; do
+        for model in deit_tiny deit_small; do
+            name=finetune_$model end=${kind#cifar10}
+            end=${end:+_$kind}
+            tune "$name$end" "$name" "$model" data.kind=$kind
+            tune "${name}_toe$end" "${name}_toe" "$model" data.kind=$kind
+            tune "${name}_from_toe$end" "${name}_from_toe" "${model}_toe_r05" data.kind=$kind
+            tune "${name}_from_toe_toe$end" "${name}_from_toe_toe" "${model}_toe_r05" data.kind=$kind
+        done
+    done
 fi
-fine=${proxy:+optim.lr=1e-4}
-run finetune_deit_tiny finetune_deit_tiny proxy model.initial_weights="$base" ${fine:+"$fine"}
-run finetune_deit_tiny_toe finetune_deit_tiny_toe proxy_toe_r05 model.initial_weights="$base" ${fine:+"$fine"}
-run finetune_deit_tiny_from_toe finetune_deit_tiny_from_toe proxy model.initial_weights="$toe" ${fine:+"$fine"}
-run finetune_deit_tiny_from_toe_toe finetune_deit_tiny_from_toe_toe proxy_toe_r05 model.initial_weights="$toe" ${fine:+"$fine"}
-run finetune_deit_small finetune_deit_small - model.initial_weights="${small:-}"
-run finetune_deit_small_toe finetune_deit_small_toe - model.initial_weights="${small:-}"
-run finetune_deit_small_from_toe finetune_deit_small_from_toe - model.initial_weights="${small_toe:-}"
-run finetune_deit_small_from_toe_toe finetune_deit_small_from_toe_toe - model.initial_weights="${small_toe:-}"
 report "Table 5: fine-tuning"
