@@ -169,9 +169,10 @@ def test_the_benchmark_from_end_to_end(tiny, capsys, workers):
     command = ["bench", "--what", "end-to-end", "--config", str(tiny), f"data.workers={workers}", "--rounds", "3"]
     assert tools.main([*command, "train.global_batch=64", "train.max_micro_batch=32"]) == 0
     rows = cells(capsys.readouterr().out)[2:]
-    assert [row[:3] for row in rows] == [["1", "16", "8"], ["2", "16", "12"], ["3", "16", "16"]]
+    stages = [["plain", "16", "16"], ["1", "16", "8"], ["2", "16", "12"], ["3", "16", "16"]]
+    assert [row[:3] for row in rows] == stages
     assert all(0 < int(row[6].rstrip(" %")) < 100 for row in rows)
-    assert rows[-1][5] == "1.00x"
+    assert rows[0][5] == rows[3][5] == "1.00x"  # the dense stage is the plain run's
 
 
 def test_the_plan_as_printed(configs, capsys):

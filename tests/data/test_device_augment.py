@@ -98,6 +98,8 @@ def test_a_whole_image_as_it_is():
         ({"crop": "padded"}, "on_device knows crop=random_resized"),
         ({"interpolation": "random"}, "not this crop or interpolation"),
         ({"rand_augment": None}, "not ColorJitter"),
+        ({"order": "lvvit"}, "not order=lvvit"),
+        ({"order": "lvvit", "rand_augment": None, "color_jitter": 0.0}, "not order=lvvit"),
         ({"downsampled": 16}, "not Resize"),
         ({"rand_augment": "rand-m9-t3a", "color_jitter": 0.0}, "on_device does not know rand_augment's"),
     ],

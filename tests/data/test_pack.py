@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def write_later(path, write):
+    """Change a file so that its time differs by seconds."""
+    before = path.stat().st_mtime_ns
+    write(path)
+    os.utime(path, ns=(before, before + 5 * 10**9))
+
+
 def test_each_image_has_its_smaller_copy(source, tmp_path):
     output = tmp_path / "packed"
     packed = pack_images(source, output, Packing(32, 95), workers=2)
@@ -67,6 +75,96 @@ def test_the_same_command_continues_and_mends(source, tmp_path):
     with pytest.raises(UserError, match="was packed with --short-side 32 --quality 95"):
         pack_images(source, output, Packing(33, 95), workers=1)
     assert contents(output) == whole
+
+
+def test_a_copy_that_lost_half_its_bytes_is_made_anew(source, tmp_path):
+    output = tmp_path / "packed"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(source / "train/cat/large.png")
+    pack_images(source, output, Packing(32, 95), workers=1)
+    whole, cut = contents(output), output / "train/cat/large.png.jpg"
+    packed_at = cut.stat().st_mtime_ns
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    os.utime(cut, ns=(packed_at, packed_at))
+    assert Image.open(cut).size == (43, 32)  # its header is whole
+    packed = pack_images(source, output, Packing(32, 95), workers=1)
+    assert (packed.written, packed.found) == (1, 12)
+    assert contents(output) == whole
+
+
+def test_an_original_that_was_changed_is_packed_anew(source, tmp_path):
+    output = tmp_path / "packed"
+    pack_images(source, output, Packing(32, 95), workers=1)
+    write_later(source / "train/cat/wide.JPEG", lambda path: picture((90, 60), seed=20).save(path))
+    write_later(source / "train/dog/wide.JPEG", lambda path: path.write_bytes(b"broken"))
+    packed = pack_images(source, output, Packing(32, 95), workers=1)
+    assert (packed.written, packed.found, len(packed.faults)) == (1, 10, 1)
+    assert np.asarray(Image.open(output / "train/cat/wide.JPEG"))[..., 2].mean() == pytest.approx(180, abs=4)
+    assert not (output / "train/dog/wide.JPEG").exists()  # rather than what the original was
+    packed = pack_images(source, output, Packing(32, 95), workers=1)
+    assert (packed.written, packed.found, len(packed.faults)) == (0, 11, 1)
+
+
+@pytest.mark.parametrize("step", [100, 1000, 10**9])
+def test_file_systems_that_keep_coarser_times_are_known(source, tmp_path, step):
+    output = tmp_path / "packed"
+    pack_images(source, output, Packing(32, 95), workers=1)
+    for path in output.rglob("*.*"):
+        if path.is_file():
+            kept = path.stat().st_mtime_ns // step * step
+            os.utime(path, ns=(kept, kept))
+    assert pack_images(source, output, Packing(32, 95), workers=1).found == 12
+
+
+def test_another_source_is_refused(source, tmp_path):
+    output, other = tmp_path / "packed", tmp_path / "other"
+    pack_images(source, output, Packing(32, 95), workers=1)
+    whole = contents(output)
+    shutil.copytree(source, other)
+    with pytest.raises(UserError, match=f"was packed from {source}, and --images is {other}: name another"):
+        pack_images(other, output, Packing(32, 95), workers=1)
+    assert contents(output) == whole
+    (tmp_path / "link").symlink_to(source)
+    assert pack_images(tmp_path / "link", output, Packing(32, 95), workers=1).found == 12
+    for record in ('{"short_side": 32, "quality": 95}', "[]", "torn"):
+        (output / "pack.json").write_text(record)
+        with pytest.raises(UserError, match="does not say what was packed and how"):
+            pack_images(source, output, Packing(32, 95), workers=1)
+
+
+def test_copies_whose_originals_are_gone_are_named(source, tmp_path, capsys):
+    command = ["pack", "--images", str(source), "--output", str(tmp_path / "packed"), "--short-side", "32"]
+    assert tools([*command, "--workers", "1"]) == 0
+    (source / "train/cat/tall.png").unlink()
+    (source / "val/dog/wide.JPEG").rename(source / "val/dog/renamed.jpg")
+    capsys.readouterr()
+    assert tools([*command, "--workers", "1"]) == 2
+    out = capsys.readouterr().out
+    assert "1 images written, 10 were there" in out
+    assert "2 in the copy without an original; remove them:" in out
+    for name in ("train/cat/tall.png.jpg", "val/dog/wide.JPEG"):
+        assert f"  {tmp_path / 'packed' / name}\n" in out
+        (tmp_path / "packed" / name).unlink()
+    assert tools([*command, "--workers", "1"]) == 0
+
+
+def test_an_image_longer_than_a_jpeg_is_left_out_and_the_others_packed(source, tmp_path):
+    for width in (65_500, 65_501):
+        Image.new("RGB", (width, 2)).save(source / f"train/cat/{width}.png")
+    packed = pack_images(source, tmp_path / "packed", Packing(32, 95), workers=1)
+    assert packed.written == 13
+    assert packed.faults == [
+        f"{source / 'train/cat/65501.png'}: 65501x2 is more than a JPEG holds (65500 a side); cut it"
+    ]
+
+
+def test_a_link_to_nothing_is_left_out_and_the_others_packed(source, tmp_path):
+    (source / "train/cat/lost.png").symlink_to(tmp_path / "nothing")
+    packed = pack_images(source, tmp_path / "packed", Packing(32, 95), workers=1)
+    assert packed.written == 12
+    assert packed.faults == [
+        f"{source / 'train/cat/lost.png'} cannot be read (No such file or directory): replace or remove it"
+    ]
 
 
 def test_killed_at_any_moment_it_leaves_whole_files_alone(tmp_path):
@@ -99,9 +197,13 @@ def test_unreadable_images_are_named_and_the_others_packed(source, tmp_path, cap
     assert tools([*command, "--workers", "1"]) == 2
     out = capsys.readouterr().out
     assert "11 images written, 0 were there" in out
-    assert "1 could not be read and are left out:" in out
+    assert "1 left out:" in out
     assert str(source / "train/cat/wide.JPEG") in out
-    assert json.loads((tmp_path / "packed/pack.json").read_text()) == {"short_side": 32, "quality": 95}
+    assert json.loads((tmp_path / "packed/pack.json").read_text()) == {
+        "source": str(source),
+        "short_side": 32,
+        "quality": 95,
+    }
 
 
 def test_what_cannot_be_packed(source, tmp_path):
@@ -112,7 +214,7 @@ def test_what_cannot_be_packed(source, tmp_path):
         ((tmp_path / "empty", tmp_path / "out", packing, 1), "holds no images"),
         ((source, source / "packed", packing, 1), "must lie apart"),
         ((source, tmp_path, packing, 1), "must lie apart"),
-        ((source, tmp_path / "out", Packing(0, 95), 1), "--short-side 0 must be from 1 to 65535; the nearest is 1"),
+        ((source, tmp_path / "out", Packing(0, 95), 1), "--short-side 0 must be from 1 to 65500; the nearest is 1"),
         ((source, tmp_path / "out", Packing(32, 101), 1), "--quality 101"),
         ((source, tmp_path / "out", packing, 0), "--workers 0"),
     ]:

@@ -1,19 +1,22 @@
-"""Speed of a whole training step in each part of a run, real images and loading included.
+"""Speed of a whole training step in each part of a run, real images and loading included, beside the plain run's.
 
-What a run does between two log lines: the loader's processes, copying, normalising, mixing, the step. The parts follow
-one another, each with its own loader, as in the run.
+What a run does between two log lines: the loader's processes, copying, normalising, mixing, the step. The plain run,
+all tokens of full-size images, comes first, then the parts, each with its own loader, as in the run.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
 from toe_train import data
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
+from toe_train.analysis.timing import baseline_epochs, schedule_speedup
 from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, segments
 from toe_train.training.build_inputs import batch_layout, build_finish, build_train_set, check_data
 from toe_train.training.build_model import build_model
@@ -31,7 +34,8 @@ class PartSpeed:
     """Speed of a part of a run.
 
     Attributes:
-        stage: of ToE.
+        stage: of ToE; None for the plain run.
+        epochs: that it lasts; of the plain run, those that the run is compared with.
         image_size: side in pixels of what the model sees.
         tokens_kept: patch tokens from ToE's block on.
         images_per_second: over all timed steps, by the wall clock.
@@ -39,7 +43,8 @@ class PartSpeed:
         wait_share: of the wall time, what the process waited for the loader. On a GPU the device may have been busy.
     """
 
-    stage: int
+    stage: int | None
+    epochs: int
     image_size: int
     tokens_kept: int
     images_per_second: float
@@ -49,7 +54,7 @@ class PartSpeed:
 
 @dataclass(frozen=True)
 class EndToEndBenchmark:
-    """Result of `benchmark_end_to_end`."""
+    """Result of `benchmark_end_to_end`: the plain run's part first, `schedule_speedup` the whole run's over it."""
 
     model: str
     global_batch: int
@@ -58,6 +63,7 @@ class EndToEndBenchmark:
     workers: int
     threads: int
     parts: tuple[PartSpeed, ...]
+    schedule_speedup: float
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -65,25 +71,29 @@ class EndToEndBenchmark:
 
     def as_table(self) -> str:
         """For a reader."""
+        plain = self.parts[0]
         rows = [
             (
-                str(part.stage),
+                "plain" if part.stage is None else str(part.stage),
                 str(part.image_size),
                 str(part.tokens_kept),
                 "compiled" if part.compiled else "eager",
                 f"{part.images_per_second:.1f}",
-                f"{part.images_per_second / self.parts[-1].images_per_second:.2f}x",
+                f"{part.images_per_second / plain.images_per_second:.2f}x",
                 f"{100 * part.wait_share:.0f} %",
             )
             for part in self.parts
         ]
         setting = f"{self.model}, batch {self.global_batch}, {self.precision}, {self.workers} loader processes"
-        heads = ("stage", "pixels", "tokens", "step", "images/s", "against the last", "waiting for images")
-        return f"{setting}, {self.threads} CPU threads\n{table(heads, rows)}"
+        heads = ("stage", "pixels", "tokens", "step", "images/s", "over plain", "waiting for images")
+        whole = f"whole schedule: {self.schedule_speedup:.3f}x, over {plain.epochs} plain epochs"
+        return f"{setting}, {self.threads} CPU threads\n{table(heads, rows)}\n{whole}"
 
 
 def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -> EndToEndBenchmark:
-    """Trains a new model on the run's images for some steps of each of its parts.
+    """Trains a new model on the run's images for some steps of the plain run and of each part of this one.
+
+    A part that trains as the plain run does, as ToE's dense stage without a curriculum, has the plain one's figures.
 
     Args:
         config: the run.
@@ -92,9 +102,21 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
 
     Raises:
         UserError: the data is not there, or the configuration cannot be built.
+        RunFailed: more images than data.max_skipped cannot be read, where data.on_error=skip.
     """
     check_data(config)
-    plans = [segment.plan for segment in segments(plan_epochs(config))]
+    plain_run = config.model_copy(update={"expansion": None, "curriculum": None})
+    plain_plan = plan_epochs(plain_run)[0]
+    plain = replace(_speed(plain_run, plain_plan, rounds, device), stage=None, epochs=baseline_epochs(config))
+    parts = []
+    for segment in segments(plan_epochs(config)):
+        plan = segment.plan
+        dense = config.expansion is None or config.expansion.schedule().is_dense(plan.stage)
+        if dense and plan.curriculum == plain_plan.curriculum:
+            part = plain
+        else:
+            part = _speed(config_at(config, plan), plan, rounds, device)
+        parts.append(replace(part, stage=plan.stage, epochs=segment.epochs))
     return EndToEndBenchmark(
         model=config.model.name,
         global_batch=config.train.global_batch,
@@ -102,11 +124,29 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
         precision=precision_on(device, config.train.precision),
         workers=config.data.workers,
         threads=torch.get_num_threads(),
-        parts=tuple(_speed(config_at(config, plan), plan, rounds, device) for plan in plans),
+        parts=(plain, *parts),
+        schedule_speedup=schedule_speedup(
+            1 / plain.images_per_second,
+            plain.epochs,
+            [(part.epochs, 1 / part.images_per_second) for part in parts],
+        ),
     )
 
 
 def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device) -> PartSpeed:
+    with TemporaryDirectory() as place:
+        skipped = None
+        if config.data.on_error == "skip":
+            skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
+        speed = _trained(config, plan, rounds, device, skipped)
+        if skipped is not None:
+            skipped.require_within_limit()
+    return speed
+
+
+def _trained(
+    config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device, skipped: data.SkippedImages | None
+) -> PartSpeed:
     images, _ = data.open_datasets(config.data.kind, config.data.root)
     layout = batch_layout(config, 1)
     built = build_model(config, len(images.classes), plan.image_size)
@@ -117,7 +157,7 @@ def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device
     compile_now = build_compile(config, built, step, plan.loaded_size, [plan.stage])
     compiled = compile_now is not None and compile_now() is None
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
-    train_set = build_train_set(config, images, None, plan.loaded_size)
+    train_set = build_train_set(config, images, skipped, plan.loaded_size)
     sampler = Endless(data.TrainBatchSampler(order, layout, 0))
     loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda")
     clock = EpochClock(device)
@@ -134,6 +174,7 @@ def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device
     loader.close()
     return PartSpeed(
         stage=plan.stage,
+        epochs=1,
         image_size=plan.image_size,
         tokens_kept=built.expansion.num_kept(built.num_tokens) if built.expansion else built.num_tokens,
         images_per_second=rounds * layout.global_batch / elapsed,

@@ -1,4 +1,7 @@
-"""Speed of Token Expansion alone, against a literal version of its steps, as ratios measured in one run."""
+"""Speed of Token Expansion alone, against a literal version of its steps, as ratios measured in one run.
+
+The full-token training step takes its turns with them, so that the operation's share of it is known too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from toe_train.analysis.step_speed import step_cases, timed_steps
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
 from toe_train.errors import UserError
@@ -30,17 +34,20 @@ class ExpansionSpeed:
         tokens_kept: of its patch tokens.
         own: of the project's operation, forward and backward.
         literal: of the literal version.
+        share_of_step: own time / that of the full-token training step, median over the rounds. The operation runs as it
+            is, also where the step is compiled, which fuses some of it.
     """
 
     stage: int
     tokens_kept: int
     own: Timing
     literal: Timing
+    share_of_step: float
 
 
 @dataclass(frozen=True)
 class ExpansionBenchmark:
-    """Result of `benchmark_expansion`."""
+    """Result of `benchmark_expansion`; `step` is the full-token training step of the same batch."""
 
     model: str
     batch: int
@@ -49,6 +56,7 @@ class ExpansionBenchmark:
     rounds: int
     precision: str
     threads: int
+    step: Timing
     stages: tuple[ExpansionSpeed, ...]
 
     def as_dict(self) -> dict[str, object]:
@@ -65,25 +73,30 @@ class ExpansionBenchmark:
                 f"{speed.literal.milliseconds:.2f}",
                 f"{speed.own.speedup:.2f}x",
                 f"{speed.own.speedup_spread[0]:.2f} .. {speed.own.speedup_spread[1]:.2f}",
+                f"{100 * speed.share_of_step:.2f} %",
             )
             for speed in self.stages
         ]
         setting = f"batch {self.batch}, width {self.width}, {self.precision}, {self.threads} CPU threads"
-        heads = ("stage", "tokens", "ms", "literal, ms", "faster", "quartiles")
-        return f"{setting}; forward and backward\n{table(heads, rows)}"
+        heads = ("stage", "tokens", "ms", "literal, ms", "faster", "quartiles", "of the full step")
+        step = f"full-token training step: {self.step.milliseconds:.1f} ms"
+        return f"{setting}; forward and backward; {step}\n{table(heads, rows)}"
 
 
-def benchmark_expansion(config: RunConfig, batch: int, rounds: int, device: torch.device) -> ExpansionBenchmark:
+def benchmark_expansion(
+    config: RunConfig, batch: int, rounds: int, device: torch.device, num_classes: int = 1000
+) -> ExpansionBenchmark:
     """Times the operation that drops and merges tokens, forward and backward, beside the literal version in tests/.
 
     Args:
         config: a run with ToE by cosine from spatial seeds, which is what the literal version knows.
-        batch: images.
-        rounds: timed repeats, in which both and all stages take turns.
+        batch: images, even.
+        rounds: timed repeats, in which both, all stages and the full training step take turns.
         device: where to compute.
+        num_classes: width of the step's classifier; ImageNet's by default.
 
     Raises:
-        UserError: the run has no such ToE, or the project's tests are not at hand.
+        UserError: an odd batch, the run has no such ToE, or the project's tests are not at hand.
     """
     built = build_model(config, 2)
     expansion, section = built.expansion, config.expansion
@@ -114,8 +127,10 @@ def benchmark_expansion(config: RunConfig, batch: int, rounds: int, device: torc
         torch.autograd.grad(kept.square().sum(), tokens)
 
     stages = [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
-    pieces = [partial(version, stage) for stage in stages for version in (own, literal)]
-    times = take_turns(pieces, rounds, device)
+    (step, *_), _ = timed_steps(config, step_cases(config)[:1], batch, device, num_classes)
+    pieces: list[Callable[[], object]] = [step]
+    pieces += [partial(version, stage) for stage in stages for version in (own, literal)]
+    whole, *times = take_turns(pieces, rounds, device)
     return ExpansionBenchmark(
         model=config.model.name,
         batch=batch,
@@ -124,12 +139,14 @@ def benchmark_expansion(config: RunConfig, batch: int, rounds: int, device: torc
         rounds=rounds,
         precision=precision_on(device, config.train.precision),
         threads=torch.get_num_threads(),
+        step=timing(whole, whole),
         stages=tuple(
             ExpansionSpeed(
                 stage,
                 schedule.num_kept(stage, built.num_tokens),
                 timing(times[2 * row], times[2 * row + 1]),
                 timing(times[2 * row + 1], times[2 * row + 1]),
+                1 / timing(times[2 * row], whole).speedup,
             )
             for row, stage in enumerate(stages)
         ),

@@ -4,6 +4,9 @@ A batch is a micro-batch of the run in one process, up to what the loader hands 
 erased on the device. timm's loader is timed in both its forms: with normalised and erased float32 images, as DeiT has
 them too, and with the bytes of its prefetcher. With repeated augmentation the views of an image that are in one
 micro-batch are read and decoded once; timm's reads and decodes each image that it gives.
+
+With augment.on_device our loader leaves most of the work to the device, so it is also timed with that work done: up to
+the normalised images that the model takes. On a CPU one thread does it.
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ from torchvision.transforms import ToTensor
 from toe_train import data
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
-from toe_train.analysis.timing import Timing, take_turns, timing
+from toe_train.analysis.timing import Timing, take_turns, timing, wait_for
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build_inputs import batch_layout, build_timm_transform, build_train_set, check_data
+from toe_train.training.build_inputs import (
+    batch_layout,
+    build_finish,
+    build_timm_transform,
+    build_train_set,
+    check_data,
+)
+from toe_train.training.device_batches import DeviceBatches
 
 OWN = "ours"
+FINISHED = "ours, finished on the device"
 
 
 @dataclass(frozen=True)
@@ -67,35 +78,42 @@ class LoaderBenchmark:
         return f"batches of {self.batch}, each image {self.repeats} times\n{table(heads, rows)}"
 
 
-def benchmark_loader(config: RunConfig, rounds: int) -> LoaderBenchmark:
+def benchmark_loader(config: RunConfig, rounds: int, device: torch.device) -> LoaderBenchmark:
     """Times batches of the run's training images: in one process, and with `data.workers` loader processes.
 
     Args:
         config: a run on an image folder with DeiT's order of transforms.
         rounds: micro-batches that are timed.
+        device: that finishes images with augment.on_device.
 
     Raises:
-        UserError: another kind of data, or data that is not there.
+        UserError: another kind of data, data that is not there, or data.on_error=skip.
     """
     if config.data.kind != "image_folder":
         raise UserError(f"data.kind = {config.data.kind}: timm's loader is compared on data.kind=image_folder alone")
     if config.augment.order != "deit" or config.augment.crop != "random_resized":
         raise UserError("augment: timm's loader knows order=deit with crop=random_resized alone")
+    if config.data.on_error == "skip":
+        raise UserError("data.on_error = skip: timm's loader cannot pass images over; set data.on_error=fail")
     config = config.model_copy(update={"token_labels": None})
     check_data(config)
     batch = batch_layout(config, 1).micro_batch
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        makers: dict[str, Callable[[int], Iterator[Any]]] = {
-            OWN: partial(_own_batches, config, batch),
+        makers: dict[str, Callable[[int], Iterator[Any]]] = {OWN: partial(_own_batches, config, batch)}
+        if config.augment.on_device:
+            makers[FINISHED] = partial(_finished_batches, config, batch, device)
+        makers |= {
             "timm's, float32": partial(_timm_batches, config, batch, as_bytes=False),
             "timm's, bytes": partial(_timm_batches, config, batch, as_bytes=True),
         }
         pieces: list[Callable[[], object]] = [partial(next, maker(0)) for maker in makers.values()]
-        times = take_turns(pieces, rounds, torch.device("cpu"))
+        times = take_turns(pieces, rounds, device)
         workers = config.data.workers
-        rates = {name: _rate(maker(workers), batch, rounds, workers) for name, maker in makers.items() if workers}
+        rates = {
+            name: _rate(maker(workers), batch, rounds, workers, device) for name, maker in makers.items() if workers
+        }
     finally:
         torch.set_num_threads(threads)
     return LoaderBenchmark(
@@ -115,6 +133,10 @@ def _own_batches(config: RunConfig, batch: int, workers: int) -> Iterator[Any]:
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, 0)
     yield from data.train_loader(build_train_set(config, images, None), Endless(sampler), workers)
+
+
+def _finished_batches(config: RunConfig, batch: int, device: torch.device, workers: int) -> Iterator[Any]:
+    yield from DeviceBatches(_own_batches(config, batch, workers), device, build_finish(config))
 
 
 def _timm_batches(config: RunConfig, batch: int, workers: int, as_bytes: bool) -> Iterator[Any]:
@@ -140,12 +162,14 @@ def _timm_batches(config: RunConfig, batch: int, workers: int, as_bytes: bool) -
         yield from loader
 
 
-def _rate(batches: Iterator[Any], batch: int, rounds: int, workers: int) -> float:
+def _rate(batches: Iterator[Any], batch: int, rounds: int, workers: int, device: torch.device) -> float:
     """Images per second once every loader process has given a batch, over a whole number of their turns."""
     turns = workers * -(-rounds // workers)
     for _ in range(2 * workers):
         next(batches)
+    wait_for(device)
     begin = time.perf_counter()
     for _ in range(turns):
         next(batches)
+    wait_for(device)
     return batch * turns / (time.perf_counter() - begin)

@@ -12,6 +12,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from toe_train.analysis.tables import table
+from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_optimizer
@@ -55,22 +56,30 @@ def benchmark_saving(config: RunConfig, folder: Path, rounds: int, num_classes: 
         folder: on the disk to measure; what is written there is removed.
         rounds: saves, after one that is not timed.
         num_classes: width of the classifier; ImageNet's by default.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+        RunFailed: the disk does not take a checkpoint.
     """
-    model = build_model(config, num_classes).model
-    optimizer = build_optimizer(config, model)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()  # makes the moments
-    ema = ModelEmaV3(model) if config.train.ema_decay is not None else None
-    state = {
-        "model": model.state_dict(),
-        "ema": ema.module.state_dict() if ema is not None else None,
-        "optimizer": optimizer.state_dict(),
-    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written to ({error.strerror}); name another folder") from None
     times = []
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder) as place:
-        checkpoints = Checkpoints(Path(place))
+    with place:
+        model = build_model(config, num_classes).model
+        optimizer = build_optimizer(config, model)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # makes the moments
+        ema = ModelEmaV3(model) if config.train.ema_decay is not None else None
+        state = {
+            "model": model.state_dict(),
+            "ema": ema.module.state_dict() if ema is not None else None,
+            "optimizer": optimizer.state_dict(),
+        }
+        checkpoints = Checkpoints(Path(place.name))
         for _ in range(rounds + 1):
             begin = time.perf_counter()
             checkpoints.save(state, is_best=False)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,15 +21,24 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.tables import table
-from toe_train.analysis.timing import Timing, matmul_rate, peak_memory, take_turns, timing
+from toe_train.analysis.timing import (
+    Timing,
+    baseline_epochs,
+    matmul_rate,
+    peak_memory,
+    schedule_speedup,
+    take_turns,
+    timing,
+)
 from toe_train.data import BatchLayout, Pixels
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
+from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, segments
 from toe_train.training.build_inputs import build_finish, example_batch
 from toe_train.training.build_model import build_model
 from toe_train.training.build_step import build_compile, build_step
 from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
+from toe_train.training.memory import release
 from toe_train.training.precision import precision_on
 
 
@@ -41,26 +51,50 @@ class StageSpeed:
         full_size: side in pixels of the full-token step's images, with which it is compared.
         image_size: side in pixels of what the model sees.
         cost: its FLOPs.
-        step: its times, compared with the full-token step at full size and the same batch.
+        step: its times, compared with the full-token step at full size and the same batch; None where the device's
+            memory did not hold that one, and no other stage is given then.
         flop_ratio: the full step's FLOPs / this stage's, attention counted, without ToE's own work.
         utilization: share of the device's measured rate of matrix products that the network's FLOPs (MFU), forward and
-            backward, come to.
-        peak_bytes: most memory that the device's tensors took during a step; None on a CPU.
+            backward, come to; None without a step.
+        peak_bytes: most memory that the device's tensors took during a step; None on a CPU, and without a step.
     """
 
     batch: int
     full_size: int
     image_size: int
     cost: StageCost
-    step: Timing
+    step: Timing | None
     flop_ratio: float
-    utilization: float
+    utilization: float | None
     peak_bytes: int | None
 
 
 @dataclass(frozen=True)
+class ScheduleSpeed:
+    """Speed-up of the whole run over `baseline_epochs` epochs of full-token steps, as its epochs weigh the stages.
+
+    Attributes:
+        batch: images.
+        baseline_epochs: as many as the run has, or the curriculum's own.
+        measured: by the stages' medians.
+        by_flops: attention counted.
+    """
+
+    batch: int
+    baseline_epochs: int
+    measured: float
+    by_flops: float
+
+
+@dataclass(frozen=True)
 class StepBenchmark:
-    """Result of `benchmark_step`; `matmul_rate` is the device's, in FLOPs per second at the step's precision."""
+    """Result of `benchmark_step`.
+
+    Attributes:
+        matmul_rate: of the device, in FLOPs per second at the step's precision.
+        stages: the full step and the others, for each size and batch.
+        schedules: for each batch at the configuration's own image size that the device's memory held.
+    """
 
     model: str
     rounds: int
@@ -69,6 +103,7 @@ class StepBenchmark:
     threads: int
     matmul_rate: float
     stages: tuple[StageSpeed, ...]
+    schedules: tuple[ScheduleSpeed, ...]
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -76,29 +111,39 @@ class StepBenchmark:
 
     def as_table(self) -> str:
         """For a reader."""
-        rows = [
-            (
-                str(speed.batch),
-                f"{speed.cost.stage}" if speed.cost.stage else "full",
-                str(speed.image_size),
-                str(speed.cost.tokens_kept),
-                f"{speed.step.milliseconds:.1f}",
-                f"{speed.step.spread[0]:.1f} .. {speed.step.spread[1]:.1f}",
-                f"{1000 * speed.batch / speed.step.milliseconds:.1f}",
-                f"{speed.step.speedup:.2f}x",
-                f"{speed.step.speedup_spread[0]:.2f} .. {speed.step.speedup_spread[1]:.2f}",
-                f"{speed.flop_ratio:.2f}x",
-                f"{100 * speed.utilization:.1f} %",
-                "-" if speed.peak_bytes is None else f"{speed.peak_bytes / 2**30:.2f}",
+        rows = []
+        for speed in self.stages:
+            stage = f"{speed.cost.stage}" if speed.cost.stage else "full"
+            step, peak = speed.step, speed.peak_bytes
+            measured = ("out of memory", "-", "-", "-", "-")
+            if step is not None:
+                measured = (
+                    f"{step.milliseconds:.1f}",
+                    f"{step.spread[0]:.1f} .. {step.spread[1]:.1f}",
+                    f"{1000 * speed.batch / step.milliseconds:.1f}",
+                    f"{step.speedup:.2f}x",
+                    f"{step.speedup_spread[0]:.2f} .. {step.speedup_spread[1]:.2f}",
+                )
+            rows.append(
+                (
+                    *(str(speed.batch), stage, str(speed.image_size), str(speed.cost.tokens_kept)),
+                    *measured,
+                    f"{speed.flop_ratio:.2f}x",
+                    "-" if speed.utilization is None else f"{100 * speed.utilization:.1f} %",
+                    "-" if peak is None else f"{peak / 2**30:.2f}",
+                )
             )
-            for speed in self.stages
-        ]
         setting = (
             f"{self.model}, {self.precision}, {'compiled' if self.compiled else 'eager'}, {self.threads} CPU threads; "
             f"matrix products at {self.matmul_rate / 1e12:.2f} TFLOP/s"
         )
         heads = ("batch", "stage", "pixels", "tokens", "ms/step", "quartiles", "images/s", "measured", "quartiles")
-        return f"{setting}\n{table((*heads, 'by FLOPs', 'MFU', 'GiB'), rows)}"
+        whole = [
+            f"whole schedule, batch {own.batch}: {own.measured:.3f}x measured, {own.by_flops:.3f}x by FLOPs, over "
+            f"{own.baseline_epochs} epochs of the full step"
+            for own in self.schedules
+        ]
+        return "\n".join((setting, table((*heads, "by FLOPs", "MFU", "GiB"), rows), *whole))
 
 
 def benchmark_step(
@@ -112,6 +157,8 @@ def benchmark_step(
 ) -> StepBenchmark:
     """Times the full step and those of every segment of the run that is cheaper.
 
+    A size and batch that the device's memory does not hold are noted, and the others go on.
+
     Args:
         config: a run.
         batches: images per step, even.
@@ -122,38 +169,39 @@ def benchmark_step(
         trace: file for a Chrome trace of one more step of each kind, by torch's profiler.
 
     Raises:
-        UserError: sizes with a curriculum, or that the model does not take; a trace of more than one setting.
+        UserError: sizes with a curriculum, or that the model does not take; an odd batch; a trace of more than one
+            setting. All of it before anything is timed.
     """
     if trace is not None and len(sizes or [0]) * len(batches) > 1:
         raise UserError("--profile: a trace is of one --batch and one of --sizes")
     if sizes and config.curriculum is not None:
         raise UserError("--sizes: the curriculum of this configuration has sizes of its own; set curriculum=null")
+    for batch in batches:
+        BatchLayout(batch, batch)  # legal
+    settings = []
+    for size in sizes or [config.model.image_size]:
+        sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
+        cases = step_cases(sized)
+        settings.append((sized, cases, _costs(sized, cases, num_classes)))
     precision = precision_on(device, config.train.precision)
     rate, compiled = matmul_rate(device, precision), False
     found: list[StageSpeed] = []
-    for size, batch in product(sizes or [config.model.image_size], batches):
-        sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
-        cases = _cases(sized)
-        costs = _costs(sized, cases, num_classes)
-        steps, compiled = _steps(sized, cases, batch, device, num_classes)
-        times = take_turns(steps, rounds, device)
-        for case, cost, own, step in zip(cases, costs, times, steps, strict=True):
+    schedules: list[ScheduleSpeed] = []
+    for (sized, cases, costs), batch in product(settings, batches):
+        full_size = sized.model.image_size
+        measured = _measured(sized, cases, batch, rounds, device, num_classes, trace)
+        release()
+        if measured is None:
+            found.append(StageSpeed(batch, full_size, full_size, costs[0], None, 1.0, None, None))
+            continue
+        times, peaks, compiled = measured
+        for case, cost, own, peak in zip(cases, costs, times, peaks, strict=True):
             taken = timing(own, times[0])
             flops = 3 * 2 * cost.macs * batch  # backward is twice forward
-            found.append(
-                StageSpeed(
-                    batch=batch,
-                    full_size=size,
-                    image_size=case.image_size,
-                    cost=cost,
-                    step=taken,
-                    flop_ratio=costs[0].macs / cost.macs,
-                    utilization=flops / (taken.milliseconds / 1000) / rate,
-                    peak_bytes=peak_memory(step, device),
-                )
-            )
-        if trace is not None:
-            _write_trace(trace, cases, steps)
+            used, ratio = flops / (taken.milliseconds / 1000) / rate, costs[0].macs / cost.macs
+            found.append(StageSpeed(batch, full_size, case.image_size, cost, taken, ratio, used, peak))
+        if full_size == config.model.image_size and len(cases) > 1:
+            schedules.append(_schedule(config, cases, costs, times, batch))
     return StepBenchmark(
         model=config.model.name,
         rounds=rounds,
@@ -162,19 +210,61 @@ def benchmark_step(
         threads=torch.get_num_threads(),
         matmul_rate=rate,
         stages=tuple(found),
+        schedules=tuple(schedules),
     )
 
 
-def _cases(config: RunConfig) -> list[EpochPlan]:
+def _measured(
+    config: RunConfig,
+    cases: list[EpochPlan],
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    num_classes: int,
+    trace: Path | None,
+) -> tuple[list[list[float]], list[int | None], bool] | None:
+    """Each case's times and peak of memory, and whether they were compiled; None where the memory does not hold one."""
+    try:
+        steps, compiled = timed_steps(config, cases, batch, device, num_classes)
+        times = take_turns(steps, rounds, device)
+        peaks = [peak_memory(step, device) for step in steps]
+        if trace is not None:
+            _write_trace(trace, cases, steps)
+    except torch.OutOfMemoryError:
+        return None
+    return times, peaks, compiled
+
+
+def step_cases(config: RunConfig) -> list[EpochPlan]:
     """The full step, then an epoch of each kind that the run has besides, by size and by what ToE drops."""
-    schedule = config.expansion.schedule() if config.expansion else None
     plans = plan_epochs(config)
     found = [replace(plans[0], stage=0, image_size=config.model.image_size, loaded_size=config.model.image_size)]
     for plan in plans:
-        stage = 0 if schedule is None or schedule.is_dense(plan.stage) else plan.stage
-        if all((case.image_size, case.stage) != (plan.image_size, stage) for case in found):
-            found.append(replace(plan, stage=stage))
+        if all(_kind(config, case) != _kind(config, plan) for case in found):
+            found.append(replace(plan, stage=_kind(config, plan)[1]))
     return found
+
+
+def _kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int]:
+    """An epoch's image size and stage, 0 where it drops nothing."""
+    schedule = config.expansion.schedule() if config.expansion else None
+    return plan.image_size, 0 if schedule is None or schedule.is_dense(plan.stage) else plan.stage
+
+
+def _schedule(
+    config: RunConfig, cases: list[EpochPlan], costs: list[StageCost], times: list[list[float]], batch: int
+) -> ScheduleSpeed:
+    """The whole run's speed-up, from each case's cost and times; the first one is the full step."""
+    places = {_kind(config, case): place for place, case in enumerate(cases)}
+    parts = [(segment.epochs, places[_kind(config, segment.plan)]) for segment in segments(plan_epochs(config))]
+    epochs = baseline_epochs(config)
+    medians = [median(own) for own in times]
+    return ScheduleSpeed(
+        batch=batch,
+        baseline_epochs=epochs,
+        measured=schedule_speedup(medians[0], epochs, [(count, medians[place]) for count, place in parts]),
+        by_flops=schedule_speedup(costs[0].macs, epochs, [(count, costs[place].macs) for count, place in parts]),
+    )
 
 
 def _costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[StageCost]:
@@ -184,7 +274,7 @@ def _costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[
     return [stage_cost(counted[case.image_size], case.image_size, case.stage) for case in cases]
 
 
-def _steps(
+def timed_steps(
     config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
 ) -> tuple[list[Callable[[], None]], bool]:
     """For each case a function that takes a step, cases of one size sharing a model; and whether they are compiled."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
 import torch
 
+from toe_train.recipes import RunConfig
 from toe_train.training.precision import Precision
 
 WARM_UP = 2  # rounds that do not count
@@ -36,10 +37,10 @@ def take_turns(pieces: Sequence[Callable[[], object]], rounds: int, device: torc
     taken: list[list[float]] = [[] for _ in pieces]
     for number in range(WARM_UP + rounds):
         for piece, times in zip(pieces, taken, strict=True):
-            _wait_for(device)
+            wait_for(device)
             begin = time.perf_counter()
             piece()
-            _wait_for(device)
+            wait_for(device)
             if number >= WARM_UP:
                 times.append(1000 * (time.perf_counter() - begin))
     return taken
@@ -58,9 +59,20 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
     return first, third
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Waits until a GPU has done all that it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def baseline_epochs(config: RunConfig) -> int:
+    """The full-token epochs that a run's speed-up is over: as many as it has, or those that its curriculum names."""
+    return (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
+
+
+def schedule_speedup(full: float, baseline_epochs: int, parts: Iterable[tuple[int, float]]) -> float:
+    """The cost of `baseline_epochs` epochs with a step of `full` each, over that of a schedule's (epochs, step)."""
+    return full * baseline_epochs / sum(epochs * cost for epochs, cost in parts)
 
 
 def matmul_rate(device: torch.device, precision: Precision) -> float:

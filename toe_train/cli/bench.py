@@ -26,54 +26,88 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "--what",
         choices=("step", "expansion", "loader", "end-to-end", "saving"),
         default="step",
-        help="step: the training step of each stage beside the full-token step; expansion: dropping and merging alone, "
-        "beside a literal version of its steps; loader: augmented images, beside timm's loader; end-to-end: the step "
-        "with loading, on the run's images; saving: a checkpoint (default: step)",
+        help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
+        "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
+        "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
+        "saving: a checkpoint (default: step)",
     )
-    sub.add_argument(
-        "--batch", type=_numbers, default=[32], metavar="N[,N...]", help="images of step and expansion (default: 32)"
-    )
+    sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
     sub.add_argument(
         "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
     )
     sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
-    sub.add_argument("--output", default="runs", metavar="DIR", help="where saving writes (default: runs)")
+    sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
     sub.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Times and prints; returns the exit code."""
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds} must be at least 1")
-    if options.what != "step" and (options.sizes or options.profile):
-        raise UserError(f"--sizes and --profile are of --what step, and this is {options.what}; leave them out")
-    if options.what == "expansion" and len(options.batch) > 1:
-        raise UserError("--batch: --what expansion takes one number")
+    _check(options)
+    batches = options.batch or [32]
     config = load_config(options.config, options.overrides)
+    for name in ("json", "profile"):  # before anything is timed
+        _require_writable(name, getattr(options, name))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: StepBenchmark | ExpansionBenchmark | LoaderBenchmark | EndToEndBenchmark | SavingBenchmark
     if options.what == "saving":
-        result = benchmark_saving(config, Path(options.output), options.rounds)
+        result = benchmark_saving(config, Path(options.output or "runs"), options.rounds)
     elif options.what == "loader":
-        result = benchmark_loader(config, options.rounds)
+        result = benchmark_loader(config, options.rounds, device)
     elif options.what == "end-to-end":
         result = benchmark_end_to_end(config, options.rounds, device)
     elif options.what == "expansion":
-        result = benchmark_expansion(config, options.batch[0], options.rounds, device)
+        result = benchmark_expansion(config, batches[0], options.rounds, device)
     else:
         trace = Path(options.profile) if options.profile else None
-        result = benchmark_step(config, options.batch, options.rounds, device, options.sizes, trace=trace)
+        result = benchmark_step(config, batches, options.rounds, device, options.sizes, trace=trace)
     origin = provenance(given, program="toe-tools")
     print(f"{origin['device']}, {origin['versions']}, {result.rounds} rounds")
     print(result.as_table())
     if options.json:
         try:
-            Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             Path(options.json).write_text(json.dumps({**origin, **result.as_dict()}, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--json {options.json} cannot be written ({error.strerror}); name another file") from None
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError for an option that this benchmark would not read, or a value out of range."""
+    if options.rounds < 1:
+        raise UserError(f"--rounds {options.rounds} must be at least 1")
+    if options.what != "step" and (options.sizes or options.profile):
+        raise UserError(f"--sizes and --profile are of --what step, and this is {options.what}; leave them out")
+    if options.batch and options.what in ("loader", "end-to-end"):
+        raise UserError(
+            f"--batch is of --what step and expansion, and this is {options.what}, whose batch is the run's: set "
+            "train.global_batch, and train.max_micro_batch for a process's part of it"
+        )
+    if options.batch and options.what == "saving":
+        raise UserError("--batch is of --what step and expansion, and this is saving; leave it out")
+    if options.output is not None and options.what != "saving":
+        raise UserError(
+            f"--output is of --what saving, and this is {options.what}; leave it out, or give --json for the figures"
+        )
+    if options.what == "expansion" and len(options.batch or [32]) > 1:
+        raise UserError("--batch: --what expansion takes one number")
+    if options.json and options.profile and Path(options.json).resolve() == Path(options.profile).resolve():
+        raise UserError(f"--json and --profile are both {options.json}; name two files")
+
+
+def _require_writable(name: str, given: str | None) -> None:
+    """Makes the folder of an output file and sees that the file can be written; what is in it stays."""
+    if not given:
+        return
+    path = Path(given)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"--{name} {path} cannot be written ({error.strerror}); name another file") from None
 
 
 def _numbers(text: str) -> list[int]:

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     packed = pack_images(Path(options.images), output, packing, options.workers, progress=sys.stderr.isatty())
     print(f"{output}: {packed.written} images written, {packed.found} were there; use it with data.root={output}")
     if packed.faults:
-        print(f"{len(packed.faults)} could not be read and are left out:", *packed.faults, sep="\n  ")
-        return USER_ERROR
-    return 0
+        print(f"{len(packed.faults)} left out:", *packed.faults, sep="\n  ")
+    if packed.strays:
+        print(f"{len(packed.strays)} in the copy without an original; remove them:", *packed.strays, sep="\n  ")
+    return USER_ERROR if packed.faults or packed.strays else 0

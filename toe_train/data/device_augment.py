@@ -112,8 +112,12 @@ class DrawView:
         self._augment = self._taken(steps, RandAugment)
         self._erasing = self._taken(steps, RandomErasing)
         others = [step for step in steps if not isinstance(step, (transforms.ToTensor, transforms.Normalize))]
-        if self._crop is None or others or self._crop.interpolation not in KNOWN:
+        known = [step for step in (self._crop, self._flip, self._augment, self._erasing) if step is not None]
+        places = [transform.transforms.index(step) for step in known]
+        in_order = places == sorted(places)
+        if self._crop is None or others or not in_order or self._crop.interpolation not in KNOWN:
             named = type(others[0]).__name__ if others else "this crop or interpolation"
+            named = named if in_order else "order=lvvit"
             raise UserError(
                 "on_device knows crop=random_resized with interpolation bilinear or bicubic, order=deit, flips, "
                 f"rand_augment and erasing, and not {named}: set augment.on_device=false"

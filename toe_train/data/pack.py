@@ -1,6 +1,7 @@
 """A smaller copy of an image folder: every image as a JPEG whose shorter side is chosen, for loaders with few cores.
 
 A file has its name only once it is whole, read back and on the disk, so that a copy that was broken off is continued.
+It has the time of its original too: an original that was changed since is packed anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from toe_train.errors import RunFailed, UserError
 
 RECORD = "pack.json"
 JPEG_NAMES = (".jpg", ".jpeg")
-LONGEST_SIDE = 65_535  # of a JPEG
+LONGEST_SIDE = 65_500  # of a JPEG, to libjpeg
+TIME_STEPS = (1, 100, 1000, 10**9)  # of file systems, in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,19 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack_images` did: images written, those that were there already, and a message for each unreadable one."""
+    """What `pack_images` did.
+
+    Attributes:
+        written: images.
+        found: images that were there already.
+        faults: a message for each image that is left out.
+        strays: paths of images in the copy that have no original.
+    """
 
     written: int
     found: int
     faults: list[str]
+    strays: list[str]
 
 
 def pack_images(source: Path, output: Path, packing: Packing, workers: int, progress: bool = False) -> Packed:
@@ -51,7 +61,8 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
 
     An image whose shorter side is larger is brought down to it (bicubic, antialiased, aspect kept); a JPEG that is as
     small already is copied byte for byte. Files that are not JPEGs get ".jpg" behind their name. `output` also gets a
-    record of how it was packed.
+    record of what was packed and how. A copy that is there is decoded, and made anew where it is not whole or its
+    original has another time than when it was packed.
 
     Args:
         source: e.g. ImageNet's root with train/ and val/.
@@ -61,7 +72,8 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
         progress: show a bar.
 
     Raises:
-        UserError: a source without images, an output inside it or packed otherwise, or a value out of range.
+        UserError: a source without images, an output inside it or packed otherwise or from another source, or a value
+            out of range.
         RunFailed: the disk does not take a file, or a process is killed.
     """
     _check(source, output, packing, workers)
@@ -75,17 +87,18 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
         )
     written, faults = 0, []
     try:
-        _prepare(output, packing)
+        _prepare(source, output, packing)
         with ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_main_process) as pool:
             results = pool.map(partial(_pack, source, output, packing), names, chunksize=16)
             for new, fault in tqdm(results, total=len(names), desc="packing", unit="image", disable=not progress):
                 written += new
                 faults += [fault] if fault else []
+        strays = [str(output / name) for name in sorted(_images_below(output)) if name not in uses]
     except OSError as error:
         raise RunFailed(f"{error}; make room, or give the right to it, then the same command continues") from None
     except BrokenProcessPool:
         raise RunFailed("a process was killed, perhaps for want of memory; use fewer --workers to continue") from None
-    return Packed(written, len(names) - written - len(faults), faults)
+    return Packed(written, len(names) - written - len(faults), faults, strays)
 
 
 def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
@@ -104,14 +117,22 @@ def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
         raise UserError(f"--output {output} and --images {source} must lie apart; name another folder for the copy")
 
 
-def _prepare(output: Path, packing: Packing) -> None:
-    """Make `output`, or see that it was packed alike."""
+def _prepare(source: Path, output: Path, packing: Packing) -> None:
+    """Make `output`, or see that it was packed alike from the same source."""
     record = output / RECORD
     if record.is_file():
         try:
-            former = Packing(**json.loads(record.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise UserError(f"{record} cannot be read; remove {output}, or name another --output") from None
+            noted = json.loads(record.read_text(encoding="utf-8"))
+            former_source, former = noted.pop("source"), Packing(**noted)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            raise UserError(
+                f"{record} does not say what was packed and how; remove {output}, or name another --output"
+            ) from None
+        if former_source != str(source.resolve()):
+            raise UserError(
+                f"--output {output} was packed from {former_source}, and --images is {source.resolve()}: name another "
+                f"folder for the copy; if the images were only moved, put their new place into {record}"
+            )
         if former != packing:
             raise UserError(
                 f"--output {output} was packed with --short-side {former.short_side} --quality {former.quality}: use "
@@ -123,7 +144,7 @@ def _prepare(output: Path, packing: Packing) -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} holds files that no packing made; name a new folder")
     output.mkdir(parents=True, exist_ok=True)
-    _write(record, json.dumps(asdict(packing)).encode())
+    _write(record, json.dumps({"source": str(source.resolve()), **asdict(packing)}).encode())
 
 
 def _images_below(root: Path) -> Iterator[str]:
@@ -137,19 +158,26 @@ def _images_below(root: Path) -> Iterator[str]:
 def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool, str | None]:
     """Pack one image; whether it was written, and what is wrong with it."""
     origin, goal = source / name, output / _packed_name(name)
-    if _is_whole(goal, packing):
+    if _is_whole(goal, origin, packing):
         return False, None
     try:
-        image = load_rgb(origin)
+        changed = origin.stat().st_mtime_ns  # before it is read: what is written meanwhile is packed next time
+        image = _reduced(load_rgb(origin), packing.short_side)
+        if max(image.size) > LONGEST_SIDE:
+            width, height = image.size
+            raise UserError(f"{origin}: {width}x{height} is more than a JPEG holds ({LONGEST_SIDE} a side); cut it")
+    except OSError as fault:
+        return _left_out(goal, f"{origin} cannot be read ({fault.strerror}): replace or remove it")
     except UserError as fault:
-        return False, str(fault)
+        return _left_out(goal, str(fault))
     goal.parent.mkdir(parents=True, exist_ok=True)
     temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
-    if goal.name == origin.name and min(image.size) <= packing.short_side and _is_jpeg(origin):
+    if goal.name == origin.name and _is_small_jpeg(origin, packing.short_side):
         shutil.copyfile(origin, temporary)
     else:
-        _reduced(image, packing.short_side).save(temporary, "JPEG", quality=packing.quality)
+        image.save(temporary, "JPEG", quality=packing.quality)
     load_rgb(temporary)  # as it can be read from now on
+    os.utime(temporary, ns=(changed, changed))
     _settle(temporary, goal)
     return True, None
 
@@ -170,18 +198,25 @@ def _reduced(image: Image.Image, short_side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _is_whole(path: Path, packing: Packing) -> bool:
-    """Whether a packed image is there: only a header is read, as its name says that the rest was."""
+def _left_out(goal: Path, fault: str) -> tuple[bool, str]:
+    """The result for an image that cannot be packed; a copy of what it was before goes."""
+    goal.unlink(missing_ok=True)
+    return False, fault
+
+
+def _is_whole(path: Path, origin: Path, packing: Packing) -> bool:
+    """Whether a packed image is there, of the original as it is now; it is decoded."""
     try:
-        with Image.open(path) as image:
-            return min(image.size) <= packing.short_side
-    except OSError:
+        copied, original = path.stat().st_mtime_ns, origin.stat().st_mtime_ns
+        same = any(copied == original // step * step for step in TIME_STEPS)
+        return same and min(load_rgb(path).size) <= packing.short_side
+    except (OSError, UserError):
         return False
 
 
-def _is_jpeg(path: Path) -> bool:
+def _is_small_jpeg(path: Path, short_side: int) -> bool:
     with Image.open(path) as image:
-        return image.format == "JPEG"
+        return image.format == "JPEG" and min(image.size) <= short_side
 
 
 def _write(path: Path, content: bytes) -> None:
