@@ -45,6 +45,13 @@ def test_a_head_for_other_classes_stays_new(tmp_path):
     assert torch.equal(model.blocks[0].attn.qkv.weight, source["blocks.0.attn.qkv.weight"])
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    source = model_of(0).state_dict()
+    source["norm.weight"][3] = torch.nan
+    with pytest.raises(UserError, match=r"1 of its tensors hold numbers that are not finite, norm.weight for one"):
+        load_initial_weights(model_of(1), NAME, weights_file(tmp_path / "w.pt", source), False)
+
+
 def test_positions_are_resized_as_deit_does(tmp_path):
     source, model = model_of(0, size=16).state_dict(), model_of(1, size=24)
     told = load_initial_weights(model, NAME, weights_file(tmp_path / "w.pt", source), False)

@@ -24,11 +24,11 @@ class BrokenOff(BaseException):
     """The process dies."""
 
 
-def train(file, folder, overrides, stops=()):
+def train(file, folder, overrides, stops=(), to_the_end=True):
     """Trains to the end, dying right after the saves at these (epoch, step), then starting again."""
     folder = RunFolder(folder)
     folder.create()
-    for stop in [*stops, None]:
+    for stop in [*stops, *([None] if to_the_end else [])]:
         trainer = build_trainer(load_config(file, overrides), HERE, folder, "auto")
         save = trainer.checkpoints.save
 
@@ -118,7 +118,7 @@ def test_the_skipped_part_of_an_epoch_is_not_read(tiny, tmp_path, monkeypatch):
 
 def test_a_damaged_checkpoint_costs_one_save_interval(tiny, tmp_path, capsys):
     whole = train(tiny, tmp_path / "whole", EVERY_STEP)
-    folder = train(tiny, tmp_path / "run", [*EVERY_STEP, "epochs=2"])
+    folder = train(tiny, tmp_path / "run", EVERY_STEP, stops=[(2, 1)], to_the_end=False)
     last = folder.checkpoints / "last.pt"
     content = bytearray(last.read_bytes())
     content[1000] ^= 4
@@ -127,13 +127,8 @@ def test_a_damaged_checkpoint_costs_one_save_interval(tiny, tmp_path, capsys):
     assert main(["--config", str(tiny), "--output", str(folder.root), *EVERY_STEP]) == 0
     out = capsys.readouterr().out
     assert "last.pt is damaged (its content is not what was written" in out
-    assert "continuing at epoch 2 of 3, after 4 of its steps" in out
-    steps = [{k: v for k, v in line.items() if not TIMES.search(k)} for line in read_metrics(folder.metrics, "step")]
-    assert [line["step"] for line in steps] == [1, 3, 4] * 3
-    # Its first two epochs ran with a schedule of two epochs, so only the places can be compared with the whole run's.
-    assert [(line["epoch"], line["step"]) for line in steps] == [
-        (line["epoch"], line["step"]) for line in told(whole)[:9]
-    ]
+    assert "continuing at epoch 3 of 3" in out
+    assert_same(whole, folder)
 
 
 @pytest.mark.parametrize("override", ["train.global_batch=128", "augment.repeats=2", "seed=4"])

@@ -81,6 +81,26 @@ def test_a_step_that_is_not_finite_changes_no_weight(tiny, tmp_path, poison, mon
     assert finite(folder.checkpoints / "last.pt")
 
 
+def test_a_bad_step_leaves_a_batch_norm_alone(tiny, tmp_path, poison):
+    """Its statistics are of the forward pass, which comes before the gradients are known."""
+    small = "model.kwargs={patch_size: 4, embed_dim: 24, depth: 3, num_heads: 2, dense: false, stem_width: 8}"
+    trainer, folder = trainer_of(tiny, tmp_path / "run", "epochs=1", "model.name=lvvit_t", "model.drop_path=0", small)
+    poison({(0, 1), (0, 3)})
+    trainer.fit()
+    assert read_metrics(folder.metrics, "epoch")[0]["skipped_steps"] == 2
+    assert trainer.progress.rollbacks == 0
+    assert finite(folder.checkpoints / "last.pt")
+    state = read(folder.checkpoints / "last.pt")
+    assert {int(value) for name, value in state["model"].items() if name.endswith("num_batches_tracked")} == {3}
+
+
+def test_a_beginning_that_is_not_finite_is_told(tiny, tmp_path):
+    trainer, _ = trainer_of(tiny, tmp_path / "run")
+    trainer.model.head.bias.data[3] = math.nan
+    with pytest.raises(RunFailed, match=r"head.bias for one, before the first step"):
+        trainer.fit()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_steps_than_allowed_take_the_run_back_and_on_in_another_order(
     tiny, tmp_path, poison, monkeypatch, capsys, workers
@@ -154,6 +174,9 @@ def test_weights_that_blow_up_are_never_saved(tiny, tmp_path):
         trainer.fit()
     assert read(folder.checkpoints / "last.pt")["progress"]["step"] == 0
     assert finite(folder.checkpoints / "last.pt")
+    report = json.loads(folder.not_finite.read_text().splitlines()[0])
+    assert (report["step"], report["samples"]) == (None, [])  # no gradient tells of it
+    assert report["samples_are"] == "not known, nor is the step"
 
 
 def test_before_the_first_checkpoint_there_is_the_beginning(tiny, tmp_path, poison):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toe_train.errors import UserError
 from toe_train.training import checkpoint, sealed
+from toe_train.training.stability import not_finite
 
 PRETRAINED = "timm"
 POSITIONS = "pos_embed"
@@ -59,6 +60,11 @@ def load_initial_weights(model: nn.Module, name: str, source: str, averaged: boo
         raise UserError(
             f"model.initial_weights = {source}: these are not the weights of {name} as it is built here "
             f"({'; '.join(faults[:SHOWN])}{more}); give those of the same model.name and model.kwargs"
+        )
+    if broken := not_finite(weights):
+        raise UserError(
+            f"model.initial_weights = {source}: {len(broken)} of its tensors hold numbers that are not finite, "
+            f"{broken[0]} for one; give another checkpoint"
         )
     model.load_state_dict(weights, strict=False)
     return f"initial weights from {source}" + (f", new: {', '.join(new)}" if new else "") + resized

@@ -109,15 +109,24 @@ class Trainer:
             )
         if self.processes.max(self.stop.signal):
             raise self._preempted("before its first step; nothing was to save")
+        if self.processes.max(not self.saved):
+            self._save_beginning()
         self._compile()
         self.step.join()
-        if self.processes.max(not self.saved):
-            self._save()  # to go back to, and to learn at once that the disk takes it
         while self._is_for(self.progress.epoch):
             try:
                 self._run_epoch(self.plans[self.progress.epoch])
             except NotFinite as fault:
                 self._roll_back(fault)
+
+    def _save_beginning(self) -> None:
+        """Writes a checkpoint to go back to, and learns at once that the disk takes it."""
+        try:
+            self._save()
+        except NotFinite as fault:  # and there is nothing to go back to
+            failure = RunFailed(f"{fault}, before the first step: the checkpoint that it continues from holds them")
+            failure.shared = True
+            raise failure from None
 
     def _compile(self) -> None:
         """Compiles the step, or says why not and leaves it."""
@@ -159,7 +168,7 @@ class Trainer:
 
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.train_batches)
-        # Sum and number of finite losses since the last log line.
+        # Sum and number of finite losses since the last log line, by images: a run may go on in other micro-batches.
         window = torch.tensor(here.own_window(self.processes), device=self.processes.device)
         for step in range(here.step, steps):
             lr = self.schedule.lr(plan.epoch, step)
@@ -168,7 +177,7 @@ class Trainer:
                 losses = self.step(batches, clock, plan.epoch, step)
             except torch.OutOfMemoryError as error:
                 raise StepTooLarge(str(error)) from None
-            window += counted(losses)
+            window += self.layout.micro_batch * counted(losses)
             here.step = step + 1
             self.log.advance()
             if here.step % self.log_every == 0 or here.step == steps:
@@ -336,7 +345,7 @@ class Trainer:
                 f"{int(weights)} tensors of the weights and moments are not finite after step {here.step} of epoch "
                 f"{here.epoch + 1}, {broken[0] if broken else 'in another process'} for one",
                 here.epoch,
-                max(here.step - 1, 0),
+                self.step.guard.first_bad(here.epoch),
             )
 
     def _steps_not_finite(self) -> NotFinite:

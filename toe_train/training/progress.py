@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
 
-Losses = tuple[float, float]  # sum and number of the finite ones
+Losses = tuple[float, float]  # sum and number of the finite ones, each counted as often as it has images
 
 
 @dataclass
@@ -38,10 +38,10 @@ class Progress:
         )
 
     def own_window(self, processes: Processes) -> Losses:
-        """This process's share of a window that a checkpoint cut; the mean where the processes are others now."""
+        """This process's share of a window that a checkpoint cut; an equal one where the processes are others now."""
         if len(self.window) == processes.world_size:
             return self.window[processes.rank]
-        count = max(1, len(self.window))
+        count = processes.world_size
         return sum(total for total, _ in self.window) / count, sum(number for _, number in self.window) / count
 
     def account(self, clock: EpochClock, processes: Processes) -> None:

@@ -57,7 +57,8 @@ class Recovery:
         """
         suspects = [layout.rows(rank, micro) for rank, micros in enumerate(micro_batches) for micro in micros]
         rows = torch.cat(suspects) if suspects else torch.arange(layout.global_batch)
-        positions = fault.step * layout.global_batch + rows
+        positions = rows[:0] if fault.step is None else fault.step * layout.global_batch + rows
+        which = "those whose loss is not finite, by micro-batch" if suspects else "all of the step"
         before = guard.before(fault.epoch, fault.step)
         record = {
             "reason": str(fault),
@@ -66,7 +67,7 @@ class Recovery:
             "rollbacks_before": rollbacks,
             "largest_gradients": _norms(guard, fault.epoch, fault.step),
             "largest_gradients_of_last_finite_step": _norms(guard, *before) if before else {},
-            "samples_are": "those whose loss is not finite, by micro-batch" if suspects else "all of the step",
+            "samples_are": "not known, nor is the step" if fault.step is None else which,
             "samples": [self.describe(int(index)) for index in self.order.epoch(fault.epoch, rollbacks)[positions]],
         }
         if write:
@@ -83,11 +84,11 @@ class Recovery:
         if rollbacks < self.max_rollbacks:
             return
         gradients = ", ".join(f"{name} {norm}" for name, norm in record["largest_gradients"].items()) or "none"
-        samples = ", ".join(record["samples"][:SAMPLES_SHOWN])
+        samples = ", ".join([*record["samples"][:SAMPLES_SHOWN], "..."]) if record["samples"] else "none"
         failure = RunFailed(
             f"{fault}, after {rollbacks} roll-backs (train.max_rollbacks) to another order of the images.\n"
             f"largest gradients of that step: {gradients}\n"
-            f"its images ({len(record['samples'])}, {record['samples_are']}): {samples}, ...\n"
+            f"its images ({len(record['samples'])}, {record['samples_are']}): {samples}\n"
             f"{self.path} holds all of them; the last healthy checkpoint is {last}. Continue with a lower optim.lr, "
             "train.precision=bf16 or fp32, or optim.clip_grad=1.0"
         )
@@ -95,7 +96,7 @@ class Recovery:
         raise failure
 
 
-def _norms(guard: StepGuard, epoch: int, step: int) -> dict[str, float | str]:
+def _norms(guard: StepGuard, epoch: int, step: int | None) -> dict[str, float | str]:
     """The largest gradients by name; what JSON has no number for as a word."""
     found = guard.largest_gradients(epoch, step)
     return {name: norm if math.isfinite(norm) else str(norm) for name, norm in found}

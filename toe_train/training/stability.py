@@ -20,10 +20,10 @@ class NotFinite(Exception):
 
     Attributes:
         epoch: of the first step that went wrong.
-        step: that step.
+        step: that step; None where it is not known.
     """
 
-    def __init__(self, message: str, epoch: int, step: int) -> None:
+    def __init__(self, message: str, epoch: int, step: int | None) -> None:
         super().__init__(message)
         self.epoch = epoch
         self.step = step
@@ -65,7 +65,7 @@ class StepGuard:
         self._places.clear()
         self._counts = torch.zeros_like(self._counts)
 
-    def note(self, epoch: int, step: int, losses: Tensor) -> Tensor:
+    def note(self, epoch: int, step: int, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Takes up a step between its backward pass and its optimiser step.
 
         Args:
@@ -74,7 +74,7 @@ class StepGuard:
             losses: (A,) of this process's micro-batches.
 
         Returns:
-            The norm of all gradients together, a scalar.
+            The norm of all gradients together, a scalar; and whether one of them is not finite, a bool.
         """
         # A parameter that the forward pass does not use has no gradient.
         gradients = [p.grad if p.grad is not None else p.new_zeros(()) for _, p in self._named]
@@ -89,7 +89,7 @@ class StepGuard:
         self._losses[row].copy_(losses)
         self._places.append((epoch, step))
         self._next += 1
-        return norms.norm().float()
+        return norms.norm().float(), bad.bool()
 
     def counts(self) -> Counts:
         """Waits for the device."""
@@ -107,25 +107,33 @@ class StepGuard:
             best = max(best, (index - since + 1, -since))
         return places[-best[1]]
 
-    def largest_gradients(self, epoch: int, step: int) -> list[tuple[str, float]]:
+    def first_bad(self, epoch: int) -> int | None:
+        """The first remembered step of an epoch whose gradients are not finite."""
+        places, norms, _ = self._remembered()
+        bad = zip(places, norms.isfinite().all(1).tolist(), strict=True)
+        return next((step for (of, step), finite in bad if of == epoch and not finite), None)
+
+    def largest_gradients(self, epoch: int, step: int | None) -> list[tuple[str, float]]:
         """Parameters and norms of a remembered step's largest gradients, those that are not finite first."""
         places, norms, _ = self._remembered()
-        if (epoch, step) not in places:
+        if step is None or (epoch, step) not in places:
             return []
         row = norms[places.index((epoch, step))]
         order = row.nan_to_num(nan=torch.inf).argsort(descending=True, stable=True)[:LARGEST_SHOWN].tolist()
         return [(self._named[index][0], float(row[index])) for index in order]
 
-    def before(self, epoch: int, step: int) -> tuple[int, int] | None:
+    def before(self, epoch: int, step: int | None) -> tuple[int, int] | None:
         """The last remembered step before this one whose gradients were finite."""
+        if step is None:
+            return None
         places, norms, _ = self._remembered()
         earlier = zip(places, norms.isfinite().all(1).tolist(), strict=True)
         return max((place for place, finite in earlier if finite and place < (epoch, step)), default=None)
 
-    def micro_batches_not_finite(self, epoch: int, step: int) -> list[int]:
+    def micro_batches_not_finite(self, epoch: int, step: int | None) -> list[int]:
         """Which of this process's micro-batches of a remembered step had a loss that is not finite."""
         places, _, losses = self._remembered()
-        if (epoch, step) not in places:
+        if step is None or (epoch, step) not in places:
             return []
         finite = losses[places.index((epoch, step))].isfinite().tolist()
         return [micro for micro in range(self._accumulation) if not finite[micro]]

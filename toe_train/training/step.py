@@ -40,6 +40,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         self.trained = self.model
+        self._buffers = list(self.model.buffers())  # a batch norm's statistics; DeiT has none
 
     def tensors(self) -> dict[str, Tensor]:
         """All that training goes on from, by name: weights, buffers, their averages, the optimiser's moments."""
@@ -58,10 +59,12 @@ class TrainStep:
     def __call__(self, batches: Iterator[Batch], clock: EpochClock, epoch: int, step: int) -> Tensor:
         """Takes step `step` of `epoch` with the next micro-batches; this process's losses, (accumulation,).
 
-        A step with a gradient that is not finite changes no weight; the averaged model takes them up once more.
+        A step with a gradient that is not finite changes no weight and no buffer; the averaged model takes them up once
+        more.
         """
         accumulation = self.layout.accumulation
         losses = []
+        before = [buffer.clone() for buffer in self._buffers]
         for micro in range(accumulation):
             images, labels = next(batches)
             images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
@@ -75,7 +78,9 @@ class TrainStep:
         with clock.compute():
             told = torch.stack(losses)  # (accumulation,)
             self.scaler.unscale_(self.optimizer)
-            norm = self.guard.note(epoch, step, told)
+            norm, bad = self.guard.note(epoch, step, told)
+            for buffer, value in zip(self._buffers, before, strict=True):
+                buffer.copy_(torch.where(bad, value, buffer))
             if self.clip_grad is not None:
                 clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
             self.scaler.step(self.optimizer)
