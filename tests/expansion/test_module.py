@@ -6,6 +6,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from toe_train.expansion import EXPANSIONS, INITIALIZATIONS, METRICS, ExpansionSchedule, TokenExpansion
+from toe_train.expansion.selection import normalise, similarity
 
 
 def make(rates=(0.5, 0.75, 1.0), initial=0.25, repeats=2, stage=1, **options):
@@ -311,6 +312,38 @@ def test_traced_equals_eager_for_each_option(tokens, initialization, expansion, 
 )
 def test_compiled_equals_eager(tokens, options):
     check_compiled("inductor", tokens, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_compiled_keeps_the_same_tokens_at_full_size(tokens, mean):
+    """In the same order but for tokens that are equally far up to rounding: compiled, squares are summed otherwise."""
+    torch.compiler.reset()
+    expansion = make(stage=2)
+    x = tokens(16, 196, 192) + mean * tokens(1, 0, 192, seed=1)
+    kept, compiled = expansion(x)[1], torch.compile(expansion, fullgraph=True)(x)[1]
+    assert torch.equal(compiled.sort(dim=1).values, kept.sort(dim=1).values)
+    assert (compiled == kept).float().mean() >= 0.999
+    exact = normalise(x[:, 1:].double())
+    begin = expansion.schedule.num_seeds(196)
+    for count in expansion.schedule.rounds(2, 196):
+        before = exact.take_along_dim(kept[:, :begin, None], dim=1)
+        nearest = similarity(exact, before).amax(2)  # (B, N)
+        scores = [nearest.gather(1, picks[:, begin : begin + count]) for picks in (compiled, kept)]
+        torch.testing.assert_close(*scores, rtol=0, atol=1e-6)
+        begin += count
+
+
+def test_the_backward_of_the_split_is_one_pass(tokens):
+    """Two slices would fill a gradient of the input's size each."""
+    y, _ = make()(tokens().requires_grad_())
+    names, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(node.name())
+        nodes += [following for following, _ in node.next_functions if following]
+    assert "SplitWithSizesBackward0" in names
+    assert "SliceBackward0" not in names
 
 
 def test_compilation_happens_once_a_stage(tokens):

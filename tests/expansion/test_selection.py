@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toe_train.expansion import METRICS, ExpansionSchedule, kept_mask, restore, similarity
-from toe_train.expansion.selection import expand, gather, initialise, merge
+from toe_train.expansion import METRICS, ExpansionSchedule, kept_mask, restore
+from toe_train.expansion.selection import expand, gather, initialise, merge, normalise, similarity
 
 PROFILE = settings.get_profile("expansion")
 CPU = torch.device("cpu")
@@ -15,7 +15,13 @@ def select(patches, initial=0.25, rate=0.5, repeats=2, metric="cosine"):
     schedule = ExpansionSchedule([0, 1], [rate, 1.0], initial, repeats)
     batch, num_tokens, _ = patches.shape
     seeds = initialise("spatial", batch, num_tokens, schedule.num_seeds(num_tokens), schedule.seed_stride, CPU)
-    return expand(similarity(patches, metric), seeds, schedule.rounds(1, num_tokens))
+    return expand(patches, seeds, schedule.rounds(1, num_tokens), metric)
+
+
+def between_all(patches, metric="cosine"):
+    """Nearness (B, N, N) of every two of (B, N, D) patch tokens."""
+    tokens = normalise(patches)
+    return similarity(tokens, tokens, metric)
 
 
 @st.composite
@@ -38,7 +44,7 @@ def problems(draw):
 def run(patches, schedule, stage, metric="cosine"):
     batch, num_tokens, _ = patches.shape
     seeds = initialise("spatial", batch, num_tokens, schedule.num_seeds(num_tokens), schedule.seed_stride, CPU)
-    kept, owner = expand(similarity(patches, metric), seeds, schedule.rounds(stage, num_tokens))
+    kept, owner = expand(patches, seeds, schedule.rounds(stage, num_tokens), metric)
     return seeds, kept, owner
 
 
@@ -130,7 +136,7 @@ def test_permuting_the_batch_permutes_the_result(problem, random):
 def test_every_dropped_token_belongs_to_its_nearest_kept_token(problem):
     patches, _, _ = problem
     _, kept, owner = run(*problem)
-    nearness = similarity(patches)
+    nearness = between_all(patches)
     for image in range(patches.shape[0]):
         columns = nearness[image][:, kept[image]]  # (N, K)
         torch.testing.assert_close(columns.gather(1, owner[image, :, None])[:, 0], columns.amax(1))
@@ -157,10 +163,35 @@ def test_restore_by_hand():
     assert kept_mask(torch.tensor([[2, 0], [1, 3]]), 4).long().tolist() == [[1, 0, 1, 0], [0, 1, 0, 1]]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_restore_compiled(count):
+    """With one kept token too: a gather behind a compiled scatter of one was silently wrong (pytorch issue 191571)."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(3, count, 4, generator=generator)
+    kept = torch.rand(3, 5, generator=generator).argsort(1)[:, :count]
+    weights = torch.rand(3, 5, 4, generator=generator)
+
+    def there_and_back(tokens, kept):
+        grid = restore(tokens, kept, 5)
+        return grid, gather(grid, kept), kept_mask(kept, 5)
+
+    torch.compiler.reset()
+    compiled = torch.compile(there_and_back, fullgraph=True)
+    results = []
+    for version in (there_and_back, compiled):
+        given = tokens.clone().requires_grad_()
+        grid, back, mask = version(given, kept)
+        ((grid * weights).sum() + back.square().sum()).backward()
+        results.append((grid, back, mask, given.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    assert torch.equal(results[1][1], tokens)
+
+
 def test_expand_and_merge_by_hand():
     angles = torch.tensor([0.0, 10.0, 85.0, 170.0, 95.0, 4.0]).deg2rad()
     patches = torch.stack([angles.cos(), angles.sin()], dim=1)[None] * torch.tensor([1.0, 2, 3, 4, 5, 6]).view(1, 6, 1)
-    kept, owner = expand(similarity(patches), torch.tensor([[0]]), [1, 1])
+    kept, owner = expand(patches, torch.tensor([[0]]), [1, 1])
     assert kept.tolist() == [[0, 3, 2]]  # 170 degrees is farthest from 0; then 85 is farther from both than 95
     assert owner.tolist() == [[0, 0, 2, 1, 2, 0]]
     merged = merge(patches, kept, owner)
@@ -171,13 +202,13 @@ def test_expand_and_merge_by_hand():
 def test_one_round_picks_several_tokens_at_once():
     patches = torch.eye(6)[None]
     patches[0, 3] = patches[0, 0] + 0.1 * patches[0, 3]
-    kept, _ = expand(similarity(patches), torch.tensor([[0]]), [4])
+    kept, _ = expand(patches, torch.tensor([[0]]), [4])
     assert kept.tolist() == [[0, 1, 2, 4, 5]]  # ties by lowest position, and 3 is close to the seed
 
 
 def test_ties_go_to_the_lowest_position_and_to_the_token_kept_first():
     patches = torch.tensor([1.0, 0.0]).expand(1, 5, 2)
-    kept, owner = expand(similarity(patches), torch.tensor([[2]]), [1, 1])
+    kept, owner = expand(patches, torch.tensor([[2]]), [1, 1])
     assert kept.tolist() == [[2, 0, 1]]
     assert owner.tolist() == [[1, 2, 0, 0, 0]]
 
@@ -185,15 +216,29 @@ def test_ties_go_to_the_lowest_position_and_to_the_token_kept_first():
 @pytest.mark.parametrize("metric", METRICS)
 def test_similarity_is_high_for_near_tokens_except_in_the_released_metrics(metric):
     patches = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [-1.0, 0.2]]])
-    nearness = similarity(patches, metric)[0]
-    assert torch.isinf(nearness.diagonal()).all()
-    assert (nearness.diagonal() > 0).all()
+    nearness = between_all(patches, metric)[0]
     assert bool(nearness[0, 1] > nearness[0, 2]) is not metric.endswith("_released")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_whatever_the_metric_a_kept_token_owns_itself_and_is_not_picked_again(metric):
+    """In the released metrics a token is the farthest from itself, so that its own nearness says the opposite."""
+    patches = torch.randn(3, 12, 4, generator=torch.Generator().manual_seed(0))
+    kept, owner = expand(patches, torch.tensor([[0, 6]]).expand(3, 2), [3, 4, 3], metric)
+    assert kept.sort(1).values.tolist() == [list(range(12))] * 3
+    assert torch.equal(owner.gather(1, kept), torch.arange(12).expand(3, 12))
+
+
+def test_similarity_to_some_tokens_is_that_part_of_the_similarity_to_all():
+    tokens = normalise(torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    for metric in METRICS:
+        whole = similarity(tokens, tokens, metric)
+        torch.testing.assert_close(similarity(tokens, tokens[:, 2:5], metric), whole[:, :, 2:5])
 
 
 def test_similarity_values():
     patches = torch.tensor([[[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]])
-    pairs = [similarity(patches, metric)[0, (0, 0, 1), (1, 2, 2)].tolist() for metric in METRICS]
+    pairs = [between_all(patches, metric)[0, (0, 0, 1), (1, 2, 2)].tolist() for metric in METRICS]
     root = 2**0.5
     expected = [[0, -1, 0], [-root, -2, -root], [-2, -2, -2], [root, 2, root], [2, 2, 2]]
     torch.testing.assert_close(torch.tensor(pairs), torch.tensor(expected, dtype=torch.float32))
@@ -211,14 +256,16 @@ def test_similarity_values():
 @pytest.mark.parametrize("metric", METRICS)
 def test_similarity_is_computed_in_float32_at_least(dtype, expected, metric):
     patches = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    nearness = similarity(patches, metric)
+    nearness = between_all(patches, metric)
     assert nearness.dtype == expected
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(similarity(patches, metric), nearness)
+        assert torch.equal(between_all(patches, metric), nearness)
 
 
 def test_similarity_carries_no_gradient():
-    assert not similarity(torch.randn(1, 4, 3, requires_grad=True)).requires_grad
+    patches = torch.randn(1, 4, 3, requires_grad=True)
+    assert not normalise(patches).requires_grad
+    assert not similarity(patches, patches).requires_grad
 
 
 def test_corrected_euclidean_selects_the_cosine_tokens_and_the_released_one_does_not():
@@ -252,7 +299,7 @@ def test_random_seeds_are_the_smallest_numbers_in_raster_order():
 
 def test_merge_of_a_single_token():
     patches = torch.arange(6.0).view(1, 3, 2)
-    kept, owner = expand(similarity(patches), torch.tensor([[1]]), [])
+    kept, owner = expand(patches, torch.tensor([[1]]), [])
     assert merge(patches, kept, owner).tolist() == [[[2.0, 3.0]]]
 
 
@@ -269,6 +316,6 @@ def test_merge_stays_in_the_dtype_of_its_input():
 
 def test_unknown_names_get_the_nearest_legal_one():
     with pytest.raises(ValueError, match=r"metric='cosin' is not one of .*nearest is 'cosine'"):
-        similarity(torch.randn(1, 2, 2), "cosin")
+        expand(torch.randn(1, 2, 2), torch.tensor([[0]]), [], "cosin")
     with pytest.raises(ValueError, match=r"initialization='evenly' .*nearest is 'even'"):
         initialise("evenly", 1, 4, 2, 2, CPU)

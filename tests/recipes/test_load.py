@@ -93,6 +93,32 @@ def test_efficienttrain_plus_plus(configs, size):
     assert (config.model.drop_path, config.optim.clip_grad, config.peak_lr) == (0.1, 5.0, 4e-3)
 
 
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_efficienttrain(configs, size):
+    """The recipe of spec.md 4.1, baseline and curriculum."""
+    plain = load_config(configs / f"deit_{size}_et_baseline.yaml")
+    config = load_config(configs / f"deit_{size}_et_toe_r06.yaml")
+    stages = curriculum_stages(plan_epochs(config))
+    assert [(stage.epoch, stage.image_size) for stage in stages] == [
+        (0, 160),
+        (60, 160),
+        (120, 160),
+        (180, 192),
+        (240, 224),
+    ]
+    assert [stage.rand_augment for stage in stages] == [f"rand-m{level}-mstd0.5-inc1" for level in (1, 3, 5, 7, 9)]
+    assert [(stage.micro_batch, stage.mix_group) for stage in stages] == [(512, 512)] * 4 + [(256, 256)]
+    for one in (plain, config):
+        assert (one.train.global_batch, one.epochs, one.train.ema_decay) == (4096, 300, None)
+        assert (one.augment.repeats, one.augment.erasing_prob, one.augment.erasing_mode) == (1, 0.25, "pixel")
+        assert (one.optim.clip_grad, one.optim.weight_decay, one.peak_lr, one.model.drop_path) == (5.0, 0.05, 4e-3, 0.1)
+        schedule = one.schedule
+        assert (schedule.unit, schedule.warmup_epochs, schedule.warmup_lr, schedule.min_lr) == ("step", 20, 0.0, 1e-6)
+    smaller = load_config(configs / f"deit_{size}_et.yaml", ["train.max_micro_batch=128"])
+    plans = curriculum_stages(plan_epochs(smaller))
+    assert [(stage.micro_batch, stage.mix_group) for stage in plans] == [(128, 512)] * 4 + [(128, 256)]
+
+
 def test_a_dumped_config_reads_back_equal(configs, write):
     config = load_config(configs / "deit_base_toe_hyper_r04.yaml", ["model.kwargs={patch_size: 32}"])
     assert load_config(write(dump_config(config))) == config

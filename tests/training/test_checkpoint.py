@@ -94,6 +94,20 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_continues(tmp_path, how)
     assert checkpoints.heal() == []
 
 
+def test_a_whole_temporary_is_taken_where_nothing_else_is_whole(tmp_path):
+    """The last was damaged on the disk; the save after it, which gave it the other name too, was killed at its end."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), is_best=False)
+    whole = checkpoints.last.read_bytes()
+    for path in (checkpoints.last, checkpoints.previous):
+        path.write_bytes(whole[:-1])
+    (tmp_path / ".last.pt.9.tmp").write_bytes(whole)
+    (tmp_path / ".last.pt.8.tmp").write_bytes(whole[:-1])
+    assert "whole when its save was broken off" in "\n".join(checkpoints.heal())
+    assert checkpoints.last.read_bytes() == whole
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_a_damaged_best_is_set_aside_where_the_last_is_healthy(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1), is_best=True)

@@ -6,9 +6,10 @@ import yaml
 
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
-from toe_train.data import BatchMixing, EvalSet, open_datasets
+from toe_train.data import BatchMixing, EvalSet, low_frequency_crop, normalized, open_datasets
 from toe_train.models import resize_positions
 from toe_train.recipes import load_config
+from toe_train.training import sealed
 from toe_train.training.build import build_trainer
 from toe_train.training.build_inputs import build_eval_transform
 from toe_train.training.build_model import build_model
@@ -181,6 +182,7 @@ def test_a_roll_back_from_a_stage_into_the_one_before(config, tmp_path, monkeypa
     arguments = ["--config", str(config), "--output", str(tmp_path / "run"), "train.max_skipped_steps=2"]
     assert main([*arguments, "checkpoint.every_epochs=1"]) == 0
     assert "back to after step 0 of epoch 2, and on in another order" in capsys.readouterr().out
+    assert read(tmp_path / "run/checkpoints/last.pt")["progress"]["rollbacks"] == 1
     epochs = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
     assert [epoch["image_size"] for epoch in epochs] == [8, 8, 12, 12, 12, 16]
 
@@ -189,17 +191,82 @@ def test_what_the_model_sees(config, tmp_path):
     """Low frequencies before mixing; evaluation cropped likewise, and at full size."""
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    trainer = build_trainer(load_config(config, []), HERE, folder, "never")
+    now = load_config(config, [])
+    trainer = build_trainer(now, HERE, folder, "never")
     seen = []
     trainer.model.patch_embed.register_forward_hook(lambda module, given, output: seen.append(given[0].shape[-1]))
     trainer.train_epoch(trainer.plans[0])
     assert set(seen) == {8}
     trainer.validate(trainer.plans[0])
     assert set(seen) == {8}
+    # In training, before mixing.
+    given = []
+    mixing = trainer.step.mixing
+    trainer.step.mixing = lambda images, *others: given.append(images) or mixing(images, *others)
+    trainer.train_epoch(trainer.plans[0])
+    batch = next(iter(trainer.train_batches.loader))[0]
+    expected = low_frequency_crop(normalized(batch, now.augment.mean, now.augment.std), 8)
+    assert torch.equal(given[0], expected)
+    # In the evaluation.
+    _, images = open_datasets("digits", None)
+    shown = torch.stack([image for image, _ in EvalSet(images, build_eval_transform(now))])
+    with torch.no_grad():
+        found = trainer.model.eval()(low_frequency_crop(shown, 8)).argmax(1)
+    right = (found == torch.tensor([label for _, label in EvalSet(images, build_eval_transform(now))])).float().mean()
+    assert trainer.validate(trainer.plans[0])["val_top1"] == pytest.approx(100 * right.item(), abs=1e-4)
     whole = trainer.both_sizes.at_full_size(trainer.model)[1]
     assert whole.patch_embed.img_size == (16, 16)
     assert whole.pos_embed.shape == (1, 65, 24)
     trainer.log.close()
+
+
+@pytest.mark.parametrize("name", ["rand_augments", "model"])
+def test_what_a_later_stage_is_refused_for_is_said_at_once(config, tmp_path, capsys, name):
+    given = {
+        "rand_augments": ["curriculum.rand_augments=[rand-m1,rand-m1,rand-m1,rand-m1,rand-mm9]"],
+        "model": ["model.name=beit_base_patch16_224", "expansion=null"],
+    }[name]
+    assert main(["--config", str(config), "--output", str(tmp_path / "run"), *given]) == 2
+    words = {"rand_augments": "'mm9' is not understood", "model": "relative_position_bias_table depends on the image's"}
+    assert words[name] in capsys.readouterr().err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_the_hand_over_keeps_averages_moments_and_scaler(config, tmp_path, monkeypatch):
+    kept, save = {}, Checkpoints.save
+
+    def keeping(self, state, is_best):
+        save(self, state, is_best)
+        kept.setdefault((state["progress"]["epoch"], state["progress"]["step"]), read(self.last))
+
+    monkeypatch.setattr(Checkpoints, "save", keeping)
+    assert main(["--config", str(config), "--output", str(tmp_path / "run"), "epochs=3"]) == 0
+    state = kept[2, 0]  # the last of 8 pixels; the next epoch's are of 12
+    state["config"] = load_config(config, ["epochs=3"]).model_dump(mode="json")
+    state["scaler"] = {**torch.amp.GradScaler("cpu", init_scale=1024.0).state_dict(), "_growth_tracker": 3}
+    folder = RunFolder(tmp_path / "next")
+    folder.create()
+    sealed.write(tmp_path / "two.pt", state)
+    trainer = build_trainer(load_config(config, ["epochs=3"]), HERE, folder, str(tmp_path / "two.pt"))
+    trainer.log.close()
+    step = trainer.step
+    assert step.image_size == 12
+    assert step.scaler.state_dict()["_growth_tracker"] == 3
+    for name, value in fit_positions(state["ema"], step.model).items():
+        assert torch.equal(step.ema.module.state_dict()[name], value), name
+    moments = fit_moments(state["optimizer"], step.model, step.optimizer)["state"]
+    now = step.optimizer.state_dict()["state"]
+    assert now.keys() == moments.keys() == state["optimizer"]["state"].keys()
+    for index, held in moments.items():
+        assert all(torch.equal(now[index][name], value) for name, value in held.items()), index
+
+
+def test_time_left_counts_the_larger_images_to_come(config, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    trainer = build_trainer(load_config(config, []), HERE, folder, "never")
+    trainer.log.close()
+    assert [trainer._work(plan) for plan in trainer.plans] == [8, 8, 27, 27, 36, 64]
 
 
 def test_positions_and_their_moments_are_resized_bilinearly(config):

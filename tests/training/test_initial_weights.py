@@ -47,8 +47,8 @@ def test_a_head_for_other_classes_stays_new(tmp_path):
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     source = model_of(0).state_dict()
-    source["norm.weight"][3] = torch.nan
-    with pytest.raises(UserError, match=r"1 of its tensors hold numbers that are not finite, norm.weight for one"):
+    source["norm.weight"][3], source["norm.bias"][0] = torch.nan, torch.inf
+    with pytest.raises(UserError, match=r"hold numbers that are not finite: norm.weight, norm.bias; give"):
         load_initial_weights(model_of(1), NAME, weights_file(tmp_path / "w.pt", source), False)
 
 

@@ -93,6 +93,7 @@ def test_running_out_in_the_middle_of_a_run(tiny, tmp_path, limit, capsys):
     told = capsys.readouterr().out
     assert "out of device memory (CUDA out of memory)" in told
     assert "micro-batches of 128 images instead of 256" in told
+    assert "the gradients stay the same, but for a batch norm, which sees a micro-batch)" in told
     assert "continuing at epoch 3 of 3" in told
     assert "global batch 256 = 1 process x 2 accumulation x 128 images" in told
     whole, halved = (

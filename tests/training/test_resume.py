@@ -3,6 +3,8 @@
 import random
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from PIL import Image
 
 from toe_train.cli.train import main
 from toe_train.recipes import load_config
+from toe_train.training import sealed
 from toe_train.training.build import build_trainer
 from toe_train.training.checkpoint import Checkpoints, read
 from toe_train.training.distributed import Processes
+from toe_train.training.memory import StepTooLarge
+from toe_train.training.progress import Progress
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import read_metrics
 
@@ -173,6 +178,45 @@ def test_resuming_from_an_older_checkpoint_leaves_the_newer_one_behind_at_once(t
     assert places == [read(older)["progress"]]
 
 
+def test_so_does_one_that_runs_out_of_memory_while_it_compiles(tiny, tmp_path):
+    """The start after it, with a smaller micro-batch, takes `last.pt`."""
+    folder = train(tiny, tmp_path / "run", ["epochs=2"])
+    older = tmp_path / "older.pt"
+    shutil.copy(folder.checkpoints / "previous.pt", older)
+    trainer = build_trainer(load_config(tiny), HERE, folder, str(older))
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.compile = too_large
+    with pytest.raises(StepTooLarge):
+        trainer.fit()
+    assert read(folder.checkpoints / "last.pt")["progress"] == read(older)["progress"]
+
+
+def test_losses_count_by_images_where_the_micro_batch_changes_within_an_epoch(tiny, tmp_path):
+    """Step lines and the epoch's agree to the order of summation, inside a window of the log too."""
+    overrides = [*EVERY_STEP, "epochs=1"]
+    whole = train(tiny, tmp_path / "whole", overrides)
+    train(tiny, tmp_path / "run", overrides, stops=[(0, 3)], to_the_end=False)
+    folder = train(tiny, tmp_path / "run", [*overrides, "train.max_micro_batch=64"])
+    for kind in ("step", "epoch"):
+        losses = [[line["train_loss"] for line in read_metrics(run.metrics, kind)] for run in (whole, folder)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_window_that_a_checkpoint_cut_is_shared_out_whole():
+    """Whatever the number of processes is now; the same number take their own."""
+    progress = Progress(window=[(6.0, 2.0), (10.0, 4.0)])
+
+    def share(rank, count):
+        return progress.own_window(Processes(rank, count, torch.device("cpu")))
+
+    assert share(0, 1) == (16.0, 6.0)
+    assert share(1, 2) == (10.0, 4.0)
+    assert share(0, 4) == share(3, 4) == (4.0, 1.5)
+
+
 def test_minutes_within_an_epoch(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
     folder = RunFolder(tmp_path / "run")
@@ -191,14 +235,69 @@ def test_minutes_within_an_epoch(tiny, tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
-def test_a_run_that_was_started_again_by_itself_goes_on(tiny, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "job", "number"),
+    [
+        ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "none"),
+        ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "7"),
+        ("SLURM_RESTART_COUNT", "SLURM_JOB_ID", "7"),
+    ],
+)
+def test_a_run_that_was_started_again_by_itself_goes_on(tiny, tmp_path, monkeypatch, capsys, name, job, number):
     """Whatever the command said about resuming, which was for its first start."""
     arguments = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--resume", "never"]
+    monkeypatch.setenv(job, number)
     assert main([*arguments, "epochs=1"]) == 0
     monkeypatch.setenv(name, "1")
     assert main([*arguments, "epochs=2"]) == 0
     assert "continuing at epoch 2 of 2" in capsys.readouterr().out
+    monkeypatch.setenv(job, "8")  # another one, whose first start ended before it had saved
+    assert main([*arguments, "epochs=1"]) == 0
+    assert "is now" in capsys.readouterr().out
     monkeypatch.setenv(name, "0")
     assert main([*arguments, "epochs=1"]) == 0
     assert "is now" in capsys.readouterr().out
+
+
+def test_a_run_without_checkpoints_is_set_aside(tiny, tmp_path, capsys):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    shutil.rmtree(folder.checkpoints)
+    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=1"]) == 0
+    assert "has no checkpoint to continue from; it is now" in capsys.readouterr().out
+    assert read_metrics(tmp_path / "run.old-1/metrics.jsonl", "epoch")
+
+
+def test_what_a_run_from_an_older_checkpoint_writes_over_is_kept(tiny, tmp_path, capsys):
+    folder = train(tiny, tmp_path / "run", ["epochs=2"])
+    newest = (folder.checkpoints / "last.pt").read_bytes()
+    older = folder.checkpoints / "previous.pt"
+    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=2", "--resume", str(older)]) == 0
+    assert "last.pt, which the run will write over, stays as" in capsys.readouterr().out
+    assert (folder.checkpoints / "last.pt.kept-1").read_bytes() == newest
+    assert (folder.checkpoints / "best.pt.kept-1").exists()
+
+
+def test_other_versions_are_told(tiny, tmp_path, capsys):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    state = read(folder.checkpoints / "last.pt")
+    state["versions"]["torch"] = "1.0"
+    sealed.write(folder.checkpoints / "last.pt", state)
+    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=2"]) == 0
+    assert "version of torch: '1.0' in the checkpoint" in capsys.readouterr().out
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    hold = (
+        "import sys, pathlib; from toe_train.training.runfolder import RunFolder; folder = RunFolder(pathlib.Path("
+        "sys.argv[1])); folder.lock(); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        for resume in ("auto", "never"):
+            assert main(["--config", str(tiny), "--output", str(folder), "epochs=1", "--resume", resume]) == 2
+            assert f"another process trains in {folder}" in capsys.readouterr().err
+        other.stdin.close()
+    assert main(["--config", str(tiny), "--output", str(folder), "epochs=1"]) == 0

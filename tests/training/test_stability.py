@@ -177,6 +177,29 @@ def test_weights_that_blow_up_are_never_saved(tiny, tmp_path):
     report = json.loads(folder.not_finite.read_text().splitlines()[0])
     assert (report["step"], report["samples"]) == (None, [])  # no gradient tells of it
     assert report["samples_are"] == "not known, nor is the step"
+    assert "from which step on is not known; they were finite after step 0 of epoch 1" in report["reason"]
+
+
+@pytest.mark.parametrize(("blown", "step"), [(2, 1), (3, None)])
+def test_weights_that_blow_up_are_laid_to_a_bad_step_since_the_last_save_only(tiny, tmp_path, poison, blown, step):
+    """The second step is left out. Nothing is saved after it but after the third, which clears it."""
+    trainer, folder = trainer_of(tiny, tmp_path / "run", "checkpoint.every_steps=1", "train.max_rollbacks=0")
+    average, numbers = trainer.step.ema.update, itertools.count()
+
+    def blow_up(model):
+        if next(numbers) == blown:
+            model.head.bias.data[3] = math.inf
+        average(model)
+
+    trainer.step.ema.update = blow_up
+    poison({(0, 1)})
+    with pytest.raises(RunFailed, match=f"not finite after step {blown + 1} of epoch 1") as failure:
+        trainer.fit()
+    (report,) = (json.loads(line) for line in folder.not_finite.read_text().splitlines())
+    assert (report["step"], len(report["samples"])) == (step, 0 if step is None else 256)
+    told = str(failure.value)
+    assert ("its images (256, " in told) == ("step 2 of epoch 1 was left out before" in told) == (step is not None)
+    assert ("they were finite after step 3 of epoch 1" in told) == (step is None)
 
 
 def test_before_the_first_checkpoint_there_is_the_beginning(tiny, tmp_path, poison):

@@ -29,8 +29,8 @@ class StageCost:
         stage: of Token Expansion, 0 for all tokens.
         tokens_kept: patch tokens from the attached block on.
         macs: of the network, attention included.
-        expansion_macs: of ToE's own similarity product, on top; merging only adds on a CPU, where this is counted, and
-            is a product of N x K x D more on a GPU.
+        expansion_macs: of ToE's own similarities of N tokens to the K kept ones, N x K x D by cosine, on top; merging
+            only adds on a CPU, where this is counted, and is as large a product again on a GPU.
         thop_macs: as the paper counts.
     """
 

@@ -32,6 +32,15 @@ def guarded(command: Callable[[], int]) -> int:
         return _report("stopped", error, PREEMPTED)
     except torch.OutOfMemoryError as error:
         return _report("run failed", f"out of device memory: {error}", RUN_FAILED)
+    except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
+        return _report(
+            "run failed", f"{error}; make room or give the right, then the same command continues", RUN_FAILED
+        )
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = " ".join(str(error).split())
+        return _report("run failed", f"{reason} Too little memory is a frequent cause: fewer data.workers", RUN_FAILED)
     except (KeyboardInterrupt, SignalException):
         return _report(
             "interrupted",

@@ -16,6 +16,7 @@ from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import guarded
 from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
+from toe_train.errors import Preempted
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
 from toe_train.training import build, memory
 from toe_train.training.build_inputs import (
@@ -25,13 +26,14 @@ from toe_train.training.build_inputs import (
     check_data,
     describe_split,
 )
-from toe_train.training.build_model import build_model, load_initial
+from toe_train.training.build_model import build_model, load_initial, require_resizable
 from toe_train.training.build_step import MicroBatches, build_step, micro_batches
 from toe_train.training.checkpoint import Checkpoints
-from toe_train.training.distributed import Processes, processes
+from toe_train.training.distributed import Processes, job, processes
 from toe_train.training.precision import describe_precision
 from toe_train.training.preemption import StopRequest
 from toe_train.training.runfolder import RunFolder, provenance
+from toe_train.training.runlog import read_metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,17 +75,24 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), _begins(folder, options.resume))
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
-        _dry_build(
-            config, count, _begins(folder, options.resume)
-        )  # so that what the user must mend is said once, before any process starts
+        stop = StopRequest()
+        with stop.listening():  # what the user must mend is said once, before any process starts
+            _dry_build(config, count, _begins(folder, options.resume))
+        if stop.signal:
+            raise Preempted("by a signal, in start-up; the same command continues")
         return launch(count, _for_each_process(options))
-    begun = not _begins(folder, "auto")
-    resume = "auto" if restarted() and begun else options.resume  # else it would begin there again each time
     stop = StopRequest()
     with stop.listening(), processes() as here:
+        resume = options.resume
+        if restarted() and here.gather(Checkpoints(folder.checkpoints).is_of(job()))[0]:
+            resume = "auto"  # else it would begin there again each time
         while True:
             try:
                 return _train(config, folder, resume, here, given, stop)
+            except Preempted:
+                if options.resume != "auto" and here.is_main:
+                    print("to continue: the same command without --resume", file=sys.stderr)
+                raise
             except memory.RanOut as fault:
                 if here.world_size > 1:  # the others wait for this process in vain, and end with it
                     raise
@@ -153,19 +162,29 @@ def _train(
 
 
 def _open_folder(folder: RunFolder, resume: str) -> None:
+    folder.lock()
+    checkpoints = Checkpoints(folder.checkpoints)
     if resume == "never" and (aside := folder.set_aside()):
         print(f"the earlier run in {folder.root} is now {aside}")
-    folder.create()
     if resume == "auto":
-        for line in Checkpoints(folder.checkpoints).heal():
+        for line in checkpoints.heal():
             print(line)
+        if not checkpoints.last.exists() and folder.metrics.exists() and read_metrics(folder.metrics, "epoch"):
+            print(f"the run in {folder.root} has no checkpoint to continue from; it is now {folder.set_aside()}")
+    elif resume != "never":
+        for line in checkpoints.keep_newer_than(Path(resume)):
+            print(line)
+    folder.create()
+    folder.lock()
 
 
 def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes) -> MicroBatches:
     """The micro-batches that the device holds, as far as that is known before the first step."""
     stages = curriculum_stages(plan_epochs(config))
-    for plan in stages:
+    for plan in stages:  # what a later one has to be refused for is said now
         here.together(partial(batch_layout, config_at(config, plan), here.world_size))
+        here.together(partial(build_train_transform, config_at(config, plan), plan.loaded_size))
+    here.together(partial(require_resizable, config, [plan.image_size for plan in stages]))
     left = here.gather(memory.remembered(folder.micro_batch))[0]
     train_images, _ = here.together(lambda: open_datasets(config.data.kind, config.data.root))
     limits = micro_batches(config, len(train_images.classes), here, left)
@@ -215,6 +234,7 @@ def _dry_build(config: RunConfig, world_size: int, begins: bool) -> list[str]:
     GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     num_classes = len(train_images.classes)
     alone = Processes(0, world_size, torch.device("cpu"))
+    require_resizable(config, [plan.image_size for plan in curriculum_stages(plan_epochs(config))])
     for plan in curriculum_stages(plan_epochs(config)):
         now, size = config_at(config, plan), plan.image_size
         build_train_transform(now, plan.loaded_size)

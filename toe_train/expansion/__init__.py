@@ -3,7 +3,7 @@
 from toe_train.expansion.attach import Attachment, attach
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES, ExpansionSchedule
-from toe_train.expansion.selection import kept_mask, restore, similarity
+from toe_train.expansion.selection import kept_mask, restore
 
 __all__ = [
     "EXPANSIONS",
@@ -16,5 +16,4 @@ __all__ = [
     "attach",
     "kept_mask",
     "restore",
-    "similarity",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, ExpansionSchedule, check_option
-from toe_train.expansion.selection import expand, gather, initialise, merge, similarity
+from toe_train.expansion.selection import expand, gather, initialise, merge
 
 
 class TokenExpansion(nn.Module):
@@ -134,7 +134,9 @@ class TokenExpansion(nn.Module):
                 f"tokens of shape {tuple(x.shape)}: expected (batch, {self.num_prefix_tokens} prefix + patch tokens, "
                 "width) with at least one patch token; give feature maps as (batch, height * width, channels)"
             )
-        return x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        # Not two slices: the backward of a split is one pass, that of a slice fills a whole gradient of its own.
+        prefix, patches = x.split_with_sizes([self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens], dim=1)
+        return prefix, patches
 
     def _select(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kept positions (B, K) and every token's owner (B, N), None when no token needs one."""
@@ -149,7 +151,7 @@ class TokenExpansion(nn.Module):
             rounds = ()
         if not rounds and not self.merging:
             return start, None
-        kept, owner = expand(similarity(patches, self.metric), start, rounds)
+        kept, owner = expand(patches, start, rounds, self.metric)
         return kept, owner if self.merging else None
 
     def _positions(self, patches: Tensor, count: int, kind: str) -> Tensor:

@@ -4,9 +4,9 @@ Shapes: B batch, N patch tokens, S seeds, n tokens added in one round, K kept to
 (B, K) int64 in 0..N-1; a slot is a kept token's place 0..K-1 in the order of selection.
 
 Source: the paper's section 3.3, Eq 2 to 7. Unlike the released code, which normalises, scores and splits the tokens
-anew in every round, everything here is read from one nearness matrix a step: each token remembers how near its nearest
-kept token is and which one that is, and a round only adds the rows of the tokens that it picked. The result is the
-same. Nothing here waits for the device: no value of a tensor is read back.
+anew in every round, this normalises once, and compares the tokens with each kept one once: a token remembers how near
+its nearest kept token is and which one that is, and a round compares with the tokens that were just picked. The result
+is the same. Nothing here waits for the device: no value of a tensor is read back.
 """
 
 from __future__ import annotations
@@ -22,36 +22,40 @@ from toe_train.expansion.schedule import INITIALIZATIONS, METRICS, check_option
 
 
 @torch.no_grad()
-def similarity(patches: Tensor, metric: str = "cosine") -> Tensor:
-    """Nearness of every two patch tokens; higher means nearer.
+def normalise(patches: Tensor) -> Tensor:
+    """Tokens of length 1: (B, N, D) from `patches` (B, N, D), in float32 at least, also under autocast.
 
-    Computed in float32 at least, also under autocast: half precision ties the many tokens whose cosine lies just
-    below 1, and the kept set would then depend on the device. (TF32, where it is switched on for the whole process,
-    applies here too.) Tokens are L2-normalised first for every metric, as in the released code; a zero token stays
-    zero instead of turning into NaN.
+    Every metric compares such tokens, as in the released code. A zero token stays zero instead of turning into NaN.
+    """
+    with _without_autocast(patches):
+        return F.normalize(patches if patches.dtype == torch.float64 else patches.float(), dim=-1)
+
+
+@torch.no_grad()
+def similarity(tokens: Tensor, others: Tensor, metric: str = "cosine") -> Tensor:
+    """Nearness of every token to every other one; higher means nearer.
+
+    Computed in the tokens' own precision, also under autocast: half precision ties the many tokens whose cosine lies
+    just below 1, and the kept set would then depend on the device. (TF32, where it is switched on for the whole
+    process, applies here too.)
 
     Args:
-        patches: (B, N, D) patch tokens.
+        tokens: (B, N, D) from `normalise`.
+        others: (B, n, D), some of them or all.
         metric: "cosine"; "euclidean" or "manhattan", minus the distance (the paper's meaning); or
             "euclidean_released", "manhattan_released", plus the distance: the released code scores distances with the
             logic meant for similarities, so that the farthest token counts as the nearest.
 
     Returns:
-        (B, N, N), with +inf on the diagonal: whatever the metric, a token is nearest to itself.
+        (B, N, n).
     """
     check_option("metric", metric, METRICS)
-    with _without_autocast(patches):
-        tokens = patches if patches.dtype == torch.float64 else patches.float()
-        tokens = F.normalize(tokens, dim=-1)
+    with _without_autocast(tokens):
         if metric == "cosine":
-            nearness = tokens @ tokens.transpose(1, 2)  # (B, N, N)
-        else:
-            order = 1.0 if metric.startswith("manhattan") else 2.0
-            nearness = torch.cdist(tokens, tokens, p=order, compute_mode="donot_use_mm_for_euclid_dist")  # (B, N, N)
-            if not metric.endswith("_released"):
-                nearness = -nearness
-        nearness.diagonal(dim1=1, dim2=2).fill_(float("inf"))
-    return nearness
+            return tokens @ others.transpose(1, 2)  # (B, N, n)
+        order = 1.0 if metric.startswith("manhattan") else 2.0
+        distance = torch.cdist(tokens, others, p=order, compute_mode="donot_use_mm_for_euclid_dist")  # (B, N, n)
+        return distance if metric.endswith("_released") else -distance
 
 
 @torch.no_grad()
@@ -84,28 +88,32 @@ def initialise(
 
 
 @torch.no_grad()
-def expand(nearness: Tensor, seeds: Tensor, rounds: Sequence[int]) -> tuple[Tensor, Tensor]:
+def expand(patches: Tensor, seeds: Tensor, rounds: Sequence[int], metric: str = "cosine") -> tuple[Tensor, Tensor]:
     """Grow the kept set from the seeds: each round adds the tokens farthest from everything kept so far.
 
     Equal tokens are taken by lowest position, and a token that is equally near to two kept ones belongs to the one kept
-    first, on every device.
+    first. That is up to rounding: tokens that are equally far but for the last bits may change places in `kept` from
+    one device to another, and between eager and compiled code, which sums squares in another order (on a CPU, of 196
+    tokens: 1 to 40 places of 10,000, and the same set).
 
     Args:
-        nearness: (B, N, N) from `similarity`.
+        patches: (B, N, D) patch tokens, of any length.
         seeds: (B, S) positions to start from.
         rounds: tokens to add in each round; none at all assigns the tokens to the seeds.
+        metric: of `similarity`.
 
     Returns:
         kept (B, K): the seeds, then each round's tokens, most distant first.
         owner (B, N): slot of the kept token nearest to each token; a kept token's own slot for itself.
     """
+    tokens = normalise(patches)  # (B, N, D)
     kept = seeds
-    nearest, owner = _nearest(nearness, seeds)  # (B, N), (B, N)
+    nearest, owner = _nearest(tokens, seeds, metric)  # (B, N), (B, N)
     for count in rounds:
         if count == 0:
             continue
         added = nearest.sort(dim=1, stable=True).indices[:, :count]  # (B, n); kept tokens are +inf, so never among them
-        nearer, slot = _nearest(nearness, added)  # (B, N), (B, N)
+        nearer, slot = _nearest(tokens, added, metric)  # (B, N), (B, N)
         owner = torch.where(nearer > nearest, slot + kept.shape[1], owner)
         nearest = torch.maximum(nearest, nearer)
         kept = torch.cat([kept, added], dim=1)  # (B, K so far)
@@ -164,22 +172,30 @@ def kept_mask(kept: Tensor, num_tokens: int) -> Tensor:
     return mask.scatter(1, kept, True)  # (B, N)
 
 
-def _nearest(nearness: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(tokens: Tensor, positions: Tensor, metric: str) -> tuple[Tensor, Tensor]:
     """How near the nearest of `positions` (B, n) is to each token (B, N), and which of them it is, the first of equals.
 
-    Columns rather than the equal rows of `nearness`, so that what is compared lies side by side.
+    Whatever the metric, a token at one of the positions is nearest to itself, by +inf.
     """
-    index = positions.unsqueeze(1).expand(-1, nearness.shape[1], -1)  # (B, N, n), a view
-    return nearness.gather(2, index).max(dim=2)
+    others = tokens.flatten(0, 1).index_select(0, _rows(positions, tokens.shape[1]))  # (B*n, D), faster than `gather`
+    nearness = similarity(tokens, others.view(*positions.shape, -1), metric)  # (B, N, n)
+    nearness.scatter_(1, positions.unsqueeze(1), float("inf"))
+    return nearness.max(dim=2)
 
 
 def _added_up(patches: Tensor, num_kept: int, owner: Tensor) -> Tensor:
     """What `merge` gives, (B, K, D), by adding every token of `patches` (B, N, D) to its owner."""
     batch, _, width = patches.shape
-    rows = (owner + num_kept * torch.arange(batch).unsqueeze(1)).flatten()  # (B*N,) in the kept tokens of all images
+    rows = _rows(owner, num_kept)  # (B*N,)
     sizes = torch.bincount(rows, minlength=batch * num_kept)  # (B*K,), 1 or more
     sums = patches.new_zeros(batch * num_kept, width).index_add(0, rows, patches.flatten(0, 1))
-    return (sums * sizes.to(patches.dtype).reciprocal().unsqueeze(1)).view(batch, num_kept, width)
+    return sums.mul_(sizes.to(patches.dtype).reciprocal().unsqueeze(1)).view(batch, num_kept, width)
+
+
+def _rows(positions: Tensor, count: int) -> Tensor:
+    """Where the positions (B, n) of tokens lie when the `count` tokens of each image follow one another: (B*n,)."""
+    images = torch.arange(positions.shape[0], device=positions.device)
+    return (positions + count * images.unsqueeze(1)).flatten()
 
 
 def _without_autocast(tokens: Tensor) -> contextlib.AbstractContextManager[object]:

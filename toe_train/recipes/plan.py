@@ -90,9 +90,10 @@ def _rows(config: RunConfig) -> list[EpochPlan]:
         stages = equal_compute_stages(section.budget_epochs, section.image_sizes, warmup)
         starts = [(stage.first, stage.clock) for stage in stages]
     rows = zip(starts, section.image_sizes, section.rand_augments, section.micro_batches, strict=True)
+    most = config.train.max_micro_batch
     in_loader = section.downsampling == "lanczos"
     return [
-        EpochPlan(first, 0, clock, image_size, image_size if in_loader else size, rand_augment, batch, batch)
+        EpochPlan(first, 0, clock, image_size, image_size if in_loader else size, rand_augment, min(batch, most), batch)
         for (first, clock), image_size, rand_augment, batch in rows
     ]
 

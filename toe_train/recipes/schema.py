@@ -226,8 +226,9 @@ class CurriculumConfig(Section):
     """Stages of growing images and augmentation (EfficientTrain); beside the stages of Token Expansion."""
 
     image_sizes: tuple[PositiveInteger, ...]  # what the model sees, even; the last is model.image_size
-    rand_augments: tuple[str, ...]  # each stage's augment.rand_augment
-    # Images per process and forward pass at most, and images that share a mixing ratio; the global batch stays.
+    rand_augments: tuple[str | None, ...]  # each stage's augment.rand_augment
+    # Images that share a mixing ratio, each stage's augment.mix_group, and, where train.max_micro_batch is not smaller,
+    # per process and forward pass; the global batch stays.
     micro_batches: tuple[PositiveInteger, ...]
     # First epoch of each stage, the first one's 0; or null, and stages of equal compute in its place.
     stage_epochs: tuple[Integer, ...] | None = None

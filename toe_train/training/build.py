@@ -25,7 +25,7 @@ from toe_train.training.build_model import BuiltModel, build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
 from toe_train.training.checkpoint import Checkpoints, weights_of
 from toe_train.training.device_batches import DeviceBatches
-from toe_train.training.distributed import Processes
+from toe_train.training.distributed import Processes, job
 from toe_train.training.evaluate import Scores, evaluate
 from toe_train.training.loop import Trainer
 from toe_train.training.pictures import kept_token_pictures
@@ -60,6 +60,7 @@ def build_trainer(
         "classes": train_images.classes,
         "images": {"count": len(train_images), "digest": train_images.digest()},
         "versions": versions(),
+        "job": job(),
     }
 
     checkpoints = Checkpoints(folder.checkpoints)
@@ -135,12 +136,15 @@ def build_trainer(
         try:
             trainer.load_state(found[1])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UserError(_does_not_fit(found[0], error)) from None
+            raise UserError(_does_not_fit(found[0], found[1], error)) from None
     # Last of all, since it drops the metric lines of an epoch that was broken off.
     trainer.log = _build_log(config, processes, folder, progress)
     if started_from is not None:
         trainer.log.note(started_from)
-    changed = differences(found[1]["config"], belongs_to["config"]) if found is not None else []
+    changed = []
+    if found is not None:
+        changed = differences(found[1]["config"], belongs_to["config"])
+        changed += differences(found[1]["versions"], versions(), "version of ")
     if changed and progress.epoch < config.epochs:
         trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")
         trainer.log.note("\n".join(f"  {line}" for line in changed))
@@ -164,7 +168,7 @@ def evaluate_checkpoint(
     try:
         model.load_state_dict(fit_positions(chosen, model))
     except RuntimeError as error:
-        raise UserError(_does_not_fit(path, error)) from None
+        raise UserError(_does_not_fit(path, state, error)) from None
     autocast = autocast_on(processes.device, config.train.precision)
     with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
         skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
@@ -175,10 +179,11 @@ def evaluate_checkpoint(
     return scores
 
 
-def _does_not_fit(path: Path, error: Exception) -> str:
+def _does_not_fit(path: Path, state: dict[str, Any], error: Exception) -> str:
+    others = "; ".join(differences(state["versions"], versions(), "version of ")) or "it was changed"
     return (
-        f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); it was changed, or "
-        "written with other versions, which it names: use those, or start anew with --resume never"
+        f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); {others}: use what it "
+        "was written with, or start anew with --resume never"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,26 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     except ValueError as error:
         raise UserError(f"expansion: {error}") from None
     return BuiltModel(model, expansion, drop_path, grid)
+
+
+def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
+    """Refuses a model of which more than the positional embedding depends on the image's size, where that changes.
+
+    Raises:
+        UserError: naming what depends on it.
+    """
+    if len(set(sizes)) == 1:
+        return
+    shapes = [
+        {name: value.shape for name, value in build_model(config, 2, size).model.state_dict().items()}
+        for size in sorted(set(sizes))
+    ]
+    for name, shape in shapes[-1].items():
+        if name != "pos_embed" and any(other.get(name) != shape for other in shapes):
+            raise UserError(
+                f"model.name = {config.model.name}: {name} depends on the image's size, and a curriculum resizes "
+                "pos_embed alone; use a model such as deit_tiny_patch16_224, or curriculum=null"
+            )
 
 
 def load_initial(config: RunConfig, built: BuiltModel) -> str | None:

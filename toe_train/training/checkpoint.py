@@ -6,6 +6,8 @@ Each is a sealed file (`sealed.py`) of tensors and plain values; see `Trainer.st
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,13 @@ class Checkpoints:
                 "is whole. Make room or give the right to write, then start the same command again"
             ) from error
 
+    def is_of(self, job: str | None) -> bool:
+        """Whether the newest one that can be read was written by that job (see `distributed.job`)."""
+        for path in (self.last, self.previous):
+            with contextlib.suppress(UserError):
+                return job is not None and read(path).get("job") == job
+        return False
+
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that `resume` (auto, never or a path) asks for, or None to start anew."""
         if resume == "never" or (resume == "auto" and not self.last.exists()):
@@ -86,18 +95,34 @@ class Checkpoints:
         path = self.last if resume == "auto" else Path(resume)
         return path, read(path)
 
+    def keep_newer_than(self, start: Path) -> list[str]:
+        """Second names for what a run that goes on from an older checkpoint would write over; a line for each."""
+        told = []
+        if self.last.exists() and not (start.exists() and start.samefile(self.last)):
+            for path in (self.last, self.best):
+                if path.exists():
+                    kept = _free_name(path, "kept")
+                    sealed.replace_by_link(path, kept)
+                    told.append(f"{path}, which the run will write over, stays as {kept}")
+        return told
+
     def heal(self) -> list[str]:
         """Sets damaged ones aside and puts the newest healthy one in `last.pt`'s place; a line for each thing done.
 
-        Nothing is deleted. Left-over temporary files of a killed save are removed.
+        Left-over temporary files of a killed save are removed, but for a whole one where nothing else is whole.
 
         Raises:
             UserError: there is no healthy one.
         """
-        for temporary in self.folder.glob(".*.tmp"):
-            temporary.unlink()
         told: list[str] = []
         healthy = [path for path in (self.last, self.previous, self.best) if path.exists() and _is_healthy(path, told)]
+        for temporary in sorted(self.folder.glob(".*.tmp")):
+            if not healthy and sealed.is_whole(temporary):
+                os.replace(temporary, self.last)
+                told.append(f"continuing from a checkpoint that was whole when its save was broken off: {self.last}")
+                healthy = [self.last]
+            else:
+                temporary.unlink()
         if healthy:
             if self.last not in healthy:  # damaged, or a save was killed before it had its name
                 sealed.replace_by_link(healthy[0], self.last)
@@ -117,16 +142,16 @@ def _is_healthy(path: Path, told: list[str]) -> bool:
     try:
         sealed.verify(path)
     except sealed.Damaged as damage:
-        aside = _free_name(path)
+        aside = _free_name(path, "damaged")
         path.rename(aside)
         told.append(f"checkpoint {path} is damaged ({damage}); it is set aside as {aside}")
         return False
     return True
 
 
-def _free_name(path: Path) -> Path:
+def _free_name(path: Path, what: str) -> Path:
     number = 1
-    while (free := path.with_name(f"{path.name}.damaged-{number}")).exists():
+    while (free := path.with_name(f"{path.name}.{what}-{number}")).exists():
         number += 1
     return free
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 from toe_train.errors import Reported, RunFailed, UserError
 
 Result = TypeVar("Result")
+
+
+def job() -> str | None:
+    """What stays the same when torchrun or Slurm starts a command again by itself, and only then; None without them."""
+    name = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    if name != "none":
+        return name
+    agent = os.getppid()  # torchrun on one machine, where its run has no name
+    try:
+        began = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:  # not Linux
+        began = "?"
+    return f"{agent}, started at {began}"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def load_initial_weights(model: nn.Module, name: str, source: str, averaged: boo
         What was done, in words.
 
     Raises:
-        UserError: there is no such file or download, or the weights are another model's.
+        UserError: there is no such file or download, or the weights are another model's or not finite.
     """
     weights = _pretrained(name) if source == PRETRAINED else _of_file(Path(source), averaged)
     own = model.state_dict()
@@ -56,18 +56,22 @@ def load_initial_weights(model: nn.Module, name: str, source: str, averaged: boo
         if key in weights and weights[key].shape != own[key].shape
     ]
     if faults:
-        more = f", and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
             f"model.initial_weights = {source}: these are not the weights of {name} as it is built here "
-            f"({'; '.join(faults[:SHOWN])}{more}); give those of the same model.name and model.kwargs"
+            f"({'; '.join(faults[:SHOWN])}{_and_more(faults)}); give those of the same model.name and model.kwargs"
         )
     if broken := not_finite(weights):
         raise UserError(
-            f"model.initial_weights = {source}: {len(broken)} of its tensors hold numbers that are not finite, "
-            f"{broken[0]} for one; give another checkpoint"
+            f"model.initial_weights = {source}: these of its tensors hold numbers that are not finite: "
+            f"{', '.join(broken[:SHOWN])}{_and_more(broken)}; give another checkpoint"
         )
     model.load_state_dict(weights, strict=False)
     return f"initial weights from {source}" + (f", new: {', '.join(new)}" if new else "") + resized
+
+
+def _and_more(found: list[str]) -> str:
+    """How many there are beside those shown."""
+    return f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
 
 
 def _is_of_the_head(key: str) -> bool:

@@ -64,11 +64,13 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     polling: Polling = field(init=False)  # while training
     evaluation_polling: Polling = field(init=False)
+    healthy: tuple[int, int] = field(init=False)  # epoch and steps done when the state was last known to be finite
     saved_at: float = field(default_factory=time.monotonic)
     save_seconds: float = 0.0  # of the saves since the last epoch line
 
     def __post_init__(self) -> None:
         self.polling, self.evaluation_polling = Polling(self.processes), Polling(self.processes)
+        self.healthy = (self.progress.epoch, self.progress.step)
 
     @property
     def processes(self) -> Processes:
@@ -251,6 +253,11 @@ class Trainer:
         """Patch tokens that a stage keeps."""
         return self.num_tokens if self.expansion is None else self.expansion.num_kept(self.num_tokens, stage)
 
+    def _work(self, plan: EpochPlan) -> int:
+        """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
+        tokens = self.num_tokens * plan.image_size**2 // self.step.image_size**2
+        return tokens if self.expansion is None else self.expansion.num_kept(tokens, plan.stage)
+
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """Top-1 and top-5 of the raw model and top-1 of the averaged one, in percent; None in epochs that skip it."""
         keys = ("val_top1", "val_top5", "val_loss", "val_images", "val_top1_full", "ema_top1")
@@ -284,9 +291,9 @@ class Trainer:
     def _end_epoch(self, plan: EpochPlan, record: dict[str, Any]) -> None:
         """Writes a checkpoint where one is due, where ToE's stage changes, or where it is the best so far."""
         row, more = self.step.guard.counts().running, self._is_for(plan.epoch + 1)
-        value, best = record[self.best_metric], self.progress.best
+        value, best = self._score(record), self.progress.best
         is_best = value is not None and value > best and not row
-        self.progress = self.progress.after_epoch(best=value if is_best else best)
+        self.progress = self.progress.after_epoch(best=value if value is not None and is_best else best)
         if row and more:  # as within an epoch; a stop waits for the first good step, another trainer does not
             self.log.note(f"no checkpoint after epoch {plan.epoch + 1}: its last {row} steps are not finite")
             return
@@ -297,6 +304,12 @@ class Trainer:
             self._save(is_best)
         if stop:
             raise self._preempted(f"after epoch {plan.epoch + 1}")
+
+    def _score(self, record: dict[str, Any]) -> float | None:
+        """What is compared for the best checkpoint: accuracy at full size; averaged weights are not evaluated there."""
+        if self.both_sizes is None:
+            return record[self.best_metric]
+        return record["val_top1_full"] if self.best_metric == "val_top1" else None
 
     def state(self) -> dict[str, Any]:
         """Everything that training goes on from; tensors and plain values only."""
@@ -318,6 +331,7 @@ class Trainer:
         """
         step = self.step
         self.progress = Progress(**state["progress"])
+        self.healthy = (self.progress.epoch, self.progress.step)
         if not self._is_for(self.progress.epoch):  # a roll-back beyond this trainer's epochs: for the next to take up
             return
         step.model.load_state_dict(fit_positions(state["model"], step.model))
@@ -335,18 +349,28 @@ class Trainer:
 
     def _require_finite(self) -> None:
         """All processes leave for the last checkpoint together, if the state or too many steps are not finite."""
-        here, counts = self.progress, self.step.guard.counts()
+        counts = self.step.guard.counts()
         broken = not_finite(self.step.tensors())
         longest, weights = self.processes.largest([counts.longest, len(broken)])
         if longest > self.recovery.max_skipped:
             raise self._steps_not_finite()
         if weights:
-            raise NotFinite(
-                f"{int(weights)} tensors of the weights and moments are not finite after step {here.step} of epoch "
-                f"{here.epoch + 1}, {broken[0] if broken else 'in another process'} for one",
-                here.epoch,
-                self.step.guard.first_bad(here.epoch),
-            )
+            raise self._weights_not_finite(int(weights), broken[0] if broken else "in another process")
+        self.healthy = (self.progress.epoch, self.progress.step)
+
+    def _weights_not_finite(self, count: int, example: str) -> NotFinite:
+        """Names the first bad step since they were finite, or says that none is known."""
+        here, (epoch, step) = self.progress, self.healthy
+        what = (
+            f"{count} tensors of the weights and moments are not finite after step {here.step} of epoch "
+            f"{here.epoch + 1}, {example} for one"
+        )
+        bad = self.step.guard.first_bad(self.healthy)
+        if bad is not None:
+            return NotFinite(f"{what} (step {bad[1] + 1} of epoch {bad[0] + 1} was left out before)", *bad)
+        if self.healthy != (here.epoch, here.step):
+            what += f" (from which step on is not known; they were finite after step {step} of epoch {epoch + 1})"
+        return NotFinite(what, here.epoch, None)
 
     def _steps_not_finite(self) -> NotFinite:
         epoch, step = self.step.guard.first_of_longest()
@@ -367,13 +391,18 @@ class Trainer:
         self.recovery.require_another_try(fault, done, report, self.checkpoints.last)
         self.processes.main_only(self.checkpoints.heal)
         scale = self.step.scaler.get_scale()
-        self.load_state(self.processes.together(lambda: read(self.checkpoints.last)))
+        state = self.processes.together(lambda: read(self.checkpoints.last))
+        self.load_state(state)
         if not any(suspects):  # finite losses: gradients beyond fp16, for which the scale had come down
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
         guard.forget()
+        # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self._is_for(self.progress.epoch):
-            self._save()  # so that a run that is killed again and again counts its roll-backs all the same
+            self._save()
+        else:
+            state["progress"]["rollbacks"] = done + 1
+            self.processes.main_only(lambda: self.checkpoints.save(state, False))
         self.log.rewind(self.progress.epoch, self.progress.step)
         self.log.note(
             f"{fault}: back to after step {self.progress.step} of epoch {self.progress.epoch + 1}, and on in another "
@@ -394,7 +423,7 @@ class Trainer:
         done = self.progress.step
         rate = done / clock.elapsed  # of the whole epoch, an earlier start's part of it included
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
-        later = sum(self._tokens(other.stage) for other in self.plans[plan.epoch + 1 :]) / self._tokens(plan.stage)
+        later = sum(self._work(other) for other in self.plans[plan.epoch + 1 :]) / self._work(plan)
         left = steps - done + steps * later
         return {
             "epoch": plan.epoch,

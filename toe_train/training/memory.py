@@ -1,6 +1,7 @@
 """Running out of device memory: found before the first epoch, remembered after, answered by smaller micro-batches.
 
-Micro-batches are accumulated to the same global batch, with the same draws, so a smaller one gives the same gradients.
+Micro-batches are accumulated to the same global batch, with the same draws, so a smaller one gives the same gradients,
+but for a batch norm (LV-ViT's), which sees a micro-batch.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def ran_out(path: Path, micro_batch: int, error: StepTooLarge, alone: bool) -> R
         ) from None
     return RanOut(
         f"out of device memory ({str(error).split('. ')[0]}); from the last checkpoint on the run takes micro-batches "
-        f"of {smaller} images instead of {micro_batch} ({path} keeps it; the gradients stay the same)"
+        f"of {smaller} images instead of {micro_batch} ({path} keeps it; the gradients stay the same, but for a batch "
+        "norm, which sees a micro-batch)"
         + ("" if alone else ". Start the same command again, or let torchrun do so with --max-restarts")
     )
 

@@ -84,13 +84,16 @@ class Recovery:
         if rollbacks < self.max_rollbacks:
             return
         gradients = ", ".join(f"{name} {norm}" for name, norm in record["largest_gradients"].items()) or "none"
-        samples = ", ".join([*record["samples"][:SAMPLES_SHOWN], "..."]) if record["samples"] else "none"
+        samples = ", ".join(record["samples"][:SAMPLES_SHOWN])
+        known = (
+            f"largest gradients of that step: {gradients}\n"
+            f"its images ({len(record['samples'])}, {record['samples_are']}): {samples}, ...\n"
+        )
         failure = RunFailed(
             f"{fault}, after {rollbacks} roll-backs (train.max_rollbacks) to another order of the images.\n"
-            f"largest gradients of that step: {gradients}\n"
-            f"its images ({len(record['samples'])}, {record['samples_are']}): {samples}\n"
-            f"{self.path} holds all of them; the last healthy checkpoint is {last}. Continue with a lower optim.lr, "
-            "train.precision=bf16 or fp32, or optim.clip_grad=1.0"
+            f"{'' if fault.step is None else known}"
+            f"{self.path} holds all that is known; the last healthy checkpoint is {last}. Continue with a lower "
+            "optim.lr, train.precision=bf16 or fp32, or optim.clip_grad=1.0"
         )
         failure.shared = True
         raise failure

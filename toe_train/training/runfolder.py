@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import platform
 import shlex
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TextIO
 
 import numpy
 import timm
@@ -31,6 +33,7 @@ class RunFolder:
         self.skipped = self.root / "skipped_images.jsonl"
         self.micro_batch = self.root / "micro_batch"
         self.not_finite = self.root / "not_finite.jsonl"
+        self._lock: TextIO | None = None
 
     def create(self) -> None:
         """Makes the folder.
@@ -48,6 +51,26 @@ class RunFolder:
                 f"run folder {self.root} cannot be written: {error.strerror}; choose another with --output DIR"
             ) from None
 
+    def lock(self) -> None:
+        """Keeps other processes from training in the folder, if it is there, for as long as this one lives.
+
+        Raises:
+            UserError: another one trains there.
+        """
+        if self._lock is not None or not self.root.is_dir():
+            return
+        file = (self.root / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its loader processes outlive it
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(
+                f"another process trains in {self.root}; wait for its end, or give another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        self._lock = file
+
     def set_aside(self) -> Path | None:
         """Renames a folder with an earlier run's files, so that a new run loses nothing; its new path."""
         if not self.metrics.exists() and not self.checkpoints.exists():
@@ -56,6 +79,9 @@ class RunFolder:
         while (aside := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
             number += 1
         self.root.rename(aside)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
         return aside
 
     def write_config(self, config: RunConfig, started: dict[str, str]) -> None:

@@ -146,8 +146,13 @@ class Console(RunLog):
             self.bar.close()
         scores = "".join(
             f"  {name} {record[key]:6.2f}"
-            for name, key in (("top-1", "val_top1"), ("top-5", "val_top5"), ("EMA top-1", "ema_top1"))
-            if record[key] is not None
+            for name, key in (
+                ("top-1", "val_top1"),
+                ("at full size", "val_top1_full"),
+                ("top-5", "val_top5"),
+                ("EMA top-1", "ema_top1"),
+            )
+            if record[key] is not None and (key != "val_top1_full" or record[key] != record["val_top1"])
         )
         wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
         self.note(

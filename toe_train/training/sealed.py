@@ -115,6 +115,15 @@ def verify(path: Path) -> None:
         raise Damaged(f"the disk does not give it back: {error.strerror or error}") from None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is what was written."""
+    try:
+        verify(path)
+    except Damaged:
+        return False
+    return True
+
+
 def _compare_with_seal(path: Path) -> None:
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -107,11 +107,11 @@ class StepGuard:
             best = max(best, (index - since + 1, -since))
         return places[-best[1]]
 
-    def first_bad(self, epoch: int) -> int | None:
-        """The first remembered step of an epoch whose gradients are not finite."""
+    def first_bad(self, since: tuple[int, int]) -> tuple[int, int] | None:
+        """Epoch and step of the first remembered step, from this one on, whose gradients are not finite."""
         places, norms, _ = self._remembered()
-        bad = zip(places, norms.isfinite().all(1).tolist(), strict=True)
-        return next((step for (of, step), finite in bad if of == epoch and not finite), None)
+        steps = zip(places, norms.isfinite().all(1).tolist(), strict=True)
+        return next((place for place, finite in steps if place >= since and not finite), None)
 
     def largest_gradients(self, epoch: int, step: int | None) -> list[tuple[str, float]]:
         """Parameters and norms of a remembered step's largest gradients, those that are not finite first."""
