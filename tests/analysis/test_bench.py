@@ -221,7 +221,9 @@ def test_the_operations_share_of_the_full_step(tiny, monkeypatch):
     def given(pieces, rounds, device):
         for piece in pieces:
             piece()
-        return [[10.0, 20.0, 40.0], [1.0] * 3, [3.0] * 3, [2.0] * 3, [4.0] * 3]  # the step, then own and literal
+        if len(pieces) == 1:  # the step
+            return [[10.0, 20.0, 40.0]]
+        return [[1.0] * 3, [3.0] * 3, [2.0] * 3, [4.0] * 3]  # own and literal, by stage
 
     monkeypatch.setattr(expansion_speed, "take_turns", given)
     result = benchmark_expansion(load_config(tiny), 2, 3, CPU, num_classes=10)

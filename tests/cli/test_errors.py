@@ -9,7 +9,10 @@ import yaml
 from PIL import Image
 
 from toe_train.cli import tools, train
+from toe_train.cli.exits import guarded
+from toe_train.data import SkippedImages
 from toe_train.training import sealed
+from toe_train.training.runlog import JsonLines
 
 
 @pytest.fixture
@@ -278,6 +281,43 @@ def test_values_that_may_change_when_resuming(run, trained, override):
 def test_resuming_with_other_classes(refused, trained, folder):
     message = refused("--output", "run", *of(folder))
     assert "trained on other classes: 10 in the checkpoint, 2 in the data set" in message
+
+
+def full(*arguments):
+    raise OSError(28, "No space left on device", "metrics.jsonl")
+
+
+def test_a_full_disk_while_logging(run, monkeypatch):
+    monkeypatch.setattr(JsonLines, "_write", full)
+    code, out, error = run("--output", "run")
+    assert (code, error.count("\n")) == (3, 1), out + error
+    assert error.startswith("run failed: [Errno 28] No space left on device: 'metrics.jsonl'; make room, or")
+    assert error.endswith("then the same command continues\n")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_while_noting_an_unreadable_image(run, folder, monkeypatch, workers):
+    """In a loader process too, whose traceback torch sends along; and not by the main process alone."""
+    bad = folder / "train/cat/3.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    monkeypatch.setattr(SkippedImages, "note", full)
+    arguments = ["data.on_error=skip", "data.check_sample=0", f"data.workers={workers}", "epochs=9"]
+    code, out, error = run(*of(folder), *arguments)
+    assert (code, error.count("\n")) == (3, 1), out + error
+    assert "No space left on device" in error
+
+
+def test_a_process_that_fails_alone_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert guarded(full) == 3
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_checkpoints_that_do_not_fit_name_the_versions(refused, trained):
+    state = torch.load(trained, weights_only=True)
+    state["model"].pop("head.bias")
+    sealed.write(trained, {**state, "versions": {**state["versions"], "torch": "1.0"}})
+    assert "version of torch: '1.0' in the checkpoint" in refused("--output", "run", "epochs=2")
 
 
 def test_resuming_a_truncated_checkpoint(refused, trained):

@@ -9,7 +9,7 @@ from toe_train.cli.train import main
 from toe_train.data import BatchMixing, EvalSet, low_frequency_crop, normalized, open_datasets
 from toe_train.models import resize_positions
 from toe_train.recipes import load_config
-from toe_train.training import sealed
+from toe_train.training import build_step, sealed
 from toe_train.training.build import build_trainer
 from toe_train.training.build_inputs import build_eval_transform
 from toe_train.training.build_model import build_model
@@ -195,18 +195,16 @@ def test_what_the_model_sees(config, tmp_path):
     trainer = build_trainer(now, HERE, folder, "never")
     seen = []
     trainer.model.patch_embed.register_forward_hook(lambda module, given, output: seen.append(given[0].shape[-1]))
+    given, mixing = [], trainer.step.mixing
+    trainer.step.mixing = lambda images, *others: given.append(images.clone()) or mixing(images, *others)
     trainer.train_epoch(trainer.plans[0])
     assert set(seen) == {8}
     trainer.validate(trainer.plans[0])
     assert set(seen) == {8}
     # In training, before mixing.
-    given = []
-    mixing = trainer.step.mixing
-    trainer.step.mixing = lambda images, *others: given.append(images) or mixing(images, *others)
-    trainer.train_epoch(trainer.plans[0])
-    batch = next(iter(trainer.train_batches.loader))[0]
-    expected = low_frequency_crop(normalized(batch, now.augment.mean, now.augment.std), 8)
-    assert torch.equal(given[0], expected)
+    trainer.sampler.set_epoch(0)
+    pixels, _ = next(iter(trainer.train_batches.loader))
+    assert torch.equal(given[0], low_frequency_crop(normalized(pixels, now.augment.mean, now.augment.std), 8))
     # In the evaluation.
     _, images = open_datasets("digits", None)
     shown = torch.stack([image for image, _ in EvalSet(images, build_eval_transform(now))])
@@ -244,6 +242,7 @@ def test_the_hand_over_keeps_averages_moments_and_scaler(config, tmp_path, monke
     state = kept[2, 0]  # the last of 8 pixels; the next epoch's are of 12
     state["config"] = load_config(config, ["epochs=3"]).model_dump(mode="json")
     state["scaler"] = {**torch.amp.GradScaler("cpu", init_scale=1024.0).state_dict(), "_growth_tracker": 3}
+    monkeypatch.setattr(build_step, "scaler_on", lambda device, precision: torch.amp.GradScaler("cpu"))  # fp16's
     folder = RunFolder(tmp_path / "next")
     folder.create()
     sealed.write(tmp_path / "two.pt", state)

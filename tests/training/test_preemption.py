@@ -124,6 +124,41 @@ def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, start, numb
     assert Checkpoints(tmp_path / "run/checkpoints").heal() == []
 
 
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_the_command_that_continues_is_told(tiny, tmp_path, monkeypatch, capsys, resume):
+    """Which `--resume never` would not: it would set this run aside. Before anything is saved it is the same one."""
+    arguments = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--resume", resume]
+    saves = []
+
+    def asked(step):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)  # a thread reads it
+
+    monkeypatch.setattr("toe_train.training.polling.MOST_STEPS", 1)
+    save = Checkpoints.save
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda self, *given: saves.append(1) or save(self, *given) or asked(0))
+        assert train.main(arguments) == 75
+    named = "the same command" + ("" if resume == "auto" else " without --resume")
+    assert capsys.readouterr().err.endswith(f"; {named} continues\n")
+    assert saves
+    check = train.check_data
+    monkeypatch.setattr(train, "check_data", lambda config: check(config) or asked(0))
+    assert train.main(arguments) == 75
+    assert capsys.readouterr().err == "stopped: by a signal, in start-up; the same command continues\n"
+
+
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(tiny, tmp_path, start):
+    job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=1")
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    children = subprocess.run(["ps", "--ppid", str(job.process.pid), "-o", "pid="], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert job.end(timeout=60) == 3, job.stderr
+    assert "run failed: DataLoader worker (pid" in job.stderr
+    assert "with fewer data.workers the same command continues" in job.stderr
+    assert "Traceback" not in job.stderr
+
+
 def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
     """The loader processes hold copies of what signals are read from."""
     arguments = ["optim.lr=1e30", "optim.name=sgd", "schedule.warmup_epochs=0", "data.workers=2"]

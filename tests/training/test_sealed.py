@@ -152,6 +152,33 @@ def test_killed_at_every_call_of_a_save(tmp_path, is_best):
     assert killed > 20
 
 
+def test_killed_at_every_call_of_a_save_after_the_last_was_damaged(tmp_path):
+    """The save gives the damaged file the other name too: then the new one is whole under its temporary name alone."""
+    last, from_temporary = 0, 0
+    while True:
+        folder = tmp_path / str(last)
+        checkpoints = Checkpoints(folder)
+        checkpoints.save(state(1), is_best=False)
+        checkpoints.save(state(2), is_best=False)
+        checkpoints.last.write_bytes(checkpoints.last.read_bytes()[:-1])
+        with pytest.MonkeyPatch.context() as patch:
+            Disk(patch, last)
+            try:
+                checkpoints.save(state(3), is_best=False)
+                finished = True
+            except Killed:
+                finished = False
+        from_temporary += "whole when its save was broken off" in "\n".join(checkpoints.heal())
+        found = checkpoints.find("auto")[1]["progress"]["epoch"]
+        if finished:
+            assert found == 3
+            break
+        assert found in (1, 3), f"killed at call {last + 1}"
+        assert not list(folder.glob(".*.tmp"))
+        last += 1
+    assert from_temporary >= 1
+
+
 def test_a_failing_save_is_loud_and_harms_nothing(tmp_path):
     """Every call refused in turn, as a full or read-only disk does: the user is told, and last.pt stays readable."""
     refused, last = 0, 0
