@@ -18,39 +18,49 @@ PREEMPTED = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
 
 
-def guarded(command: Callable[[], int]) -> int:
-    """Runs `command`; what the user caused ends as a message on stderr and an exit code, without a traceback."""
+def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the same command") -> int:
+    """Runs `command`; what the user caused ends as a message on stderr and an exit code, without a traceback.
+
+    Args:
+        command: what to do; its exit code is returned.
+        again: names the command that goes on from here, in place of "the same command" in what is told.
+    """
     try:
         return command()
     except UserError as error:
         return _report("error", error, USER_ERROR)
     except RunFailed as error:
-        return _report("run failed", error, RUN_FAILED)
+        return _report("run failed", error, RUN_FAILED, again())
     except Preempted as error:
         if "RANK" in os.environ:  # when the first process is gone, torchrun ends the others, which are on their way
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return _report("stopped", error, PREEMPTED)
+        return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
-        return _report("run failed", f"out of device memory: {error}", RUN_FAILED)
+        return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
-        return _report(
-            "run failed", f"{error}; make room or give the right, then the same command continues", RUN_FAILED
-        )
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
+        failure = RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")
+        return _report("run failed", failure, RUN_FAILED, again())
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        reason = " ".join(str(error).split())
-        return _report("run failed", f"{reason} Too little memory is a frequent cause: fewer data.workers", RUN_FAILED)
+        reason = " ".join(str(error).split()).removesuffix(".")
+        failure = RunFailed(
+            f"{reason}; too little memory is a frequent cause: with fewer data.workers the same command continues"
+        )
+        return _report("run failed", failure, RUN_FAILED, again())
     except (KeyboardInterrupt, SignalException):
         return _report(
             "interrupted",
             "from outside; the same command continues from the last checkpoint, if there is one",
             INTERRUPTED,
+            again(),
         )
 
 
-def _report(what: str, fault: object, code: int) -> int:
+def _report(what: str, fault: object, code: int, again: str = "the same command") -> int:
+    text = str(fault).replace("the same command", again).replace("The same command", again.capitalize())
     is_main = int(os.environ.get("RANK", 0)) == 0
     if is_main or (isinstance(fault, Reported) and not fault.shared):
-        print(f"{what}: {fault}", file=sys.stderr, flush=True)
+        print(f"{what}: {text}", file=sys.stderr, flush=True)
     return code

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FrameType
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -14,6 +15,7 @@ from torch.distributed.run import main as torchrun
 
 from toe_train.errors import Preempted, UserError
 
+RESTARTS = 3  # after which a run that crashes again and again ends
 SHUTDOWN_SECONDS = 120  # that the processes have to save their place before torchrun kills them
 
 
@@ -44,22 +46,52 @@ def process_count(nproc: str) -> int:
     return int(nproc)
 
 
-def launch(count: int, arguments: Sequence[str], module: str = "toe_train") -> int:
-    """Runs `python -m MODULE ARGUMENTS` in `count` processes; the first failing one's exit code."""
-    # torchrun passes SIGTERM on to the processes, and would die of SIGUSR1.
+def launch(
+    count: int,
+    arguments: Sequence[str],
+    module: str = "toe_train",
+    again: Callable[[set[int]], Sequence[str] | None] | None = None,
+) -> int:
+    """Runs `python -m MODULE ARGUMENTS` in `count` processes; the first failing one's exit code.
+
+    Not with torchrun's --max-restarts, which starts again what the user has to mend, and what a signal has stopped.
+
+    Args:
+        count: of processes.
+        arguments: of each.
+        module: that runs.
+        again: for the exit codes of those that failed (minus a signal's number where it killed one), the arguments with
+            which all are started again, at most RESTARTS times, or None to leave it.
+
+    Raises:
+        Preempted: this process was asked to stop; so were the others.
+    """
+    # torchrun passes SIGTERM on to the processes, once they run, and would die of SIGUSR1.
+    signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     options = ["--standalone", f"--nproc-per-node={count}"]
     if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.6 has not
         options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
-    try:
-        torchrun([*options, "-m", module, *arguments])
-    except SignalException as error:
-        if error.sigval == signal.SIGTERM:
-            raise Preempted(
-                "by a signal, which was passed on; the same command continues from the last checkpoint"
-            ) from None
-        raise
-    except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
-    return 0
+    restarts = 0
+    while True:
+        try:
+            torchrun([*options, "-m", module, *arguments])
+            return 0
+        except SignalException as error:
+            if error.sigval == signal.SIGTERM:
+                raise Preempted(
+                    "by a signal, which was passed on; the same command continues from the last checkpoint"
+                ) from None
+            raise
+        except ChildFailedError as error:
+            codes = {failure.exitcode for failure in error.failures.values()}
+            further = again(codes) if again is not None and restarts < RESTARTS else None
+            if further is None:
+                return max(1, error.get_first_failure()[1].exitcode)
+        restarts, arguments = restarts + 1, further
+        print(f"all processes are started again ({restarts} of at most {RESTARTS} times)", flush=True)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SignalException("asked to stop before the processes ran", signal.Signals(number))

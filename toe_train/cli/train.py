@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from toe_train._version import __version__
 from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
-from toe_train.cli.exits import guarded
+from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
 from toe_train.errors import Preempted
@@ -40,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed, 75 stopped by a signal)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(given)
-    return guarded(lambda: _run(options, given))
+    folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
+    saved = Checkpoints(folder.checkpoints).watch()
+
+    def again() -> str:
+        from_its_own = options.resume == "auto" or not saved()
+        return "the same command" if from_its_own else "the same command without --resume"
+
+    return guarded(lambda: _run(options, given, folder, saved), again)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, given: list[str]) -> int:
+def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool]) -> int:
     config = load_config(options.config, options.overrides)
-    folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), _begins(folder, options.resume))
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
@@ -80,7 +86,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
             _dry_build(config, count, _begins(folder, options.resume))
         if stop.signal:
             raise Preempted("by a signal, in start-up; the same command continues")
-        return launch(count, _for_each_process(options))
+        return launch(count, _for_each_process(options, options.resume), again=_restarts(options, folder, saved))
     stop = StopRequest()
     with stop.listening(), processes() as here:
         resume = options.resume
@@ -89,10 +95,6 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         while True:
             try:
                 return _train(config, folder, resume, here, given, stop)
-            except Preempted:
-                if options.resume != "auto" and here.is_main:
-                    print("to continue: the same command without --resume", file=sys.stderr)
-                raise
             except memory.RanOut as fault:
                 if here.world_size > 1:  # the others wait for this process in vain, and end with it
                     raise
@@ -106,10 +108,26 @@ def _begins(folder: RunFolder, resume: str) -> bool:
     return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
-def _for_each_process(options: argparse.Namespace) -> list[str]:
+def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:
     """The arguments without `--nproc`, which torchrun would take for its own."""
     output = ["--output", options.output] if options.output else []
-    return ["--config", options.config, "--resume", options.resume, *output, *options.overrides]
+    return ["--config", options.config, "--resume", resume, *output, *options.overrides]
+
+
+def _restarts(
+    options: argparse.Namespace, folder: RunFolder, saved: Callable[[], bool]
+) -> Callable[[set[int]], list[str] | None]:
+    """For `launch`: after a crash, and with smaller micro-batches after running out of memory, the run goes on."""
+    smallest = memory.remembered(folder.micro_batch)
+
+    def again(codes: set[int]) -> list[str] | None:
+        nonlocal smallest
+        before, smallest = smallest, memory.remembered(folder.micro_batch)
+        if codes & {USER_ERROR, PREEMPTED} or (codes == {RUN_FAILED} and smallest == before):
+            return None
+        return _for_each_process(options, "auto" if saved() else options.resume)
+
+    return again
 
 
 def _train(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class Checkpoints:
                 "is whole. Make room or give the right to write, then start the same command again"
             ) from error
 
+    def watch(self) -> Callable[[], bool]:
+        """A function that tells whether `last.pt` has been written since now."""
+        before = _identity(self.last)
+        return lambda: _identity(self.last) not in (None, before)
+
     def is_of(self, job: str | None) -> bool:
         """Whether the newest one that can be read was written by that job (see `distributed.job`)."""
         for path in (self.last, self.previous):
@@ -136,6 +142,15 @@ class Checkpoints:
                 "with --resume PATH"
             )
         return told
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What differs between files that had a name one after the other; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _is_healthy(path: Path, told: list[str]) -> bool:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from toe_train.errors import Reported, RunFailed, UserError
 
 Result = TypeVar("Result")
+
+# How long a process waits for the others. One that dies is noticed at once, by its closed sockets or by torchrun; this
+# ends a run in which one hangs. It is longer than any may be at work alone: the main one reads checkpoints through and
+# writes them, each lists the images and compiles by itself, on a slow disk for minutes (NCCL's own 10 are few).
+PATIENCE = timedelta(minutes=30)
 
 
 def job() -> str | None:
@@ -142,7 +148,7 @@ def processes() -> Iterator[Processes]:
         return
     try:
         _join(rank, world_size, device)
-        control = dist.new_group(backend="gloo")
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
         yield Processes(rank, world_size, device, control)
     except Reported:
@@ -172,6 +178,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
         store=store,
         rank=rank,
         world_size=world_size,
+        timeout=PATIENCE,
         device_id=device if device.type == "cuda" else None,
     )
 
