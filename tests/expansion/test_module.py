@@ -334,15 +334,23 @@ def test_compiled_keeps_the_same_tokens_at_full_size(tokens, mean):
         begin += count
 
 
-def test_the_backward_of_the_split_is_one_pass(tokens):
+@pytest.mark.parametrize(
+    ("dtype", "merging", "backward"),
+    [
+        (torch.float32, True, "IndexAddBackward0"),
+        (torch.bfloat16, True, "SplitWithSizesBackward0"),
+        (torch.float32, False, "GatherBackward0"),
+    ],
+)
+def test_the_backward_takes_prefix_and_patches_apart_once_at_most(tokens, dtype, merging, backward):
     """Two slices would fill a gradient of the input's size each."""
-    y, _ = make()(tokens().requires_grad_())
+    y, _ = make(merging=merging)(tokens().to(dtype).requires_grad_())
     names, nodes = set(), [y.grad_fn]
     while nodes:
         node = nodes.pop()
         names.add(node.name())
         nodes += [following for following, _ in node.next_functions if following]
-    assert "SplitWithSizesBackward0" in names
+    assert backward in names
     assert "SliceBackward0" not in names
 
 

@@ -93,18 +93,20 @@ def test_every_token_is_merged_exactly_once_and_the_mean_survives(problem):
 @settings(PROFILE)
 @given(problems())
 def test_both_ways_of_merging_agree(problem):
-    """Added up, as on a CPU, and by a product, as on a GPU and in a compiled graph; gradients too."""
+    """Added up, as on a CPU, and by a product, as on a GPU and in a compiled graph; behind prefix tokens; gradients."""
     patches, _, _ = problem
     _, kept, owner = run(*problem)
-    patches.requires_grad_()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        product = merge(patches, kept, owner)
-    added = merge(patches, kept, owner)
-    assert "IndexAdd" in str(added.grad_fn.next_functions[0][0].next_functions)
-    torch.testing.assert_close(added, product)
-    pull = torch.rand_like(product)
-    torch.testing.assert_close(*(torch.autograd.grad((merged * pull).sum(), patches)[0] for merged in (added, product)))
+    for prefix in (0, 1, 2):
+        x = torch.cat([torch.rand_like(patches[:, :1]).expand(-1, prefix, -1), patches], dim=1).requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            product = merge(x, kept, owner, prefix)
+        added = merge(x, kept, owner, prefix)
+        assert "IndexAdd" in str(added.grad_fn.next_functions[0][0].next_functions)
+        assert torch.equal(added[:, :prefix], x[:, :prefix])
+        torch.testing.assert_close(added, product)
+        pull = torch.rand_like(product)
+        torch.testing.assert_close(*(torch.autograd.grad((y * pull).sum(), x)[0] for y in (added, product)))
 
 
 @settings(PROFILE)

@@ -32,7 +32,7 @@ class ExpansionSpeed:
     Attributes:
         stage: of Token Expansion.
         tokens_kept: of its patch tokens.
-        own: of the project's operation, forward and backward.
+        own: of the project's operation, forward, and backward from a given gradient.
         literal: of the literal version.
         share_of_step: own time / that of the full-token training step, median over the rounds. The operation runs as it
             is, also where the step is compiled, which fuses some of it.
@@ -114,19 +114,22 @@ def benchmark_expansion(
     autocast = autocast_on(device, config.train.precision)
     expansion.train()
     seeds = [schedule.seed_stride * slot for slot in range(schedule.num_seeds(built.num_tokens))]
+    stages = [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
+    gradients = {
+        stage: torch.randn_like(tokens[:, : prefix + expansion.num_kept(built.num_tokens, stage)]) for stage in stages
+    }
 
     def own(stage: int) -> None:
         expansion.stage = stage
         with autocast:
             kept, _ = expansion(tokens)
-        torch.autograd.grad(kept.square().sum(), tokens)
+        torch.autograd.grad(kept, tokens, gradients[stage])
 
     def literal(stage: int) -> None:
         with autocast:
             kept, _ = literally(tokens, prefix, seeds, schedule.rounds(stage, built.num_tokens))
-        torch.autograd.grad(kept.square().sum(), tokens)
+        torch.autograd.grad(kept, tokens, gradients[stage])
 
-    stages = [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
     (step, *_), _ = timed_steps(config, step_cases(config)[:1], batch, device, num_classes)
     pieces: list[Callable[[], object]] = [partial(version, stage) for stage in stages for version in (own, literal)]
     times = take_turns(pieces, rounds, device)

@@ -113,12 +113,13 @@ class TokenExpansion(nn.Module):
         if not self.training or self.schedule.is_dense(self.stage):
             self.kept = self.owner = None
             return x, None
-        prefix, patches = self._split(x)  # (B, P, D), (B, N, D)
+        self._require_patches(x)
+        prefix = self.num_prefix_tokens
+        patches = x[:, prefix:]  # (B, N, D)
         kept, owner = self._select(patches)  # (B, K), (B, N) or None
-        tokens = gather(patches, kept) if owner is None else merge(patches, kept, owner)  # (B, K, D)
         self.kept, self.num_tokens = kept, patches.shape[1]
         self.owner = owner if self.remember_owner else None
-        return torch.cat([prefix, tokens], dim=1), kept  # (B, P+K, D)
+        return gather(x, kept, prefix) if owner is None else merge(x, kept, owner, prefix), kept  # (B, P+K, D)
 
     def extra_repr(self) -> str:
         """Options and the current stage, for print(model)."""
@@ -128,15 +129,12 @@ class TokenExpansion(nn.Module):
             f"stage={self.stage}"
         )
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _require_patches(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[1] <= self.num_prefix_tokens:
             raise ValueError(
                 f"tokens of shape {tuple(x.shape)}: expected (batch, {self.num_prefix_tokens} prefix + patch tokens, "
                 "width) with at least one patch token; give feature maps as (batch, height * width, channels)"
             )
-        # Not two slices: the backward of a split is one pass, that of a slice fills a whole gradient of its own.
-        prefix, patches = x.split_with_sizes([self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens], dim=1)
-        return prefix, patches
 
     def _select(self, patches: Tensor) -> tuple[Tensor, Tensor | None]:
         """Kept positions (B, K) and every token's owner (B, N), None when no token needs one."""

@@ -120,34 +120,48 @@ def expand(patches: Tensor, seeds: Tensor, rounds: Sequence[int], metric: str = 
     return kept, owner
 
 
-def merge(patches: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
+def merge(x: Tensor, kept: Tensor, owner: Tensor, num_prefix_tokens: int = 0) -> Tensor:
     """Replace each kept token by the mean of itself and of every token that belongs to it (Eq 7).
 
-    One batched product with a 0/1 matrix, in the dtype of `patches`: sums in the same order on every run, which a GPU's
+    One batched product with a 0/1 matrix, in the dtype of `x`: sums in the same order on every run, which a GPU's
     scattered adds are not. On a CPU adding each token where it belongs is as exact, and less work. Gradients reach
     every token.
 
     Args:
-        patches: (B, N, D) patch tokens.
+        x: (B, P+N, D) prefix tokens, which stay as they are, and patch tokens.
         kept: (B, K) positions; only their number matters here, `owner` says the rest.
         owner: (B, N) slots 0..K-1 from `expand`.
+        num_prefix_tokens: P.
 
     Returns:
-        (B, K, D) in the order of `kept`.
+        (B, P+K, D), patch tokens in the order of `kept`.
     """
-    if patches.device.type == "cpu" and patches.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
-        return _added_up(patches, kept.shape[1], owner)
+    if x.device.type == "cpu" and x.dtype.itemsize >= 4 and not torch.compiler.is_compiling():
+        return _added_up(x, kept.shape[1], owner, num_prefix_tokens)
+    # Not two slices: the backward of a split is one pass, that of a slice fills a whole gradient of its own.
+    prefix, patches = x.split_with_sizes([num_prefix_tokens, owner.shape[1]], dim=1)  # (B, P, D), (B, N, D)
     slots = torch.arange(kept.shape[1], device=owner.device)
     belongs = owner.unsqueeze(1) == slots.unsqueeze(1)  # (B, K, N)
     sizes = belongs.sum(dim=2, keepdim=True)  # (B, K, 1), 1 or more
     with _without_autocast(patches):
-        return (belongs.to(patches.dtype) @ patches) * sizes.to(patches.dtype).reciprocal()  # (B, K, D)
+        merged = (belongs.to(patches.dtype) @ patches) * sizes.to(patches.dtype).reciprocal()  # (B, K, D)
+    return torch.cat([prefix, merged], dim=1)  # (B, P+K, D)
 
 
-def gather(patches: Tensor, kept: Tensor) -> Tensor:
-    """The kept tokens (B, K, D) of `patches` (B, N, D), without merging; the others take no part."""
-    index = kept.unsqueeze(2).expand(-1, -1, patches.shape[2])  # (B, K, D), a view
-    return patches.gather(1, index)  # (B, K, D)
+def gather(x: Tensor, kept: Tensor, num_prefix_tokens: int = 0) -> Tensor:
+    """The prefix tokens and the kept patch tokens, without merging; the others take no part.
+
+    Args:
+        x: (B, P+N, D) prefix and patch tokens.
+        kept: (B, K) positions 0..N-1 of patch tokens.
+        num_prefix_tokens: P.
+
+    Returns:
+        (B, P+K, D), patch tokens in the order of `kept`.
+    """
+    prefix = torch.arange(num_prefix_tokens, device=kept.device).expand(kept.shape[0], -1)  # (B, P)
+    positions = torch.cat([prefix, kept + num_prefix_tokens], dim=1)  # (B, P+K)
+    return x.gather(1, positions.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (B, P+K, D)
 
 
 def restore(tokens: Tensor, kept: Tensor, num_tokens: int) -> Tensor:
@@ -183,13 +197,18 @@ def _nearest(tokens: Tensor, positions: Tensor, metric: str) -> tuple[Tensor, Te
     return nearness.max(dim=2)
 
 
-def _added_up(patches: Tensor, num_kept: int, owner: Tensor) -> Tensor:
-    """What `merge` gives, (B, K, D), by adding every token of `patches` (B, N, D) to its owner."""
-    batch, _, width = patches.shape
-    rows = _rows(owner, num_kept)  # (B*N,)
-    sizes = torch.bincount(rows, minlength=batch * num_kept)  # (B*K,), 1 or more
-    sums = patches.new_zeros(batch * num_kept, width).index_add(0, rows, patches.flatten(0, 1))
-    return sums.mul_(sizes.to(patches.dtype).reciprocal().unsqueeze(1)).view(batch, num_kept, width)
+def _added_up(x: Tensor, num_kept: int, owner: Tensor, num_prefix_tokens: int) -> Tensor:
+    """What `merge` gives, (B, P+K, D), by adding every token of `x` (B, P+N, D) to its owner, a prefix token to itself.
+
+    Prefix and patches are never taken apart, since on a CPU each copy of them takes longer than the sums.
+    """
+    batch, _, width = x.shape
+    slots = num_prefix_tokens + num_kept
+    itself = torch.arange(num_prefix_tokens).expand(batch, -1)  # (B, P)
+    rows = _rows(torch.cat([itself, owner + num_prefix_tokens], dim=1), slots)  # (B*(P+N),)
+    sizes = torch.bincount(rows, minlength=batch * slots)  # (B*(P+K),), 1 or more
+    sums = x.new_zeros(batch * slots, width).index_add_(0, rows, x.flatten(0, 1))
+    return sums.mul_(sizes.to(x.dtype).reciprocal().unsqueeze(1)).view(batch, slots, width)
 
 
 def _rows(positions: Tensor, count: int) -> Tensor:
