@@ -1,6 +1,7 @@
 """Runs in processes of their own, alone or under torchrun, that a test can watch and kill."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from toe_train.training.checkpoint import read
+from toe_train.training.runlog import read_metrics
+
+TIMES = re.compile("seconds|share|images_per_second|memory|hours")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -96,6 +101,18 @@ def run(start):
 
 
 @pytest.fixture
+def assert_same_run():
+    """assert_same_run(quiet, killed): the two run folders hold the same, but for times."""
+    return _assert_same_run
+
+
+@pytest.fixture
+def steps_done():
+    """steps_done(folder): number of steps that the run in it has logged."""
+    return _steps_done
+
+
+@pytest.fixture
 def graphs(monkeypatch):
     """What torch.compile makes in the test, as graphs that run as they are; with the numbers of calls of each."""
     made = []
@@ -116,3 +133,30 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **options: real(model, backend=counting, **options))
     yield made
     torch.compiler.reset()
+
+
+def _told(folder: Path):
+    """The metric lines without times."""
+    path = folder / "metrics.jsonl"
+    lines = [*read_metrics(path, "step"), *read_metrics(path, "epoch")]
+    return [{key: value for key, value in line.items() if not TIMES.search(key)} for line in lines]
+
+
+def _tensors(value, place=""):
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{place}.{key}")
+
+
+def _assert_same_run(quiet: Path, killed: Path):
+    """Metric lines, weights, averages and the optimiser's moments, to the last bit."""
+    assert _told(quiet) == _told(killed)
+    one, other = (dict(_tensors(read(folder / "checkpoints/last.pt"))) for folder in (quiet, killed))
+    assert one.keys() == other.keys()
+    assert [place for place in one if not torch.equal(one[place], other[place])] == []
+
+
+def _steps_done(folder: Path) -> int:
+    return len(read_metrics(folder / "metrics.jsonl", "step"))

@@ -269,10 +269,14 @@ def test_a_run_without_checkpoints_is_set_aside(tiny, tmp_path, capsys):
 
 def test_what_a_run_from_an_older_checkpoint_writes_over_is_kept(tiny, tmp_path, capsys):
     folder = train(tiny, tmp_path / "run", ["epochs=2"])
-    newest = (folder.checkpoints / "last.pt").read_bytes()
+    newest, lines = (folder.checkpoints / "last.pt").read_bytes(), folder.metrics.read_bytes()
     older = folder.checkpoints / "previous.pt"
-    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=2", "--resume", str(older)]) == 0
+    command = ["--config", str(tiny), "--output", str(folder.root), "epochs=2", "--resume", str(older)]
+    assert main([*command, "model.kwargs.depth=3"]) == 2  # what is refused leaves nothing behind
+    assert not list(folder.root.rglob("*.kept-*"))
+    assert main(command) == 0
     assert "last.pt, which the run will write over, stays as" in capsys.readouterr().out
+    assert (folder.root / "metrics.jsonl.kept-1").read_bytes() == lines
     assert (folder.checkpoints / "last.pt.kept-1").read_bytes() == newest
     assert (folder.checkpoints / "best.pt.kept-1").exists()
 

@@ -13,7 +13,7 @@ from toe_train.training.build import build_trainer
 from toe_train.training.checkpoint import read
 from toe_train.training.clock import EpochClock
 from toe_train.training.distributed import Processes
-from toe_train.training.loop import counted
+from toe_train.training.records import counted
 from toe_train.training.runfolder import RunFolder
 from toe_train.training.runlog import read_metrics
 

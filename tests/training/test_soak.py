@@ -5,46 +5,13 @@
 
 import os
 import random
-import re
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from toe_train.training.checkpoint import read
 from toe_train.training.runlog import read_metrics
-
-TIMES = re.compile("seconds|share|images_per_second|memory|hours")
-
-
-def told(folder: Path):
-    """The metric lines without times."""
-    path = folder / "metrics.jsonl"
-    lines = [*read_metrics(path, "step"), *read_metrics(path, "epoch")]
-    return [{key: value for key, value in line.items() if not TIMES.search(key)} for line in lines]
-
-
-def tensors(value, place=""):
-    if isinstance(value, torch.Tensor):
-        yield place, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from tensors(inner, f"{place}.{key}")
-
-
-def assert_same(quiet: Path, killed: Path):
-    """Metric lines, weights, averages and the optimiser's moments, to the last bit."""
-    assert told(quiet) == told(killed)
-    one, other = (dict(tensors(read(folder / "checkpoints/last.pt"))) for folder in (quiet, killed))
-    assert one.keys() == other.keys()
-    assert [place for place in one if not torch.equal(one[place], other[place])] == []
-
-
-def steps_done(folder: Path) -> int:
-    return len(read_metrics(folder / "metrics.jsonl", "step"))
 
 
 def kill_until_done(begin, chosen, seconds, deadline):
@@ -69,7 +36,7 @@ LONGER = ["epochs=40", "expansion.stage_epochs=[0,13,26]", "checkpoint.every_ste
 
 @pytest.mark.slow
 @pytest.mark.parametrize("restarts", [0, 3])
-def test_a_process_killed_three_times(tiny, tmp_path, start, run, restarts):
+def test_a_process_killed_three_times(tiny, tmp_path, start, run, restarts, steps_done, assert_same_run):
     """SIGKILL in the middle of an epoch; then the same command again, by hand or by torchrun's --max-restarts."""
     assert run("--config", tiny, "--output", "quiet", *LONGER, processes=2).process.returncode == 0
     arguments, killed = ["--config", tiny, "--output", "killed", *LONGER], tmp_path / "killed"
@@ -85,11 +52,11 @@ def test_a_process_killed_three_times(tiny, tmp_path, start, run, restarts):
             job = start(*arguments, processes=2)
     assert job.end() == 0, job.stderr
     assert len(read_metrics(killed / "metrics.jsonl", "start")) == 4
-    assert_same(tmp_path / "quiet", killed)
+    assert_same_run(tmp_path / "quiet", killed)
 
 
 @pytest.mark.slow
-def test_four_processes_go_on_as_four(tiny, tmp_path, start, run):
+def test_four_processes_go_on_as_four(tiny, tmp_path, start, run, steps_done, assert_same_run):
     """Sums over more than two processes depend on the order in which they are taken."""
     arguments = ["--config", tiny, "epochs=2", "checkpoint.every_steps=1"]
     assert run(*arguments, "--output", "quiet", processes=4).process.returncode == 0
@@ -98,13 +65,13 @@ def test_four_processes_go_on_as_four(tiny, tmp_path, start, run):
     os.kill(job.workers()[2], signal.SIGKILL)
     assert job.end(timeout=100) == 1
     assert run(*arguments, "--output", "killed", processes=4).process.returncode == 0
-    assert_same(tmp_path / "quiet", tmp_path / "killed")
+    assert_same_run(tmp_path / "quiet", tmp_path / "killed")
 
 
 @pytest.mark.slow
-def test_soak(configs, tmp_path, start, run):
+def test_soak(configs, tmp_path, start, run, assert_same_run):
     minutes = float(os.environ.get("TOE_SOAK_MINUTES", "2"))
-    epochs = max(15, round(minutes * 15))  # of about four seconds on two cores, so that it lasts as long undisturbed
+    epochs = max(15, round(minutes * 11))  # of about four seconds on two cores; starting again takes the rest of the time
     stages = f"expansion.stage_epochs=[0,{epochs // 3},{2 * epochs // 3}]"
     overrides = [f"epochs={epochs}", stages, "checkpoint.every_steps=10", "train.global_batch=32"]
     arguments = ["--config", configs / "quickstart.yaml", *overrides]
@@ -118,4 +85,4 @@ def test_soak(configs, tmp_path, start, run):
     )
     print(f"{kills} kills, {len(read_metrics(tmp_path / 'killed/metrics.jsonl', 'start'))} starts")
     assert kills >= 1
-    assert_same(tmp_path / "quiet", tmp_path / "killed")
+    assert_same_run(tmp_path / "quiet", tmp_path / "killed")

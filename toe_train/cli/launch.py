@@ -24,12 +24,6 @@ def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def restarted() -> bool:
-    """Whether torchrun or Slurm started the same command again by itself."""
-    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return any(count not in ("", "0") for count in counts)
-
-
 def process_count(nproc: str) -> int:
     """Processes to run on this machine: a number, or `auto` for one per visible GPU and one on a CPU.
 

@@ -14,7 +14,7 @@ from toe_train._version import __version__
 from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
-from toe_train.cli.launch import launch, process_count, restarted, under_torchrun
+from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
 from toe_train.errors import Preempted
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
@@ -29,7 +29,7 @@ from toe_train.training.build_inputs import (
 from toe_train.training.build_model import build_model, load_initial, require_resizable
 from toe_train.training.build_step import MicroBatches, build_step, micro_batches
 from toe_train.training.checkpoint import Checkpoints
-from toe_train.training.distributed import Processes, job, processes
+from toe_train.training.distributed import Processes, processes, restarted_jobs
 from toe_train.training.precision import describe_precision
 from toe_train.training.preemption import StopRequest
 from toe_train.training.runfolder import RunFolder, provenance
@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
     stop = StopRequest()
     with stop.listening(), processes() as here:
         resume = options.resume
-        if restarted() and here.gather(Checkpoints(folder.checkpoints).is_of(job()))[0]:
+        if here.gather(Checkpoints(folder.checkpoints).is_of_any(restarted_jobs()))[0]:
             resume = "auto"  # else it would begin there again each time
         while True:
             try:
@@ -189,9 +189,6 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
             print(line)
         if not checkpoints.last.exists() and folder.metrics.exists() and read_metrics(folder.metrics, "epoch"):
             print(f"the run in {folder.root} has no checkpoint to continue from; it is now {folder.set_aside()}")
-    elif resume != "never":
-        for line in checkpoints.keep_newer_than(Path(resume)):
-            print(line)
     folder.create()
     folder.lock()
 

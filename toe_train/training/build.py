@@ -23,9 +23,9 @@ from toe_train.training.build_inputs import (
 )
 from toe_train.training.build_model import BuiltModel, build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
-from toe_train.training.checkpoint import Checkpoints, weights_of
+from toe_train.training.checkpoint import Checkpoints, keep_newer, weights_of
 from toe_train.training.device_batches import DeviceBatches
-from toe_train.training.distributed import Processes, job
+from toe_train.training.distributed import Processes, jobs
 from toe_train.training.evaluate import Scores, evaluate
 from toe_train.training.loop import Trainer
 from toe_train.training.pictures import kept_token_pictures
@@ -60,7 +60,7 @@ def build_trainer(
         "classes": train_images.classes,
         "images": {"count": len(train_images), "digest": train_images.digest()},
         "versions": versions(),
-        "job": job(),
+        "jobs": jobs(),
     }
 
     checkpoints = Checkpoints(folder.checkpoints)
@@ -137,8 +137,11 @@ def build_trainer(
             trainer.load_state(found[1])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(_does_not_fit(found[0], found[1], error)) from None
-    # Last of all, since it drops the metric lines of an epoch that was broken off.
+    # Last of all, since it drops the metric lines of what came later.
+    kept = keep_newer(found[0], checkpoints, folder.metrics) if found is not None and processes.is_main else []
     trainer.log = _build_log(config, processes, folder, progress)
+    for line in kept:
+        trainer.log.note(line)
     if started_from is not None:
         trainer.log.note(started_from)
     changed = []

@@ -87,11 +87,11 @@ class Checkpoints:
         before = _identity(self.last)
         return lambda: _identity(self.last) not in (None, before)
 
-    def is_of(self, job: str | None) -> bool:
-        """Whether the newest one that can be read was written by that job (see `distributed.job`)."""
-        for path in (self.last, self.previous):
+    def is_of_any(self, jobs: dict[str, str]) -> bool:
+        """Whether the newest one that can be read was written by one of them (see `distributed.jobs`)."""
+        for path in (self.last, self.previous) if jobs else ():
             with contextlib.suppress(UserError):
-                return job is not None and read(path).get("job") == job
+                return not jobs.items().isdisjoint(read(path).get("jobs", {}).items())
         return False
 
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
@@ -100,17 +100,6 @@ class Checkpoints:
             return None
         path = self.last if resume == "auto" else Path(resume)
         return path, read(path)
-
-    def keep_newer_than(self, start: Path) -> list[str]:
-        """Second names for what a run that goes on from an older checkpoint would write over; a line for each."""
-        told = []
-        if self.last.exists() and not (start.exists() and start.samefile(self.last)):
-            for path in (self.last, self.best):
-                if path.exists():
-                    kept = _free_name(path, "kept")
-                    sealed.replace_by_link(path, kept)
-                    told.append(f"{path}, which the run will write over, stays as {kept}")
-        return told
 
     def heal(self) -> list[str]:
         """Sets damaged ones aside and puts the newest healthy one in `last.pt`'s place; a line for each thing done.
@@ -142,6 +131,21 @@ class Checkpoints:
                 "with --resume PATH"
             )
         return told
+
+
+def keep_newer(start: Path, checkpoints: Checkpoints, metrics: Path) -> list[str]:
+    """Second names for what a run that goes on from the older checkpoint `start` writes over; a line for each.
+
+    They are its newest and its best checkpoint, and its metric lines, of which it drops the later ones.
+    """
+    told = []
+    if checkpoints.last.exists() and not start.samefile(checkpoints.last):
+        for path in (checkpoints.last, checkpoints.best, metrics):
+            if path.exists():
+                kept = _free_name(path, "kept")
+                sealed.replace_by_link(path, kept)
+                told.append(f"{path}, which the run will write over, stays as {kept}")
+    return told
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,15 +19,17 @@ from toe_train.training.clock import EpochClock
 from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import evaluate
+from toe_train.training.health import Health
 from toe_train.training.memory import StepTooLarge
 from toe_train.training.optim import Schedule, set_lr
 from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
 from toe_train.training.progress import Progress
+from toe_train.training.records import counted, epoch_record, peak_memory, step_record
 from toe_train.training.recovery import Recovery
-from toe_train.training.resolution import BothSizes, fit_moments, fit_positions
+from toe_train.training.resolution import BothSizes
 from toe_train.training.runlog import RunLog
-from toe_train.training.stability import NotFinite, not_finite
+from toe_train.training.stability import NotFinite
 from toe_train.training.step import TrainStep
 
 
@@ -64,13 +65,13 @@ class Trainer:
     stop: StopRequest = field(default_factory=StopRequest)
     polling: Polling = field(init=False)  # while training
     evaluation_polling: Polling = field(init=False)
-    healthy: tuple[int, int] = field(init=False)  # epoch and steps done when the state was last known to be finite
+    health: Health = field(init=False)
     saved_at: float = field(default_factory=time.monotonic)
     save_seconds: float = 0.0  # of the saves since the last epoch line
 
     def __post_init__(self) -> None:
         self.polling, self.evaluation_polling = Polling(self.processes), Polling(self.processes)
-        self.healthy = (self.progress.epoch, self.progress.step)
+        self.health = Health(self.step, self.recovery, (self.progress.epoch, self.progress.step))
 
     @property
     def processes(self) -> Processes:
@@ -150,7 +151,7 @@ class Trainer:
 
     def _run_epoch(self, plan: EpochPlan) -> None:
         record = self.train_epoch(plan)
-        self._require_finite()  # before an evaluation of what would be thrown away
+        self.health.require_finite(self.progress)  # before an evaluation of what would be thrown away
         record.update(self.validate(plan))
         self.log.epoch(record)
         self._end_epoch(plan, record)
@@ -210,8 +211,7 @@ class Trainer:
         counts = self.step.guard.counts()
         late = time.monotonic() - self.saved_at > self.save_every_seconds
         stop, save, longest = self.polling.largest(self.stop.signal, late, counts.longest)
-        if longest > self.recovery.max_skipped:
-            raise self._steps_not_finite()
+        self.health.require_short_rows(longest)
         return stop, save
 
     def _leave_before_validation(self) -> None:
@@ -233,7 +233,7 @@ class Trainer:
 
     def _save(self, is_best: bool = False) -> None:
         """Writes a checkpoint of what is finite."""
-        self._require_finite()
+        self.health.require_finite(self.progress)
         begin = time.monotonic()
         self.processes.main_only(lambda: self.checkpoints.save(self.state(), is_best))
         self.saved, self.saved_at = True, time.monotonic()
@@ -312,91 +312,30 @@ class Trainer:
         return record["val_top1_full"] if self.best_metric == "val_top1" else None
 
     def state(self) -> dict[str, Any]:
-        """Everything that training goes on from; tensors and plain values only."""
-        step = self.step
-        return {
-            "format": FORMAT,
-            "progress": asdict(self.progress),
-            "model": step.model.state_dict(),
-            "ema": step.ema.module.state_dict() if step.ema is not None else None,
-            "optimizer": step.optimizer.state_dict(),
-            "scaler": step.scaler.state_dict(),
-            **self.belongs_to,
-        }
+        """What a checkpoint holds; tensors and plain values only."""
+        return {"format": FORMAT, "progress": asdict(self.progress), **self.step.state(), **self.belongs_to}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up a checkpoint's state; the optimiser's options stay those of the configuration.
-
-        Positions and their moments are brought to the model's number of patches.
-        """
-        step = self.step
+        """Takes up a checkpoint's state, but of a place that another trainer is for its progress alone."""
         self.progress = Progress(**state["progress"])
-        self.healthy = (self.progress.epoch, self.progress.step)
-        if not self._is_for(self.progress.epoch):  # a roll-back beyond this trainer's epochs: for the next to take up
-            return
-        step.model.load_state_dict(fit_positions(state["model"], step.model))
-        if step.ema is not None:
-            step.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], step.model))
-        options = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
-        step.optimizer.load_state_dict(fit_moments(state["optimizer"], step.model, step.optimizer))
-        for group, own in zip(step.optimizer.param_groups, options, strict=True):
-            group.update(own)
-        if state["scaler"]:
-            step.scaler.load_state_dict(state["scaler"])
+        self.health.place = (self.progress.epoch, self.progress.step)
+        if self._is_for(self.progress.epoch):
+            self.step.load_state(state)
 
     def _due(self, plan: EpochPlan, every: int) -> bool:
         return (plan.epoch + 1) % every == 0 or plan.epoch + 1 == len(self.plans)
 
-    def _require_finite(self) -> None:
-        """All processes leave for the last checkpoint together, if the state or too many steps are not finite."""
-        counts = self.step.guard.counts()
-        broken = not_finite(self.step.tensors())
-        longest, weights = self.processes.largest([counts.longest, len(broken)])
-        if longest > self.recovery.max_skipped:
-            raise self._steps_not_finite()
-        if weights:
-            raise self._weights_not_finite(int(weights), broken[0] if broken else "in another process")
-        self.healthy = (self.progress.epoch, self.progress.step)
-
-    def _weights_not_finite(self, count: int, example: str) -> NotFinite:
-        """Names the first bad step since they were finite, or says that none is known."""
-        here, (epoch, step) = self.progress, self.healthy
-        what = (
-            f"{count} tensors of the weights and moments are not finite after step {here.step} of epoch "
-            f"{here.epoch + 1}, {example} for one"
-        )
-        bad = self.step.guard.first_bad(self.healthy)
-        if bad is not None:
-            return NotFinite(f"{what} (step {bad[1] + 1} of epoch {bad[0] + 1} was left out before)", *bad)
-        if self.healthy != (here.epoch, here.step):
-            what += f" (from which step on is not known; they were finite after step {step} of epoch {epoch + 1})"
-        return NotFinite(what, here.epoch, None)
-
-    def _steps_not_finite(self) -> NotFinite:
-        epoch, step = self.step.guard.first_of_longest()
-        return NotFinite(
-            f"the gradients of more than {self.recovery.max_skipped} steps in a row are not finite, from step "
-            f"{step + 1} of epoch {epoch + 1} on",
-            epoch,
-            step,
-        )
-
     def _roll_back(self, fault: NotFinite) -> None:
         """Goes back to the last healthy checkpoint and on from it in another order, or gives up with a report."""
-        guard, done = self.step.guard, self.progress.rollbacks
-        suspects = self.processes.gather(guard.micro_batches_not_finite(fault.epoch, fault.step))
-        report = self.processes.together(
-            lambda: self.recovery.report(fault, done, guard, self.layout, suspects, self.processes.is_main)
-        )
-        self.recovery.require_another_try(fault, done, report, self.checkpoints.last)
+        done, scale = self.progress.rollbacks, self.step.scaler.get_scale()
+        in_the_loss = self.health.report(fault, done, self.checkpoints.last)
         self.processes.main_only(self.checkpoints.heal)
-        scale = self.step.scaler.get_scale()
         state = self.processes.together(lambda: read(self.checkpoints.last))
         self.load_state(state)
-        if not any(suspects):  # finite losses: gradients beyond fp16, for which the scale had come down
+        if not in_the_loss:  # gradients beyond fp16, for which the scale had come down
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
-        guard.forget()
+        self.step.guard.forget()
         # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self._is_for(self.progress.epoch):
             self._save()
@@ -413,60 +352,19 @@ class Trainer:
         here = self.progress
         total, count = self.processes.sum(window.clone()).tolist()
         here.losses, here.logged = (here.losses[0] + total, here.losses[1] + count), here.step
-        self.log.step(self._step_record(plan, steps, lr, total / count if count else None, clock))
+        # In steps of this epoch's length, a step taken to last as long as it has tokens.
+        later = sum(self._work(other) for other in self.plans[plan.epoch + 1 :]) / self._work(plan)
+        left = steps - here.step + steps * later
+        self.log.step(step_record(plan, here, lr, (total, count), clock, self.layout.global_batch, left))
         if self.skipped is not None:
             self.processes.main_only(self.skipped.require_within_limit)
 
-    def _step_record(
-        self, plan: EpochPlan, steps: int, lr: float, loss: float | None, clock: EpochClock
-    ) -> dict[str, Any]:
-        done = self.progress.step
-        rate = done / clock.elapsed  # of the whole epoch, an earlier start's part of it included
-        # In steps of this epoch's length, a step taken to last as long as it has tokens.
-        later = sum(self._work(other) for other in self.plans[plan.epoch + 1 :]) / self._work(plan)
-        left = steps - done + steps * later
-        return {
-            "epoch": plan.epoch,
-            "step": done - 1,
-            "lr": lr,
-            "train_loss": loss,
-            "images_per_second": rate * self.layout.global_batch,
-            "data_wait_share": clock.data_wait / clock.elapsed,
-            "eta_seconds": left / rate,
-        }
-
     def _epoch_record(self, plan: EpochPlan, kept: int, steps: int) -> dict[str, Any]:
-        train_seconds, data_wait, compute = self.progress.clock
-        total, count = self.progress.losses
         saving, self.save_seconds = self.save_seconds, 0.0
+        lr, images = self.schedule.mean(plan.epoch), steps * self.layout.global_batch
         return {
-            "epoch": plan.epoch,
-            "stage": plan.stage,
-            "image_size": plan.image_size,
-            "tokens": self.num_tokens,
-            "tokens_kept": kept,
-            "lr": self.schedule.mean(plan.epoch),
-            "train_loss": total / count if count else None,
-            "images_per_second": steps * self.layout.global_batch / train_seconds,
-            "train_seconds": train_seconds,
-            "data_wait_seconds": data_wait,
-            "compute_seconds": compute,
+            **epoch_record(plan, self.progress, lr, images, (self.num_tokens, kept)),
             "save_seconds": saving,
             "skipped_images": len(self.skipped.images()) if self.skipped is not None else 0,
-            "skipped_steps": self.step.guard.counts().total,
-            "peak_memory_bytes": int(self.processes.max(_peak_memory(self.processes.device))),
-            "gpu_hours": self.progress.compute_seconds / 3600,
-            "gpu_hours_with_loading": self.progress.train_seconds / 3600,
+            "peak_memory_bytes": int(self.processes.max(peak_memory(self.processes.device))),
         }
-
-
-def counted(losses: Tensor) -> Tensor:
-    """Sum and number of the finite losses, (2,), on their device."""
-    return torch.stack([losses.nan_to_num(0.0, 0.0, 0.0).sum(), losses.isfinite().sum()])
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device since the epoch began, or of this process since it started on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

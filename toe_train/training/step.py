@@ -16,6 +16,7 @@ from toe_train.training.clock import EpochClock
 from toe_train.training.device_batches import Batch
 from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
+from toe_train.training.resolution import fit_moments, fit_positions
 from toe_train.training.stability import StepGuard
 
 
@@ -43,7 +44,7 @@ class TrainStep:
         self._buffers = list(self.model.buffers())  # a batch norm's statistics; DeiT has none
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that training goes on from, by name: weights, buffers, their averages, the optimiser's moments."""
+        """What `state` holds, by name: weights, buffers, their averages, the optimiser's moments."""
         named = dict(self.model.state_dict())
         if self.ema is not None:
             named.update({f"ema.{name}": value for name, value in self.ema.module.state_dict().items()})
@@ -51,6 +52,30 @@ class TrainStep:
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"{moment} of {name}"] = value
         return named
+
+    def state(self) -> dict[str, Any]:
+        """All that training goes on from, as a checkpoint holds it."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes up a checkpoint's state; the optimiser's options stay those of the configuration.
+
+        Positions and their moments are brought to the model's number of patches.
+        """
+        self.model.load_state_dict(fit_positions(state["model"], self.model))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], self.model))
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(fit_moments(state["optimizer"], self.model, self.optimizer))
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
 
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
