@@ -71,7 +71,7 @@ def test_four_processes_go_on_as_four(tiny, tmp_path, start, run, steps_done, as
 @pytest.mark.slow
 def test_soak(configs, tmp_path, start, run, assert_same_run):
     minutes = float(os.environ.get("TOE_SOAK_MINUTES", "2"))
-    epochs = max(15, round(minutes * 11))  # of about four seconds on two cores; starting again takes the rest of the time
+    epochs = max(15, round(minutes * 11))  # of about four seconds each; starting again takes as long
     stages = f"expansion.stage_epochs=[0,{epochs // 3},{2 * epochs // 3}]"
     overrides = [f"epochs={epochs}", stages, "checkpoint.every_steps=10", "train.global_batch=32"]
     arguments = ["--config", configs / "quickstart.yaml", *overrides]
