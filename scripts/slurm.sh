@@ -4,13 +4,14 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 scripts/slurm.sh configs/deit_base_toe_r05.yaml data.root=/path/to/imagenet
 #
-# One task a GPU. Two minutes before the end Slurm sends USR1 to every task: the run writes a checkpoint, and the job is
-# put back into the queue. A task that is lost ends the others, and all are started again from the last checkpoint, at
-# most three times. The run folder must lie on a disk that all nodes share.
+# One task a GPU. Two minutes before the end Slurm sends USR1 to this script: the run writes a checkpoint, and the job is
+# put back into the queue. TERM writes one too, and ends the job with exit code 75. A task that is lost ends the others,
+# and all are started again from the last checkpoint, at most three times. The run folder must lie on a disk that all
+# nodes share.
 #SBATCH --job-name=toe-train
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00
-#SBATCH --signal=USR1@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
@@ -19,27 +20,44 @@ config=${1:?usage: sbatch [options] scripts/slurm.sh CONFIG [KEY=VALUE ...]}
 shift
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MASTER_ADDR OMP_NUM_THREADS=1 SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-12}
+ENDINGS=$(mktemp -d) # exit codes of the first node's tasks, since srun's own hides all but the highest
+export MASTER_ADDR ENDINGS OMP_NUM_THREADS=1 SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-12}
+trap 'rm -rf "$ENDINGS"' EXIT
 
-# What a task does. The shell outlives the signals, which are for python. Where the place is saved (75) it ends as if
-# all were well, so that srun leaves the others to do the same.
+# What a task does. Slurm signals this shell, which passes it on. Where the place is saved (75) the task ends as if all
+# were well, so that srun lets the others end as well.
 task='
-trap requeue=1 USR1
-trap : TERM
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-python -m toe_train --config "$@"
-code=$?
+python -m toe_train --config "$@" & python=$!
+trap "kill -USR1 $python" USR1
+trap "kill -TERM $python" TERM
+until wait "$python"; code=$?; ! kill -0 "$python" 2>/dev/null; do :; done
+[ ! -d "$ENDINGS" ] || echo "$code" > "$ENDINGS/$RANK"
 [ "$code" -eq 75 ] || exit "$code"
-[ -z "${requeue-}" ] || [ "$RANK" -ne 0 ] || scontrol requeue "$SLURM_JOB_ID"
 '
 
-starts_before=${SLURM_RESTART_COUNT:-0}
+step='' leaving='' stopped='' starts_before=${SLURM_RESTART_COUNT:-0}
+trap 'leaving=1; [ -z "$step" ] || kill -USR1 "$step"' USR1 # srun passes it on to the tasks
+trap 'stopped=1' TERM                                       # which Slurm sends to the tasks itself
+
 for crashes in 0 1 2 3; do
+    [ -z "$leaving$stopped" ] || break
     # Another port than that of the processes before; and --resume never|PATH counts for the first start alone.
-    export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000 + crashes)) SLURM_RESTART_COUNT=$((starts_before + crashes))
-    srun --kill-on-bad-exit=1 bash -c "$task" toe-train "$config" "$@"
-    code=$?
-    # 1 is a crash, 128 and more a signal. What the user has to mend (2) and what the run gave up (3) would not change.
-    [ "$code" -eq 1 ] || [ "$code" -ge 128 ] || break
+    export MASTER_PORT=$((20000 + (4 * SLURM_JOB_ID + crashes) % 20000)) SLURM_RESTART_COUNT=$((starts_before + crashes))
+    rm -f "$ENDINGS"/*
+    srun --kill-on-bad-exit=1 bash -c "$task" toe-train "$config" "$@" &
+    step=$!
+    until wait "$step"; code=$?; ! kill -0 "$step" 2>/dev/null; do :; done
+    step=''
+    endings=" $(cat "$ENDINGS"/* 2>/dev/null | sort -u | tr '\n' ' ')"
+    # What the user has to mend (2), what the run gave up (3) and where it stopped (75) would be the same again.
+    for final in 2 3 75; do
+        [[ "$endings" != *" $final "* ]] || { code=$final && break 2; }
+    done
+    [ "$code" -ne 0 ] || break
 done
+
+if [ -n "$leaving" ] && [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ "$code" -ne 3 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
 exit "$code"

@@ -2,7 +2,7 @@
 
 
 class Reported(Exception):
-    """Base of the three.
+    """Base of them all.
 
     Attributes:
         shared: whether every process of the run raises it, so that one telling is enough.
@@ -17,6 +17,10 @@ class UserError(Reported, ValueError):
 
 class RunFailed(Reported, RuntimeError):
     """A run that cannot go on (a loss that is not finite, say): the message tells what is left on disk. Exit code 3."""
+
+
+class Interrupted(RunFailed):
+    """A run that the same command takes up again: another process is gone, or it needs less memory. Exit code 4."""
 
 
 class Preempted(Reported, RuntimeError):

@@ -11,7 +11,9 @@ from PIL import Image
 from toe_train.cli import tools, train
 from toe_train.cli.exits import guarded
 from toe_train.data import SkippedImages
+from toe_train.errors import Interrupted, RunFailed, UserError
 from toe_train.training import sealed
+from toe_train.training.memory import RanOut
 from toe_train.training.runlog import JsonLines
 
 
@@ -311,6 +313,15 @@ def test_a_process_that_fails_alone_says_so(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     assert guarded(full) == 3
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fault", "code"), [(Interrupted, 4), (RanOut, 4), (RunFailed, 3), (UserError, 2)])
+def test_exit_codes(fault, code, capsys):
+    def failing():
+        raise fault("the reason")
+
+    assert guarded(failing) == code
+    assert capsys.readouterr().err.endswith(": the reason\n")
 
 
 def test_checkpoints_that_do_not_fit_name_the_versions(refused, trained):

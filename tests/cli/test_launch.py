@@ -87,7 +87,7 @@ def test_asked_in_the_start_up_of_the_launcher(tiny, tmp_path, monkeypatch, caps
 
 
 def test_which_runs_are_started_again(tiny, tmp_path, monkeypatch, capsys):
-    """By the exit codes, and whether a smaller micro-batch was left; from the checkpoint once this run wrote one."""
+    """By the exit codes; from the checkpoint once this run wrote one."""
     run = tmp_path / "run"
     asked = []
 
@@ -96,10 +96,9 @@ def test_which_runs_are_started_again(tiny, tmp_path, monkeypatch, capsys):
         asked.append(again({-9}))
         (run / "checkpoints").mkdir(parents=True)
         (run / "checkpoints/last.pt").touch()
-        asked.append(again({1, 3}))
-        (run / "micro_batch").write_text("64\n")
-        asked.append(again({3}))
-        assert again({3}) is None
+        asked.append(again({1, 4}))
+        asked.append(again({4}))
+        assert again({3, 4}) is None
         raise Preempted("by a signal; the same command continues")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -97,7 +97,9 @@ def test_both_ways_of_merging_agree(problem):
     patches, _, _ = problem
     _, kept, owner = run(*problem)
     for prefix in (0, 1, 2):
-        x = torch.cat([torch.rand_like(patches[:, :1]).expand(-1, prefix, -1), patches], dim=1).requires_grad_()
+        x = torch.cat(
+            [torch.rand(len(patches), prefix, patches.shape[2], dtype=patches.dtype), patches], dim=1
+        ).requires_grad_()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
             product = merge(x, kept, owner, prefix)

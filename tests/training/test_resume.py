@@ -259,6 +259,25 @@ def test_a_run_that_was_started_again_by_itself_goes_on(tiny, tmp_path, monkeypa
     assert "is now" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("restarter", "goes_on"), [("SLURM_RESTART_COUNT", True), ("TORCHELASTIC_RESTART_COUNT", False)]
+)
+def test_of_slurm_and_torchrun_the_one_that_started_it_again_counts(
+    tiny, tmp_path, monkeypatch, capsys, restarter, goes_on
+):
+    """Within one job of Slurm, a torchrun that is not the one before."""
+    arguments = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--resume", "never"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    assert main([*arguments, "epochs=1"]) == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    monkeypatch.setenv(restarter, "1")
+    assert main([*arguments, "epochs=2"]) == 0
+    told = capsys.readouterr().out
+    assert ("continuing at epoch 2 of 2" in told) == goes_on
+    assert ("is now" in told) == (not goes_on)
+
+
 def test_a_run_without_checkpoints_is_set_aside(tiny, tmp_path, capsys):
     folder = train(tiny, tmp_path / "run", ["epochs=1"])
     shutil.rmtree(folder.checkpoints)

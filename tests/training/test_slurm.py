@@ -1,5 +1,6 @@
 """`scripts/slurm.sh` with stand-ins for Slurm's programs: real processes, two tasks on this machine."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,10 +15,19 @@ from toe_train.training.runlog import read_metrics
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/slurm.sh"
 LONGER = ["epochs=40", "expansion.stage_epochs=[0,13,26]", "checkpoint.every_steps=2"]
+JOB = 4711
 
-# Starts two tasks, passes USR1 on to all their processes, and ends all where one ends badly, as --kill-on-bad-exit=1.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps"),
+]
+
+# Two tasks, of which it signals the shells alone, as Slurm by cgroups. Where one ends badly it asks the others to end
+# and kills them five seconds later; its own code is the highest.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys, time
+with open(os.environ["CALLS"], "a") as calls:
+    print("srun", os.environ["SLURM_RESTART_COUNT"], file=calls)
 assert sys.argv[1] == "--kill-on-bad-exit=1"
 def task(rank):
     numbers = dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank), SLURM_NTASKS="2")
@@ -26,97 +36,129 @@ tasks = [task(0), task(1)]
 def to_all(number):
     for each in tasks:
         if each.poll() is None:
-            os.killpg(each.pid, number)
+            os.kill(each.pid, number)
 signal.signal(signal.SIGUSR1, lambda number, frame: to_all(number))
-while not all(each.poll() == 0 for each in tasks):
-    if any(each.poll() for each in tasks):
-        to_all(signal.SIGKILL)
-        break
+patience = None
+while any(each.poll() is None for each in tasks):
+    if patience is None and any(each.poll() for each in tasks):
+        to_all(signal.SIGTERM)
+        patience = time.monotonic() + 5
+    if patience is not None and time.monotonic() > patience:
+        for each in tasks:
+            if each.poll() is None:
+                os.killpg(each.pid, signal.SIGKILL)
     time.sleep(0.05)
-codes = [each.wait() for each in tasks]
-sys.exit(max(code if code >= 0 else 128 - code for code in codes))
+sys.exit(max(code if code >= 0 else 128 - code for code in (each.wait() for each in tasks)))
 """
 SCONTROL = """#!/bin/sh
-echo "$@" >> "$SCONTROL_LOG"
+echo "scontrol $@" >> "$CALLS"
 echo localhost
 """
 
 
-@pytest.fixture
-def submit(tmp_path):
-    """submit(*arguments) -> the running script."""
-    programs, started = tmp_path / "programs", []
-    programs.mkdir()
-    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", python)):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "SCONTROL_LOG": str(tmp_path / "scontrol.log"),
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "localhost",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+class Cluster:
+    """Stand-ins in `folder`, and what was submitted to them."""
 
-    def begin(*arguments):
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder, folder / "calls"
+        self.calls.touch()
+        python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", python)):
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+
+    def submit(self, *arguments, restarts=0) -> None:
+        environment = {
+            **os.environ,
+            "PATH": f"{self.folder}:{os.environ['PATH']}",
+            "CALLS": str(self.calls),
+            "SLURM_JOB_ID": str(JOB),
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_RESTART_COUNT": str(restarts),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         command = ["bash", str(SCRIPT), *map(str, arguments)]
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True))
-        return started[-1]
+        self.script = subprocess.Popen(command, cwd=self.folder, env=environment, start_new_session=True)
 
-    yield begin
-    for script in started:
-        for pid in tasks(script):
-            os.kill(pid, signal.SIGKILL)
-        script.kill()
-        script.wait()
+    def shells(self) -> list[int]:
+        """Of the tasks, by rank."""
+        return [shell for srun in _children(self.script.pid) for shell in _children(srun)]
+
+    def pythons(self) -> list[int]:
+        """Of the tasks, by rank."""
+        return [python for shell in self.shells() for python in _children(shell)]
+
+    def wait_until(self, condition) -> None:
+        end = time.monotonic() + 200
+        while not condition():
+            assert self.script.poll() is None, "it ended"
+            assert time.monotonic() < end, "it never came to that"
+            time.sleep(0.05)
+
+    def end(self) -> int:
+        return self.script.wait(300)
+
+    def asked(self, what: str) -> list[str]:
+        return [line for line in self.calls.read_text().splitlines() if line.startswith(what)]
+
+    def clear(self) -> None:
+        running = [self.script.pid, *_children(self.script.pid), *self.shells(), *self.pythons()]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # the parents first: none may start another
+            for pid in running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        self.script.wait()
 
 
-def children(pid):
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True).stdout
-    return [int(line) for line in found.split()]
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,stat="], capture_output=True, text=True).stdout
+    return sorted(int(line.split()[0]) for line in found.splitlines() if not line.split()[1].startswith("Z"))
 
 
-def tasks(script):
-    """Process numbers of python in each task, by rank."""
-    return [python for srun in children(script.pid) for shell in children(srun) for python in children(shell)]
+@pytest.fixture
+def cluster(tmp_path):
+    made = Cluster(tmp_path)
+    yield made
+    made.clear()
 
 
-def wait_for(script, condition):
-    end = time.monotonic() + 120
-    while not condition():
-        assert script.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
-def test_the_script_goes_on_after_usr1_and_after_a_lost_task(tiny, tmp_path, submit, run, steps_done, assert_same_run):
+def test_it_goes_on_after_usr1_and_after_lost_tasks(tiny, tmp_path, cluster, run, steps_done, assert_same_run):
+    """`--resume never` counts for the first start alone."""
     assert run("--config", tiny, "--output", "quiet", *LONGER, processes=2).process.returncode == 0
-    killed, calls = tmp_path / "killed", tmp_path / "scontrol.log"
-    arguments = [tiny, "--output", "killed", *LONGER]
+    killed = tmp_path / "killed"
+    arguments = [tiny, "--output", "killed", *LONGER, "--resume", "never"]
 
-    script = submit(*arguments)
-    wait_for(script, lambda: steps_done(killed) >= 23)
-    os.kill(children(script.pid)[0], signal.SIGUSR1)
-    assert script.wait(120) == 0
-    assert [line for line in calls.read_text().splitlines() if "requeue" in line] == [f"requeue {os.getpid()}"]
-    assert steps_done(killed) < steps_done(tmp_path / "quiet")
+    cluster.submit(*arguments)
+    cluster.wait_until(lambda: steps_done(killed) >= 23)
+    os.kill(cluster.script.pid, signal.SIGUSR1)
+    assert cluster.end() == 75
+    assert cluster.asked("scontrol requeue") == [f"scontrol requeue {JOB}"]
+    assert 23 <= steps_done(killed) < steps_done(tmp_path / "quiet")
 
-    script = submit(*arguments)  # as Slurm would
+    cluster.submit(*arguments, restarts=1)
     for kill in range(2):
-        wait_for(script, lambda kill=kill: steps_done(killed) >= 60 * (kill + 1) and len(tasks(script)) == 2)
-        os.kill(tasks(script)[kill], signal.SIGKILL)
+        cluster.wait_until(lambda kill=kill: steps_done(killed) >= 60 * (kill + 1) and len(cluster.pythons()) == 2)
+        os.kill(cluster.pythons()[kill], signal.SIGKILL)
         starts = kill + 3
-        wait_for(script, lambda s=starts: len(read_metrics(killed / "metrics.jsonl", "start")) == s)
-    assert script.wait(300) == 0
+        cluster.wait_until(lambda s=starts: len(read_metrics(killed / "metrics.jsonl", "start")) == s)
+    assert cluster.end() == 0
+    assert cluster.asked("srun") == ["srun 0", "srun 1", "srun 2", "srun 3"]
+    assert len(cluster.asked("scontrol requeue")) == 1
     assert_same_run(tmp_path / "quiet", killed)
 
 
-@pytest.mark.slow
-def test_the_script_leaves_what_the_user_has_to_mend(tiny, tmp_path, submit):
-    script = submit(tiny, "--output", "wrong", "optim.lr=-1")
-    assert script.wait(120) == 2
+def test_term_ends_it_with_its_place_saved(tiny, tmp_path, cluster, steps_done):
+    cluster.submit(tiny, "--output", "run", *LONGER)
+    cluster.wait_until(lambda: steps_done(tmp_path / "run") >= 5)
+    for pid in (cluster.script.pid, *cluster.shells()):
+        os.kill(pid, signal.SIGTERM)
+    assert cluster.end() == 75
+    assert cluster.asked("srun") == ["srun 0"]
+    assert cluster.asked("scontrol requeue") == []
+
+
+def test_it_leaves_what_the_user_has_to_mend(tiny, tmp_path, cluster):
+    cluster.submit(tiny, "--output", "wrong", "optim.lr=-1")
+    assert cluster.end() == 2
+    assert cluster.asked("srun") == ["srun 0"]
     assert not (tmp_path / "wrong/metrics.jsonl").exists()

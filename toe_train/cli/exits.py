@@ -10,10 +10,11 @@ from collections.abc import Callable
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from toe_train.errors import Preempted, Reported, RunFailed, UserError
+from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError
 
 USER_ERROR = 2
-RUN_FAILED = 3
+RUN_FAILED = 3  # it cannot go on
+START_AGAIN = 4  # the same command goes on
 PREEMPTED = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
 
@@ -30,7 +31,8 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
     except UserError as error:
         return _report("error", error, USER_ERROR)
     except RunFailed as error:
-        return _report("run failed", error, RUN_FAILED, again())
+        code = START_AGAIN if isinstance(error, Interrupted) else RUN_FAILED
+        return _report("run failed", error, code, again())
     except Preempted as error:
         if "RANK" in os.environ:  # when the first process is gone, torchrun ends the others, which are on their way
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

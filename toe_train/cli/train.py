@@ -37,7 +37,7 @@ from toe_train.training.runlog import read_metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0 done, 2 the user's error, 3 the run failed, 75 stopped by a signal)."""
+    """Entry point; returns the exit code: 0 done, or one of `exits`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(given)
     folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
             _dry_build(config, count, _begins(folder, options.resume))
         if stop.signal:
             raise Preempted("by a signal, in start-up; the same command continues")
-        return launch(count, _for_each_process(options, options.resume), again=_restarts(options, folder, saved))
+        return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
     stop = StopRequest()
     with stop.listening(), processes() as here:
         resume = options.resume
@@ -114,16 +114,11 @@ def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:
     return ["--config", options.config, "--resume", resume, *output, *options.overrides]
 
 
-def _restarts(
-    options: argparse.Namespace, folder: RunFolder, saved: Callable[[], bool]
-) -> Callable[[set[int]], list[str] | None]:
+def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callable[[set[int]], list[str] | None]:
     """For `launch`: after a crash, and with smaller micro-batches after running out of memory, the run goes on."""
-    smallest = memory.remembered(folder.micro_batch)
 
     def again(codes: set[int]) -> list[str] | None:
-        nonlocal smallest
-        before, smallest = smallest, memory.remembered(folder.micro_batch)
-        if codes & {USER_ERROR, PREEMPTED} or (codes == {RUN_FAILED} and smallest == before):
+        if codes & {USER_ERROR, RUN_FAILED, PREEMPTED}:
             return None
         return _for_each_process(options, "auto" if saved() else options.resume)
 

@@ -204,7 +204,7 @@ def _added_up(x: Tensor, num_kept: int, owner: Tensor, num_prefix_tokens: int) -
     """
     batch, _, width = x.shape
     slots = num_prefix_tokens + num_kept
-    itself = torch.arange(num_prefix_tokens).expand(batch, -1)  # (B, P)
+    itself = torch.arange(num_prefix_tokens, device=x.device).expand(batch, -1)  # (B, P)
     rows = _rows(torch.cat([itself, owner + num_prefix_tokens], dim=1), slots)  # (B*(P+N),)
     sizes = torch.bincount(rows, minlength=batch * slots)  # (B*(P+K),), 1 or more
     sums = x.new_zeros(batch * slots, width).index_add_(0, rows, x.flatten(0, 1))

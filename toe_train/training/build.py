@@ -138,7 +138,9 @@ def build_trainer(
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(_does_not_fit(found[0], found[1], error)) from None
     # Last of all, since it drops the metric lines of what came later.
-    kept = keep_newer(found[0], checkpoints, folder.metrics) if found is not None and processes.is_main else []
+    kept: list[str] = []
+    if found is not None and processes.is_main and progress.epoch < config.epochs:
+        kept = keep_newer(found[0], checkpoints, folder.metrics)
     trainer.log = _build_log(config, processes, folder, progress)
     for line in kept:
         trainer.log.note(line)

@@ -1,7 +1,7 @@
 """The checkpoints of a run: found whole, refused where they do not belong.
 
 `last.pt` is the newest, `previous.pt` the one before, to fall back on, and `best.pt` the best by the chosen metric.
-Each is a sealed file (`sealed.py`) of tensors and plain values; see `Trainer.state` for its keys.
+Each is a sealed file (`sealed.py`) of tensors and plain values; see `Trainer.state` and `TrainStep.state` for its keys.
 """
 
 from __future__ import annotations
@@ -136,11 +136,11 @@ class Checkpoints:
 def keep_newer(start: Path, checkpoints: Checkpoints, metrics: Path) -> list[str]:
     """Second names for what a run that goes on from the older checkpoint `start` writes over; a line for each.
 
-    They are its newest and its best checkpoint, and its metric lines, of which it drops the later ones.
+    They are its checkpoints, and its metric lines, of which it drops the later ones.
     """
     told = []
     if checkpoints.last.exists() and not start.samefile(checkpoints.last):
-        for path in (checkpoints.last, checkpoints.best, metrics):
+        for path in (checkpoints.last, checkpoints.previous, checkpoints.best, metrics):
             if path.exists():
                 kept = _free_name(path, "kept")
                 sealed.replace_by_link(path, kept)

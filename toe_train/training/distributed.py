@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import Reported, RunFailed, UserError
+from toe_train.errors import Interrupted, Reported, RunFailed, UserError
 
 Result = TypeVar("Result")
 
@@ -162,7 +162,7 @@ def processes() -> Iterator[Processes]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        lost = RunFailed(
+        lost = Interrupted(
             f"another process of the run is gone ({str(error).strip().splitlines()[-1][-200:]}); what it printed, or "
             "torchrun's report, says why. The same command continues from the last checkpoint"
         )

@@ -13,14 +13,14 @@ from toe_train.training.step import TrainStep
 
 @dataclass
 class Health:
-    """Looks at the steps that were left out, and at what training goes on from. Every call waits for all processes."""
+    """Looks at the steps that were left out, and at what training goes on from."""
 
     step: TrainStep
     recovery: Recovery
     place: tuple[int, int]  # epoch and steps done when the state was last known to be finite
 
     def require_short_rows(self, longest: float) -> None:
-        """Ends the training where `longest`, the most bad steps in a row, is more than may be left out.
+        """Ends the training where `longest`, agreed on by all processes, is more bad steps in a row than are left out.
 
         Raises:
             NotFinite: it is; from which step on.
@@ -50,6 +50,8 @@ class Health:
 
     def report(self, fault: NotFinite, rollbacks: int, last: Path) -> bool:
         """Writes what is known of the fault after so many roll-backs; whether a loss was not finite in any process.
+
+        All processes call it together.
 
         Raises:
             RunFailed: the run may not go back once more to `last`, its last healthy checkpoint.

@@ -20,12 +20,12 @@ from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes
 from toe_train.training.evaluate import evaluate
 from toe_train.training.health import Health
-from toe_train.training.memory import StepTooLarge
+from toe_train.training.memory import StepTooLarge, peak_memory, reset_peak_memory
 from toe_train.training.optim import Schedule, set_lr
 from toe_train.training.polling import Polling
 from toe_train.training.preemption import StopRequest
 from toe_train.training.progress import Progress
-from toe_train.training.records import counted, epoch_record, peak_memory, step_record
+from toe_train.training.records import counted, epoch_record, step_record
 from toe_train.training.recovery import Recovery
 from toe_train.training.resolution import BothSizes
 from toe_train.training.runlog import RunLog
@@ -52,7 +52,7 @@ class Trainer:
     recovery: Recovery
     pictures: Callable[[], Tensor] | None
     checkpoints: Checkpoints
-    belongs_to: dict[str, Any]  # config, classes and versions, stored with every checkpoint
+    belongs_to: dict[str, Any]  # config, classes, images, versions, jobs: stored with every checkpoint
     log: RunLog
     log_every: int
     evaluate_every: int
@@ -163,8 +163,7 @@ class Trainer:
         self.sampler.set_epoch(plan.epoch, here.step, here.rollbacks)
         steps = here.step + len(self.sampler) // self.layout.accumulation
         self.log.epoch_begins(plan.epoch, plan.stage, f"{kept}/{self.num_tokens}", steps)
-        if self.processes.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory(self.processes.device)
         self.model.train()
         self.step.guard.begin_epoch(here.skipped)
         self.polling.restart()
@@ -316,7 +315,7 @@ class Trainer:
         return {"format": FORMAT, "progress": asdict(self.progress), **self.step.state(), **self.belongs_to}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes up a checkpoint's state, but of a place that another trainer is for its progress alone."""
+        """Takes up a checkpoint; where its epoch needs another trainer, which will do so, its progress alone."""
         self.progress = Progress(**state["progress"])
         self.health.place = (self.progress.epoch, self.progress.step)
         if self._is_for(self.progress.epoch):

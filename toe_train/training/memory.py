@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from toe_train.errors import RunFailed
+from toe_train.errors import Interrupted, RunFailed
 from toe_train.training.distributed import Processes
 
 SMALLEST = 2  # images are mixed in pairs
@@ -53,7 +54,7 @@ class StepTooLarge(Exception):
     """The device's memory did not hold a step in the middle of a run; the message is the device's."""
 
 
-class RanOut(RunFailed):
+class RanOut(Interrupted):
     """As `StepTooLarge`, with later starts told to take smaller micro-batches."""
 
 
@@ -96,6 +97,19 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Measures `peak_memory` from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device since `reset_peak_memory`, or of this process since it started on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _fits(attempt: Callable[[int], None], micro_batch: int, processes: Processes) -> bool:

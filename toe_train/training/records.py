@@ -1,8 +1,7 @@
-"""The lines of `metrics.jsonl`, from what the training loop counts; the README describes their keys."""
+"""What the lines of `metrics.jsonl` tell of the training itself; the README describes their keys."""
 
 from __future__ import annotations
 
-import resource
 from typing import Any
 
 import torch
@@ -77,10 +76,3 @@ def mean(losses: Losses) -> float | None:
     """Of the finite losses; None where there is none."""
     total, count = losses
     return total / count if count else None
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device since the epoch began, or of this process since it started on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -44,7 +44,7 @@ class TrainStep:
         self._buffers = list(self.model.buffers())  # a batch norm's statistics; DeiT has none
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `state` holds, by name: weights, buffers, their averages, the optimiser's moments."""
+        """The numbers in `state`, by name: weights, buffers, their averages, the optimiser's moments."""
         named = dict(self.model.state_dict())
         if self.ema is not None:
             named.update({f"ema.{name}": value for name, value in self.ema.module.state_dict().items()})
