@@ -1,5 +1,6 @@
 """The scripts of the paper's tables and figures: what they start, and that they run at the scale of seconds."""
 
+import argparse
 import functools
 import json
 import os
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from toe_train.analysis.paper import PAPER
+from toe_train.cli import bench
 from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.sh"))
-RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm")]
+RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed")]
 PICTURES = ("fig2", "fig7")  # these draw, the others report
 SCALES = {
     "paper": [],
@@ -355,3 +357,30 @@ def test_each_runs_and_reports(desk, script, tmp_path):
     assert rows[1:] == [re.sub(r"-s0$", "", folder.name) for folder in calls.reported]
     assert "Not finished" not in report
     assert (output / "report" / script / "report.html").read_text().count("<table>") >= 1
+
+
+def test_every_speed_figure_has_a_command_that_the_benchmarks_take(desk, tmp_path):
+    calls = desk.calls("speed", str(tmp_path / "figures"), f"data.root={desk.images}", "--batch", "32", "--rounds", "3")
+    parser = argparse.ArgumentParser()
+    bench.add_options(parser)
+    parser.add_argument("--config")
+    parser.add_argument("overrides", nargs="*")
+    files = set()
+    for program, command, *given in calls.commands:
+        assert (program, command) == ("toe-tools", "bench")
+        options = parser.parse_args(given)
+        bench.require_consistent(options)
+        assert options.rounds == 3
+        config = resolve(options.config, tuple(options.overrides))
+        assert (config.data.root == str(desk.images)) == (options.what in ("loader", "end-to-end"))
+        files.add(Path(options.json).stem)
+    assert len(files) == len(calls.commands)
+    assert {f"{what}_deit_{size}" for what in ("step", "end_to_end", "saving") for size in ("tiny", "base")} <= files
+
+
+@pytest.mark.parametrize("arguments", [[], ["figures"], ["figures", "data.root=x", "--batch", "12"], ["a", "b"]])
+def test_what_the_speed_figures_cannot_do_without_is_said(desk, tmp_path, arguments):
+    job = desk.start("speed", *arguments, cwd=tmp_path)
+    assert job.returncode == 2
+    assert job.stderr.startswith("error: ")
+    assert not list(tmp_path.glob("figures/*"))

@@ -43,7 +43,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Times and prints; returns the exit code."""
-    _check(options)
+    require_consistent(options)
     batches = options.batch or [32]
     config = load_config(options.config, options.overrides)
     for name in ("json", "profile"):  # before anything is timed
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
-def _check(options: argparse.Namespace) -> None:
+def require_consistent(options: argparse.Namespace) -> None:
     """Raises UserError for an option that this benchmark would not read, or a value out of range."""
     if options.rounds < 1:
         raise UserError(f"--rounds {options.rounds} must be at least 1")
