@@ -118,6 +118,17 @@ class Watched:
         return getattr(self.file, name)
 
 
+def saved_within(calls, checkpoints, is_best):
+    """Whether a third save that is killed at the call after so many got through."""
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, calls)
+        try:
+            checkpoints.save(state(3), is_best)
+        except Killed:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("is_best", [False, True])
 def test_killed_at_every_call_of_a_save(tmp_path, is_best):
     """Two checkpoints stand; the third is killed at its first call, then at its second, ... until one gets through."""
@@ -127,13 +138,7 @@ def test_killed_at_every_call_of_a_save(tmp_path, is_best):
         checkpoints = Checkpoints(folder)
         checkpoints.save(state(1), is_best=True)
         checkpoints.save(state(2), is_best=False)
-        with pytest.MonkeyPatch.context() as patch:
-            Disk(patch, last)
-            try:
-                checkpoints.save(state(3), is_best)
-                finished = True
-            except Killed:
-                finished = False
+        finished = saved_within(last, checkpoints, is_best)
         after = Checkpoints(folder)
         after.heal()
         found = after.find("auto")[1]["progress"]["epoch"]
@@ -161,13 +166,7 @@ def test_killed_at_every_call_of_a_save_after_the_last_was_damaged(tmp_path):
         checkpoints.save(state(1), is_best=False)
         checkpoints.save(state(2), is_best=False)
         checkpoints.last.write_bytes(checkpoints.last.read_bytes()[:-1])
-        with pytest.MonkeyPatch.context() as patch:
-            Disk(patch, last)
-            try:
-                checkpoints.save(state(3), is_best=False)
-                finished = True
-            except Killed:
-                finished = False
+        finished = saved_within(last, checkpoints, is_best=False)
         from_temporary += "whole when its save was broken off" in "\n".join(checkpoints.heal())
         found = checkpoints.find("auto")[1]["progress"]["epoch"]
         if finished:
