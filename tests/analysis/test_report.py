@@ -103,6 +103,16 @@ def test_unfinished_runs_are_named_and_not_compared(made):
     assert cells(text)[2][6:8] == ["-", "-"]
 
 
+def test_runs_that_went_on_with_other_values_are_named(made):
+    folder = made("mixed", "proxy", *SHORT)
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"kind": "start", "experiment": name}) + "\n" for name in "aab")
+        + (folder / "metrics.jsonl").read_text()
+    )
+    told = read_report([folder, made("clean", "proxy", *SHORT)], "Runs").markdown()
+    assert "**Went on with other values** than it began with: mixed;" in told
+
+
 def test_an_unfinished_seed_leaves_the_finished_ones_alone(made):
     folders = [made("toe-s0", "proxy_toe_r05", *STAGES, top1=80.0)]
     folders.append(made("toe-s1", "proxy_toe_r05", *STAGES, "seed=1", top1=20.0, epochs=1))
@@ -164,8 +174,15 @@ def test_files_of_a_report(made, tmp_path, capsys):
     assert "old" not in text
     assert tools(command) == 0
     assert page.read_text() == text
-    assert tools([*command[:-1], str(tmp_path / "none.md")]) == 2
-    assert "it has no lines '<!-- report Ours -->'" in capsys.readouterr().err
+    (tmp_path / "plain.md").write_text("no marks")
+    (tmp_path / "picture").write_bytes(b"\xff\x00")
+    for name, words in [
+        ("plain.md", "it has no lines '<!-- report Ours -->'"),
+        ("picture", "cannot be read"),
+        ("none.md", "cannot be read"),
+    ]:
+        assert tools([*command[:-1], str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_the_papers_rows_are_configurations_and_rows_of_scripts(configs):

@@ -131,6 +131,9 @@ def test_the_command(checkpoint, folder, tmp_path, capsys):
         (["--stage", "3"], "drops tokens in stage 1 or 2"),
         (["--blocks", "a"], "give numbers joined by commas"),
         (["--output", str(tmp_path / "kept.xyz")], "cannot be written"),
+        (["--output", str(tmp_path)], "must be a file with the suffix of its format, such as"),
+        (["--features", str(tmp_path / "f.png"), "--blocks", "9", "--output", str(tmp_path / "new.png")], "--blocks 9"),
     ]:
         assert tools([*command, *wrong]) == 2
         assert words in capsys.readouterr().err
+    assert not (tmp_path / "new.png").exists()

@@ -67,9 +67,11 @@ def test_a_crash_is_started_again_a_few_times(launched):
     assert told == f"all processes are started again (1 of at most {RESTARTS} times)\n"
 
 
-def test_a_crash_at_each_start_ends_it(launched):
-    code, starts, _ = launched(1)
-    assert (code, len(starts)) == (1, 1 + RESTARTS)
+@pytest.mark.parametrize(("ending", "expected"), [(1, 1), (-9, 4)])
+def test_a_crash_at_each_start_ends_it(launched, ending, expected):
+    code, starts, told = launched(ending)
+    assert (code, len(starts)) == (expected, 1 + RESTARTS)
+    assert told.endswith(f"started again {RESTARTS} times, and ended each time; the same command goes on\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -214,6 +214,7 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
         ("[1, 2]", "must hold `key: value` lines at the top, not a list"),
         ("epochs: 3\nepochs: 4", "key 'epochs' stands twice"),
         ("epochs: [", "is not valid YAML"),
+        ("seed: 2020-13-45", "is not valid YAML"),
         ("extends: nothing.yaml", "nothing.yaml does not exist (extended by"),
         ("extends: [a.yaml, b.yaml]", "must be the path of one YAML file"),
     ],
@@ -240,9 +241,20 @@ def test_a_missing_file_names_the_nearest(configs):
         ("=3", "must have the form KEY=VALUE"),
         ("optim.lr.x=3", "optim.lr is a value, not a section"),
         ("optim.betas=[0.9", "is not valid YAML"),
+        ("seed=2020-13-45", "is not valid YAML"),
+        ("seed=0b_", "is not valid YAML"),
+        ("augment.crop_scale=[0.7, 5]", "at most 1; [0.7, 1.0] would be"),
+        ("model.kwargs.in_chans=1", "must not hold in_chans: images are read as RGB"),
+        ("augment.mix_group=1", "must be even, since images are mixed in pairs; use 2"),
         ("extends=x.yaml", "cannot be overridden"),
         ("optim.rl=3", "optim.rl = 3: there is no such key; did you mean lr?"),
     ],
 )
 def test_bad_overrides(configs, override, message):
     assert message in faults(configs / "deit_tiny.yaml", override)
+
+
+def test_home_is_expanded_in_paths(configs, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(configs / "deit_tiny.yaml", ["data.root=~/images"])
+    assert config.data.root == "/home/someone/images"

@@ -300,6 +300,55 @@ def test_what_a_run_from_an_older_checkpoint_writes_over_is_kept(tiny, tmp_path,
     assert (folder.checkpoints / "best.pt.kept-1").exists()
 
 
+def test_what_a_run_with_other_values_writes_over_is_kept(tiny, tmp_path, capsys):
+    """But not where nothing that is learned depends on them."""
+    folder, command = RunFolder(tmp_path / "run"), ["--config", str(tiny), "--output", str(tmp_path / "run")]
+    assert main([*command, "epochs=1"]) == 0
+    assert main([*command, "epochs=2"]) == 0
+    newest, lines = (folder.checkpoints / "last.pt").read_bytes(), folder.metrics.read_bytes()
+    assert main([*command, "epochs=3", "expansion=null"]) == 0
+    told = capsys.readouterr().out
+    assert "with other values than the checkpoint's" in told
+    assert "--resume never begins anew" in told
+    assert (folder.checkpoints / "last.pt.kept-2").read_bytes() == newest  # kept-1 is of the epoch before
+    assert (folder.root / "metrics.jsonl.kept-2").read_bytes() == lines
+    assert len({line["experiment"] for line in read_metrics(folder.metrics, "start")}) == 3
+
+
+def test_what_stays_the_same_experiment_keeps_nothing(tiny, tmp_path):
+    folder = train(tiny, tmp_path / "run", ["epochs=3"], stops=[(1, 0)], to_the_end=False)
+    command = ["--config", str(tiny), "--output", str(folder.root), "epochs=3"]
+    assert main([*command, "train.log_every=3", "data.workers=1"]) == 0
+    assert not list(folder.root.rglob("*.kept-*"))
+
+
+@pytest.mark.parametrize("wrong", ["model.kwargs.depth=many", "model.initial_weights=nowhere.pt"])
+def test_a_run_that_is_refused_sets_none_aside(tiny, tmp_path, wrong):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    before = sorted(folder.root.rglob("*"))
+    assert main(["--config", str(tiny), "--output", str(folder.root), "--resume", "never", wrong]) == 2
+    assert sorted(path for path in folder.root.rglob("*") if path.name != ".lock") == [
+        path for path in before if path.name != ".lock"
+    ]
+    assert not list(tmp_path.glob("run.old-*"))
+
+
+def test_the_configuration_in_a_run_folder_continues_it(tiny, tmp_path, capsys):
+    folder = RunFolder(tmp_path / "run")
+    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=1"]) == 0
+    assert main(["--config", str(folder.config), "epochs=2"]) == 0
+    assert "continuing at epoch 2 of 2" in capsys.readouterr().out
+    assert len(read_metrics(folder.metrics, "epoch")) == 2
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"[1]", b"5", b'{"kind": "epoch"}', b'{"kind": []}', b'{"epoch": 3'])
+def test_a_line_that_is_none_of_a_run_is_left_out(tiny, tmp_path, line):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    folder.metrics.write_bytes(folder.metrics.read_bytes() + line + b"\n")
+    assert main(["--config", str(tiny), "--output", str(folder.root), "epochs=2"]) == 0
+    assert [record["epoch"] for record in read_metrics(folder.metrics, "epoch")] == [0, 1]
+
+
 def test_other_versions_are_told(tiny, tmp_path, capsys):
     folder = train(tiny, tmp_path / "run", ["epochs=1"])
     state = read(folder.checkpoints / "last.pt")

@@ -55,6 +55,10 @@ class Report:
         if unfinished := [run for run in self._all_runs() if not run.is_finished]:
             named = ", ".join(f"{run.folder} ({len(run.epochs)} of {run.config.epochs})" for run in unfinished)
             notes.append(f"**Not finished**, epochs in brackets: {named}; left out where another seed is finished.")
+        if mixed := [run.folder for run in self._all_runs() if run.is_mixed]:
+            notes.append(
+                f"**Went on with other values** than it began with: {', '.join(mixed)}; see its metrics.jsonl."
+            )
         notes += dict.fromkeys(row.paper.note for row in self.rows if row.paper and row.paper.note)
         return notes
 

@@ -49,6 +49,11 @@ class Run:
         return bool(self.epochs) and self.epochs[-1]["epoch"] + 1 == self.config.epochs
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether a later start changed what decides what is learned; runs of before that was written down are not."""
+        return len({start["experiment"] for start in self.starts if "experiment" in start}) > 1
+
+    @property
     def origins(self) -> set[str]:
         """Devices and versions that it ran with."""
         return {f"{start.get('device', '?')}, {start.get('versions', '?')}" for start in self.starts}

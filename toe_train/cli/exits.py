@@ -39,6 +39,8 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
+    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        return _report("error", f"{error.strerror}: {error.filename}; name another file or folder", USER_ERROR)
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
         reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
         failure = RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")

@@ -13,6 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
+from toe_train.cli.exits import START_AGAIN
 from toe_train.errors import Preempted, UserError
 
 RESTARTS = 3  # after which a run that crashes again and again ends
@@ -46,7 +47,9 @@ def launch(
     module: str = "toe_train",
     again: Callable[[set[int]], Sequence[str] | None] | None = None,
 ) -> int:
-    """Runs `python -m MODULE ARGUMENTS` in `count` processes; the first failing one's exit code.
+    """Runs `python -m MODULE ARGUMENTS` in `count` processes; the exit code of the first that fails.
+
+    It is START_AGAIN where a signal killed that one.
 
     Not with torchrun's --max-restarts, which starts again what the user has to mend, and what a signal has stopped.
 
@@ -82,7 +85,10 @@ def launch(
             codes = {failure.exitcode for failure in error.failures.values()}
             further = again(codes) if again is not None and restarts < RESTARTS else None
             if further is None:
-                return max(1, error.get_first_failure()[1].exitcode)
+                if restarts == RESTARTS:
+                    print(f"started again {RESTARTS} times, and ended each time; the same command goes on", flush=True)
+                code = error.get_first_failure()[1].exitcode
+                return code if code > 0 else START_AGAIN
         restarts, arguments = restarts + 1, further
         print(f"all processes are started again ({restarts} of at most {RESTARTS} times)", flush=True)
 

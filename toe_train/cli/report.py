@@ -34,7 +34,10 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
 def _put(path: Path, title: str, text: str) -> None:
     """Put the report in the place of the former one with its title."""
     begin, end = f"<!-- report {title} -->", "<!-- end of report -->"
-    whole = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        whole = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--into {path} cannot be read ({error}); name a text file with the marks") from None
     before, found, rest = whole.partition(begin)
     _, ended, after = rest.partition(end)
     if not found or not ended:

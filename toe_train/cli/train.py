@@ -16,8 +16,8 @@ from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.data import BatchLayout, GlobalOrder, open_datasets
-from toe_train.errors import Preempted
-from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
+from toe_train.errors import Preempted, UserError
+from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, experiment, load_config, plan_epochs
 from toe_train.training import build, memory
 from toe_train.training.build_inputs import (
     batch_layout,
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, or one of `exits`."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(given)
-    folder = RunFolder(Path(options.output or Path("runs") / Path(options.config).stem))
+    folder = RunFolder(_output(options))
     saved = Checkpoints(folder.checkpoints).watch()
 
     def again() -> str:
@@ -48,6 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return "the same command" if from_its_own else "the same command without --resume"
 
     return guarded(lambda: _run(options, given, folder, saved), again)
+
+
+def _output(options: argparse.Namespace) -> Path:
+    """The run folder: a run's own where its config.yaml is given."""
+    config = Path(options.config)
+    if options.output:
+        return Path(options.output)
+    own = RunFolder(config.parent)
+    return own.root if config.resolve() == own.config and own.metrics.exists() else Path("runs") / config.stem
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,12 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan and the predicted speed-up, build all, train nothing"
     )
-    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<config name>)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="run folder (default: runs/<config name>, or that of a run's config.yaml)"
+    )
     return parser
 
 
 def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool]) -> int:
     config = load_config(options.config, options.overrides)
+    if options.output == "":
+        raise UserError("--output is empty; name a folder, or leave it out")
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), _begins(folder, options.resume))
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
@@ -129,13 +142,15 @@ def _train(
     config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
 ) -> int:
     here.main_only(lambda: check_data(config))
+    if resume == "never" and folder.holds_a_run():  # which is not set aside for one that cannot be
+        here.main_only(lambda: _dry_build(config, here.world_size, begins=True))
     stop.leave(here, "in start-up")
     here.main_only(lambda: _open_folder(folder, resume))
     limits = _fit_to_memory(config, folder, here)
     stop.leave(here, "in start-up")
     trainer = here.together(lambda: build.build_trainer(config, here, folder, resume, limits))
     first, step = trainer.progress.epoch, trainer.progress.step
-    started = provenance(given)
+    started, made_by = provenance(given), {"experiment": experiment(config.model_dump(mode="json"))}
     # Before the training rather than after it, so that nothing can go wrong once the time is spent.
     num_classes = len(trainer.belongs_to["classes"])
     planned = plan_costs(config, num_classes) if here.is_main else None
@@ -150,7 +165,14 @@ def _train(
         folder.write_config(config, started)
         _greet(config, folder, trainer.layout, here, first, step)
     trainer.log.start(
-        {"first_epoch": first, "first_step": step, "world_size": here.world_size, "num_classes": num_classes, **started}
+        {
+            "first_epoch": first,
+            "first_step": step,
+            "world_size": here.world_size,
+            "num_classes": num_classes,
+            **made_by,
+            **started,
+        }
     )
     while True:
         trainer.stop = stop

@@ -31,13 +31,18 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         blocks = [int(part) for part in options.blocks.split(",")]
     except ValueError:
         raise UserError(f"--blocks {options.blocks}: give numbers joined by commas, such as 1,2,4") from None
+    for path in filter(None, (options.output, options.features)):
+        if not Path(path).suffix or Path(path).is_dir():
+            raise UserError(f"{path} must be a file with the suffix of its format, such as {Path(path) / 'kept.png'}")
     viewer = open_viewer(checkpoint.read(options.checkpoint), options.weights, [Path(path) for path in options.images])
     if options.stage not in viewer.stages:
         legal = " or ".join(map(str, viewer.stages))
         raise UserError(f"--stage {options.stage}: the run drops tokens in stage {legal}")
+    sets = []
+    if options.features:  # before anything is written, since it may refuse the blocks
+        sets = [token_sets(viewer, image, blocks, options.stage) for image in range(len(viewer.images))]
     _save(draw_kept(viewer), options.output)
     if options.features:
-        sets = [token_sets(viewer, image, blocks, options.stage) for image in range(len(viewer.images))]
         _save(draw_features(viewer, sets), options.features)
         rows = [
             (name, str(found.block), *(f"{distance:.1f}" for distance in found.distances), *_cosines(found))

@@ -1,6 +1,6 @@
 """What a run is: the schema of the configuration, its loading, and the plan of its epochs."""
 
-from toe_train.recipes.compare import differences, essential
+from toe_train.recipes.compare import differences, essential, experiment
 from toe_train.recipes.curriculum import Clock
 from toe_train.recipes.load import dump_config, load_config
 from toe_train.recipes.plan import EpochPlan, Segment, config_at, curriculum_stages, plan_epochs, segments
@@ -16,6 +16,7 @@ __all__ = [
     "differences",
     "dump_config",
     "essential",
+    "experiment",
     "load_config",
     "plan_epochs",
     "segments",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 # What may change from machine to machine without making it another one, by section.
@@ -34,3 +36,8 @@ def essential(config: dict[str, Any]) -> dict[str, Any]:
         else section
         for name, section in config.items()
     }
+
+
+def experiment(config: dict[str, Any]) -> str:
+    """A short name of what a dumped configuration decides of what is learned: equal for equal `essential` values."""
+    return hashlib.sha256(json.dumps(essential(config), sort_keys=True).encode()).hexdigest()[:12]

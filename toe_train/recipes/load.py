@@ -88,15 +88,17 @@ def _read(path: Path, asked_by: Path | None) -> dict[str, Any]:
         )
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read{origin}: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{place} is not valid YAML{origin}: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there is not
         raise UserError(f"{path} is not valid YAML{origin}: {' '.join(str(error).split())}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read{origin}: {error}") from None
     if values is None:
         raise UserError(f"{path}{origin} is empty; write at least `extends: deit_tiny.yaml` or the like")
     if not isinstance(values, dict):
@@ -124,7 +126,7 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         raise UserError("extends= cannot be overridden on the command line; name another file with --config")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"override {override!r}: the value {text!r} is not valid YAML; quote it") from None
     here = values
     for depth, part in enumerate(path[:-1], 1):

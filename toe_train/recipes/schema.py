@@ -7,9 +7,19 @@ field is read somewhere; unknown keys are refused.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from toe_train.expansion.schedule import ExpansionSchedule
 from toe_train.recipes.curriculum import equal_compute_stages
@@ -29,6 +39,8 @@ Probability = Annotated[Number, Field(ge=0, le=1)]
 BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
+
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell expands no ~ behind a =
 
 Metric = Literal["cosine", "euclidean", "manhattan", "euclidean_released", "manhattan_released"]
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
@@ -57,6 +69,7 @@ class ModelConfig(Section):
     def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
         reserved = {
             "num_classes": "the data set gives it",
+            "in_chans": "images are read as RGB",
             "drop_path_rate": "use model.drop_path",
             "img_size": "use model.image_size",
             "pretrained": "use model.initial_weights",
@@ -99,7 +112,7 @@ class DataConfig(Section):
     """Where the images are."""
 
     kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
-    root: str = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
+    root: HomePath = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
     workers: Annotated[Integer, Field(ge=0, le=512)] = 8  # loader processes per training process
     download: bool = False  # CIFAR only
     check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
@@ -141,18 +154,26 @@ class AugmentConfig(Section):
             raise ValueError(f"must be [low, high] with 0 < low <= high; {sorted(value)} would be in order")
         return value
 
+    @field_validator("crop_scale")
+    @classmethod
+    def _share_of_the_image(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError(f"must be shares of the image's area, at most 1; [{min(value[0], 1.0)}, 1.0] would be")
+        return value
+
     @field_validator("mix_group")
     @classmethod
     def _even(cls, value: int) -> int:
         if value % 2:
-            raise ValueError(f"must be even, since images are mixed in pairs; use {value - 1 or 2} or {value + 1}")
+            near = " or ".join(str(even) for even in (value - 1, value + 1) if even)
+            raise ValueError(f"must be even, since images are mixed in pairs; use {near}")
         return value
 
 
 class TokenLabelsConfig(Section):
     """Label files for each part of a training image (LV-ViT); `toe-tools labels` makes them."""
 
-    root: str  # holds <class>/<image>.pt
+    root: HomePath  # holds <class>/<image>.pt
     geometry: Literal["full", "center_crop"] = "full"  # what part of its image a map covers; see `JointTransform`
     # released: labels from the transposed place of the crop, as the released code takes them.
     alignment: Literal["correct", "released"] = "correct"
@@ -164,7 +185,7 @@ class OptimConfig(Section):
     """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    lr: Positive = 5.0e-4
+    lr: Annotated[Number, Field(gt=0, le=1e30)] = 5.0e-4
     lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
     weight_decay: NonNegative = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, config_at, differences, plan_epochs
+from toe_train.recipes import RunConfig, config_at, differences, essential, plan_epochs
 from toe_train.training.build_inputs import (
     batch_layout,
     build_eval_transform,
@@ -23,7 +23,7 @@ from toe_train.training.build_inputs import (
 )
 from toe_train.training.build_model import BuiltModel, build_model, load_initial
 from toe_train.training.build_step import MicroBatches, build_compile, build_schedule, build_step
-from toe_train.training.checkpoint import Checkpoints, keep_newer, weights_of
+from toe_train.training.checkpoint import Checkpoints, keep, weights_of
 from toe_train.training.device_batches import DeviceBatches
 from toe_train.training.distributed import Processes, jobs
 from toe_train.training.evaluate import Scores, evaluate
@@ -140,7 +140,9 @@ def build_trainer(
     # Last of all, since it drops the metric lines of what came later.
     kept: list[str] = []
     if found is not None and processes.is_main and progress.epoch < config.epochs:
-        kept = keep_newer(found[0], checkpoints, folder.metrics)
+        is_older = checkpoints.last.exists() and not found[0].samefile(checkpoints.last)
+        if is_older or essential(found[1]["config"]) != essential(belongs_to["config"]):
+            kept = keep(checkpoints, folder.metrics)
     trainer.log = _build_log(config, processes, folder, progress)
     for line in kept:
         trainer.log.note(line)
@@ -151,7 +153,10 @@ def build_trainer(
         changed = differences(found[1]["config"], belongs_to["config"])
         changed += differences(found[1]["versions"], versions(), "version of ")
     if changed and progress.epoch < config.epochs:
-        trainer.log.note("resuming with other values than the checkpoint's, which count from now on:")
+        trainer.log.note(
+            "resuming with other values than the checkpoint's, which count from now on (--resume never "
+            "begins anew, and sets this run aside):"
+        )
         trainer.log.note("\n".join(f"  {line}" for line in changed))
     return trainer
 

@@ -118,10 +118,11 @@ def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -
         )
     patch = embedding.patch_size[0]
     if size % patch:
-        below = size // patch * patch
+        whole = size // patch * patch
+        near = " or ".join(str(multiple) for multiple in (whole, whole + patch) if multiple)
         raise UserError(
-            f"{given} is not a multiple of the patch size {patch} of {name}: "
-            f"the model would not see the edge; use {below or patch} or {below + patch}"
+            f"{given} is not a multiple of the patch size {patch} of {name}: the model would not see the edge; "
+            f"use {near}"
         )
     return grid[0], grid[1]
 

@@ -133,18 +133,14 @@ class Checkpoints:
         return told
 
 
-def keep_newer(start: Path, checkpoints: Checkpoints, metrics: Path) -> list[str]:
-    """Second names for what a run that goes on from the older checkpoint `start` writes over; a line for each.
-
-    They are its checkpoints, and its metric lines, of which it drops the later ones.
-    """
+def keep(checkpoints: Checkpoints, metrics: Path) -> list[str]:
+    """Second names for a run's checkpoints and metric lines, which it will write over; a line for each."""
     told = []
-    if checkpoints.last.exists() and not start.samefile(checkpoints.last):
-        for path in (checkpoints.last, checkpoints.previous, checkpoints.best, metrics):
-            if path.exists():
-                kept = _free_name(path, "kept")
-                sealed.replace_by_link(path, kept)
-                told.append(f"{path}, which the run will write over, stays as {kept}")
+    for path in (checkpoints.last, checkpoints.previous, checkpoints.best, metrics):
+        if path.exists():
+            kept = _free_name(path, "kept")
+            sealed.replace_by_link(path, kept)
+            told.append(f"{path}, which the run will write over, stays as {kept}")
     return told
 
 

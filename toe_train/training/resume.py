@@ -56,7 +56,7 @@ def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], clas
     if differing := differences({"model": saved}, {"model": now}):
         raise UserError(
             f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
-            "Give the same model, or another --output folder, or --resume never to start anew"
+            "Give the same model; for a new run another --output, or --resume never"
         )
     if state["classes"] != classes:
         raise UserError(

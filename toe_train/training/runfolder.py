@@ -71,9 +71,13 @@ class RunFolder:
             pass
         self._lock = file
 
+    def holds_a_run(self) -> bool:
+        """Whether there are files of an earlier run."""
+        return self.metrics.exists() or self.checkpoints.exists()
+
     def set_aside(self) -> Path | None:
         """Renames a folder with an earlier run's files, so that a new run loses nothing; its new path."""
-        if not self.metrics.exists() and not self.checkpoints.exists():
+        if not self.holds_a_run():
             return None
         number = 1
         while (aside := self.root.with_name(f"{self.root.name}.old-{number}")).exists():

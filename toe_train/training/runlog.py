@@ -14,6 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 Record = dict[str, Any]
+KEYS: dict[str, tuple[str, ...]] = {
+    "start": (),
+    "step": ("epoch", "step"),
+    "epoch": ("epoch",),
+}  # that a line of a kind cannot do without
 
 
 class RunLog:
@@ -210,17 +215,20 @@ class Several(RunLog):
 
 
 def read_metrics(path: Path, kind: str) -> list[Record]:
-    """The records of one kind in a `metrics.jsonl`, in order; a half-written last line is left out."""
+    """The records of one kind in a `metrics.jsonl`, in order; what is no whole line of a run is left out."""
     return [record for record in _records(path) if record.get("kind") == kind]
 
 
 def _records(path: Path) -> list[Record]:
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError:
             continue
+        needed = KEYS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+        if needed is not None and all(key in record for key in needed):
+            records.append(record)
     return records
 
 
