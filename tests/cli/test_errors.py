@@ -289,6 +289,14 @@ def full(*arguments):
     raise OSError(28, "No space left on device", "metrics.jsonl")
 
 
+def test_a_path_that_cannot_be_is_the_users(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    given = ["pack", "--images", folder, "--output", tmp_path / "file/copy", "--short-side", 8]
+    assert tools.main([*map(str, given)]) == 2
+    message = capsys.readouterr().err
+    assert message == f"error: Not a directory: {tmp_path}/file/copy; name another file or folder\n"
+
+
 def test_a_full_disk_while_logging(run, monkeypatch):
     monkeypatch.setattr(JsonLines, "_write", full)
     code, out, error = run("--output", "run")

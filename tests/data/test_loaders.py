@@ -2,6 +2,7 @@ import multiprocessing
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from toe_train.data import (
     BatchLayout,
@@ -183,6 +184,23 @@ def test_workers_end_with_an_error(error):
         with pytest.raises(type(error)):
             list(loader)
         assert set(multiprocessing.active_children()) <= others
+
+
+@pytest.mark.parametrize(
+    ("seen", "raised"), [(ConnectionResetError(104, "reset"), RuntimeError), (OSError(28, "No space left"), OSError)]
+)
+def test_a_worker_that_is_gone_with_its_batch_is_named(parts, monkeypatch, seen, raised):
+    """The batch's memory is asked of it."""
+
+    def failing(self):
+        raise seen
+
+    _, eval_set = parts
+    loader = eval_loader(eval_set, range(6), 2, workers=1)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", failing)
+    with pytest.raises(raised) as caught:
+        list(loader)
+    assert str(caught.value).startswith("DataLoader worker is gone") == (raised is RuntimeError)
 
 
 def test_workers_end_when_closed(parts):

@@ -17,6 +17,7 @@ RUN_FAILED = 3  # it cannot go on
 START_AGAIN = 4  # the same command goes on
 PREEMPTED = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the same command") -> int:
@@ -39,9 +40,9 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
-    except (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        return _report("error", f"{error.strerror}: {error.filename}; name another file or folder", USER_ERROR)
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
+        if isinstance(error, WRONG_PATH) and error.filename is not None:
+            return _report("error", f"{error.strerror}: {error.filename}; name another file or folder", USER_ERROR)
         reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
         failure = RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")
         return _report("run failed", failure, RUN_FAILED, again())

@@ -32,6 +32,10 @@ class CleanErrors:
             return
         except Exception as fault:
             self.close()
+            gone = isinstance(fault, (EOFError, ConnectionError, FileNotFoundError))
+            if gone and self.loader.num_workers and not str(fault).startswith("Caught "):
+                # The memory of a batch is asked of the worker that made it, by a socket.
+                raise RuntimeError(f"DataLoader worker is gone, with a batch that it made ({fault!r})") from fault
             if not isinstance(fault, UserError):
                 raise
             marker = f"{UserError.__module__}.{UserError.__qualname__}: "
