@@ -25,3 +25,12 @@ class Interrupted(RunFailed):
 
 class Preempted(Reported, RuntimeError):
     """A run that a signal asked to stop and that saved its place. Exit code 75, for a scheduler to start it again."""
+
+
+def of_system(error: OSError) -> UserError | RunFailed:
+    """What a fault of the file system means: another path is to be named, or room or rights to be given."""
+    wrong_path = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, wrong_path) and error.filename is not None:
+        return UserError(f"{error.strerror}: {error.filename}; name another path, or put this one right")
+    reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
+    return RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")

@@ -294,7 +294,7 @@ def test_a_path_that_cannot_be_is_the_users(folder, tmp_path, capsys):
     given = ["pack", "--images", folder, "--output", tmp_path / "file/copy", "--short-side", 8]
     assert tools.main([*map(str, given)]) == 2
     message = capsys.readouterr().err
-    assert message == f"error: Not a directory: {tmp_path}/file/copy; name another file or folder\n"
+    assert message == f"error: Not a directory: {tmp_path}/file/copy; name another path, or put this one right\n"
 
 
 def test_a_full_disk_while_logging(run, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from toe_train.cli.tools import main as tools
 from toe_train.data import Packing, open_datasets, pack_images
-from toe_train.errors import RunFailed, UserError
+from toe_train.errors import UserError
 
 
 def picture(size, seed=0):
@@ -235,5 +235,5 @@ def test_a_folder_that_cannot_be_made_ends_it_with_a_message(source, tmp_path):
     (output / "train/cat/wide.JPEG").unlink()
     (output / "train/cat").rename(output / "train/gone")
     (output / "train/cat").write_bytes(b"in the way")  # of the folder
-    with pytest.raises(RunFailed, match="then the same command continues"):
+    with pytest.raises(UserError, match="name another path, or put this one right"):
         pack_images(source, output, Packing(32, 95), workers=1)

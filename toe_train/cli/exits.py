@@ -6,18 +6,19 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import NoReturn
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError
+from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError, of_system
 
 USER_ERROR = 2
 RUN_FAILED = 3  # it cannot go on
 START_AGAIN = 4  # the same command goes on
 PREEMPTED = 75  # EX_TEMPFAIL
 INTERRUPTED = 130
-WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the same command") -> int:
@@ -41,11 +42,7 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
     except torch.OutOfMemoryError as error:
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
-        if isinstance(error, WRONG_PATH) and error.filename is not None:
-            return _report("error", f"{error.strerror}: {error.filename}; name another file or folder", USER_ERROR)
-        reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
-        failure = RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")
-        return _report("run failed", failure, RUN_FAILED, again())
+        return guarded(partial(_raise, of_system(error)), again)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -61,6 +58,10 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
             INTERRUPTED,
             again(),
         )
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def _report(what: str, fault: object, code: int, again: str = "the same command") -> int:

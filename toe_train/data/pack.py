@@ -23,7 +23,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from toe_train.data.images import load_rgb
-from toe_train.errors import RunFailed, UserError
+from toe_train.errors import RunFailed, UserError, of_system
 
 RECORD = "pack.json"
 JPEG_NAMES = (".jpg", ".jpeg")
@@ -95,7 +95,7 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
                 faults += [fault] if fault else []
         strays = [str(output / name) for name in sorted(_images_below(output)) if name not in uses]
     except OSError as error:
-        raise RunFailed(f"{error}; make room, or give the right to it, then the same command continues") from None
+        raise of_system(error) from None
     except BrokenProcessPool:
         raise RunFailed("a process was killed, perhaps for want of memory; use fewer --workers to continue") from None
     return Packed(written, len(names) - written - len(faults), faults, strays)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import Interrupted, Reported, RunFailed, UserError
+from toe_train.errors import Interrupted, Reported, RunFailed, UserError, of_system
 
 Result = TypeVar("Result")
 
@@ -132,7 +132,7 @@ class Processes:
         except (UserError, RunFailed) as error:
             fault = error
         except OSError as error:
-            fault = RunFailed(f"{error}; make room, or give the right to it, then start the same command again")
+            fault = of_system(error)
         first = next((found for found in self.gather(fault) if found is not None), None)
         if first is not None:
             first.shared = True
