@@ -9,6 +9,6 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: what torch's and gloo's threads do while the interpreter is taken down must not change the exit code,
-    # which decides whether the run is started again (seen once: SIGABRT in place of 3).
+    # Not sys.exit: what torch's and gloo's threads do while the interpreter is taken down must not change the exit
+    # code, which decides whether the run is started again (seen once: SIGABRT in place of 3).
     os._exit(code)
