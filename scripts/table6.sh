@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Table 6: r0, the number of stages and k, on DeiT-T. scripts/table6.sh data.root=/path/to/imagenet
-# Which printed value belongs to which column is lost but for the default's, 72.6 (spec.md 8).
+# Which printed value belongs to which column is lost but for the default's, 72.6 (docs/fidelity.md, "Printed tables").
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

@@ -1,6 +1,7 @@
-"""The layers: a file imports from its own layer or a lower one, and only the libraries of its layer."""
+"""The layers: a file imports from its own layer or a lower one, and only what its folder may know."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -8,17 +9,27 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "toe_train"
 ROOT_FILES = {"errors", "_version"}  # below all layers but the algorithm, which needs neither
+LOWER = {"expansion", "models", "methods", "runs", "data", "recipes", "tasks", "training", "build"}
 
 # Folder -> (the project's folders it may import, libraries it may import; None: any that is installed)
 ALLOWED = {
     "expansion": ({"expansion"}, {"torch"}),
     "models": ({"expansion", "models"}, {"torch", "timm"}),
+    "methods": ({"expansion", "models", "methods"}, {"torch"}),
+    "runs": ({"runs"}, {"torch", "torchvision", "timm.__version__", "timm", "numpy", "tqdm"}),
     "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm"}),
     "recipes": ({"recipes", "expansion.schedule"}, {"yaml", "pydantic"}),
-    "training": ({"expansion", "models", "data", "recipes", "training"}, None),
-    "analysis": ({"expansion", "models", "data", "recipes", "training", "analysis"}, None),
-    "cli": ({"expansion", "models", "data", "recipes", "training", "analysis", "cli"}, None),
+    "tasks": ({"models", "runs", "data", "tasks"}, {"torch", "torchvision", "timm"}),
+    "training": (LOWER - {"build", "expansion"}, None),
+    "build": (LOWER, None),
+    "analysis": (LOWER | {"analysis"}, None),
+    "cli": (LOWER | {"analysis", "cli"}, None),
 }
+# What a folder may not name although it may import the package that has it.
+NOT_NAMED = {"training": {"RunConfig", "load_config"}}
+# Packages of which others import what `__init__` names, and no files; `recipes` does without torch.
+BY_PACKAGE = ("data", "recipes", "expansion", "models")
+BY_FILE = {("recipes", "expansion.schedule")}
 
 
 def imported(tree: ast.AST) -> list[str]:
@@ -38,8 +49,19 @@ def fault(folder: str, name: str) -> str | None:
     ours, libraries = ALLOWED[folder]
     top, _, rest = name.partition(".")
     if top == "toe_train":
-        if rest.partition(".")[0] in ROOT_FILES:
+        package, _, inner = rest.partition(".")
+        if package in ROOT_FILES:
             return "the algorithm stands alone" if folder == "expansion" else None
+        if inner in NOT_NAMED.get(folder, ()):
+            return f"{folder} takes plain arguments and no {inner}"
+        by_file = "." in inner
+        if (
+            package in BY_PACKAGE
+            and folder != package
+            and by_file
+            and not any(folder == who and rest.startswith(what) for who, what in BY_FILE)
+        ):
+            return f"{package} is imported from as a package: from toe_train.{package} import ..."
         if any(rest == allowed or rest.startswith(f"{allowed}.") for allowed in ours):
             return None
         return f"{folder} may import {sorted(ours)} only"
@@ -64,6 +86,33 @@ def test_every_folder_has_a_layer():
     assert {path.relative_to(PACKAGE).parts[0] for path in FILES} == set(ALLOWED)
 
 
+KINDS = r"token.?expansion|\btoe\b|token.?label|token.?merg|depth.?growth|sparsity|classif|detection|top-?1|mixup"
+
+
+@pytest.mark.parametrize("name", ["loop.py", "step.py"])
+def test_the_loop_and_the_step_name_no_task_and_no_method(name):
+    text = (PACKAGE / "training" / name).read_text()
+    assert re.findall(KINDS, text, re.IGNORECASE) == []
+
+
+@pytest.mark.parametrize("folder", ["training", "runs"])
+def test_nobody_below_build_asks_which_task_or_method_it_is(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert not re.search(r"expansion is None|token_labels|val_top1", path.read_text()), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_fits_the_eye(path):
+    """At most 300 lines, and no function over 70."""
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    long = {node.name: node.end_lineno - node.lineno + 1 for node in functions if node.end_lineno - node.lineno >= 70}
+    assert long == {}
+
+
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
@@ -73,7 +122,13 @@ def test_every_folder_has_a_layer():
         ("data", "toe_train.recipes.RunConfig"),
         ("recipes", "torch"),
         ("recipes", "toe_train.expansion.TokenExpansion"),
+        ("runs", "toe_train.models.create_model"),
+        ("runs", "toe_train.recipes.RunConfig"),
+        ("methods", "toe_train.recipes.RunConfig"),
+        ("training", "toe_train.recipes.RunConfig"),
+        ("training", "toe_train.build.model.build_model"),
         ("training", "toe_train.analysis.flops"),
+        ("build", "toe_train.data.sets.TrainSet"),
         ("analysis", "toe_train.cli.train"),
     ],
 )

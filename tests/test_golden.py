@@ -13,9 +13,9 @@ from timm.data.mixup import mixup_target
 from torch import nn
 
 from toe_train import ExpansionSchedule, TokenExpansion, attach
-from toe_train.data import low_frequency_crop, token_targets
+from toe_train.data import low_frequency_crop
 from toe_train.models import create_model
-from toe_train.training.losses import TokenLabelLoss
+from toe_train.tasks.token_labelling import TokenLabelLoss, token_targets
 
 GOLDEN = Path(__file__).with_name("golden")
 

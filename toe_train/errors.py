@@ -2,13 +2,22 @@
 
 
 class Reported(Exception):
-    """Base of them all.
+    """Base of them all; its message says what happened.
 
     Attributes:
+        then: how to go on, a clause in which `{command}` stands for the command that does so; empty where none does.
         shared: whether every process of the run raises it, so that one telling is enough.
     """
 
     shared = False
+
+    def __init__(self, message: str, *, then: str = "") -> None:
+        super().__init__(message)
+        self.then = then
+
+    def told(self, command: str) -> str:
+        """The whole of it, where `command` goes on."""
+        return f"{self}; {self.then.format(command=command)}" if self.then else str(self)
 
 
 class UserError(Reported, ValueError):
@@ -33,4 +42,4 @@ def of_system(error: OSError) -> UserError | RunFailed:
     if isinstance(error, wrong_path) and error.filename is not None:
         return UserError(f"{error.strerror}: {error.filename}; name another path, or put this one right")
     reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
-    return RunFailed(f"{reason}; make room, or give the right to it, then the same command continues")
+    return RunFailed(f"{reason}; make room, or give the right to it", then="then {command} continues")

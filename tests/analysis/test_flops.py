@@ -3,8 +3,8 @@
 import pytest
 
 from toe_train.analysis.flops import plan_costs, stage_cost
+from toe_train.build.model import build_model
 from toe_train.recipes import load_config
-from toe_train.training.build_model import build_model
 
 
 def deit_macs(width, after, full=197, classes=1000):
@@ -74,9 +74,9 @@ def test_lv_vit(configs, size, width, depth, thop, with_attention, speedup):
 
 def test_counting_leaves_the_model_as_it_was(configs):
     built = build_model(load_config(configs / "quickstart.yaml"), 10)
-    built.expansion.set_epoch(25)
+    built.method.begin_epoch(25)
     stage_cost(built, 16, stage=1)
-    assert built.expansion.stage == 3
+    assert built.method.stage == 3
     assert built.model.training
     assert all(module.training for module in built.model.modules())
 
@@ -102,7 +102,7 @@ def test_efficienttrain_plus_plus_against_300_plain_epochs(configs, name, width)
     ],
 )
 def test_table_4(configs, name, speedups):
-    """By thop and with attention counted (spec.md 8.1); the joint timeline is that of 4.4."""
+    """By thop and with attention counted; the joint timeline (docs/fidelity.md, "FLOPs", "EfficientTrain with ToE")."""
     planned = plan_costs(load_config(configs / f"{name}.yaml"), 1000)
     assert (round(planned.thop_speedup, 3), round(planned.speedup, 3)) == speedups
     if "toe" in name:

@@ -19,7 +19,7 @@ from toe_train.analysis.teacher import open_teacher
 from toe_train.cli import tools, train
 from toe_train.data import FolderImages, check_datasets, read_token_labels
 from toe_train.errors import UserError
-from toe_train.training import checkpoint
+from toe_train.runs.checkpoints import read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLASSES = [f"class{number}" for number in range(7)]
@@ -320,7 +320,7 @@ def test_a_teacher_that_toe_train_trained(make, images, tiny, tmp_path, capsys, 
     code, out, error = make("--image-size", 16, teacher=("--teacher-weights", path))
     assert code == 0, error
     assert "14 label files made" in out
-    state, source = checkpoint.read(path), FolderImages(images)
+    state, source = read(path), FolderImages(images)
     teacher = open_teacher(None, str(path), None, source.classes)
     saved = state["ema" if metric == "ema_top1" else "model"]
     assert all(torch.equal(saved[key], value) for key, value in teacher.model.state_dict().items())

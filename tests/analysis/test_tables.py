@@ -11,7 +11,7 @@ from toe_train.analysis.step_speed import benchmark_step
 from toe_train.analysis.tables import summary_table, table
 from toe_train.cli import tools
 from toe_train.recipes import load_config
-from toe_train.training.runfolder import RunFolder
+from toe_train.runs.folder import RunFolder
 
 LOADERS = ["ours", "timm's, float32", "timm's, bytes"]
 

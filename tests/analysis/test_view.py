@@ -4,13 +4,13 @@ import torch
 from PIL import Image
 
 from toe_train.analysis.view import kept_and_merged, open_viewer, token_sets
+from toe_train.build.model import build_model
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.errors import UserError
+from toe_train.methods.pictures import DIMMED
 from toe_train.recipes import RunConfig
-from toe_train.training.build_model import build_model
-from toe_train.training.checkpoint import read
-from toe_train.training.pictures import DIMMED
+from toe_train.runs.checkpoints import read
 
 
 @pytest.fixture(scope="module")

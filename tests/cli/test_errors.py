@@ -12,9 +12,9 @@ from toe_train.cli import tools, train
 from toe_train.cli.exits import guarded
 from toe_train.data import SkippedImages
 from toe_train.errors import Interrupted, RunFailed, UserError
-from toe_train.training import sealed
-from toe_train.training.memory import RanOut
-from toe_train.training.runlog import JsonLines
+from toe_train.runs import sealed
+from toe_train.runs.log import JsonLines
+from toe_train.runs.memory import RanOut
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_evaluating(run, refused, trained, folder):
 
 
 def test_evaluation_repeats_what_the_run_measured(run, trained):
-    from toe_train.training.runlog import read_metrics
+    from toe_train.runs.log import read_metrics
 
     record = read_metrics(trained.parents[1] / "metrics.jsonl", "epoch")[-1]
     for weights, key in (("model", "val_top1"), ("ema", "ema_top1")):

@@ -12,8 +12,8 @@ import torch
 from toe_train.cli import train
 from toe_train.cli.launch import RESTARTS
 from toe_train.errors import Preempted
-from toe_train.training import distributed
-from toe_train.training.runlog import read_metrics
+from toe_train.runs import processes as distributed
+from toe_train.runs.log import read_metrics
 
 # Leaves a file for each start; the second process ends as the argument after the number of starts so far says.
 WORKER = """
@@ -76,12 +76,12 @@ def test_a_crash_at_each_start_ends_it(launched, ending, expected):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_asked_in_the_start_up_of_the_launcher(tiny, tmp_path, monkeypatch, capsys, number):
-    def slow(*arguments):
+    def slow(*arguments, **options):
         signal.raise_signal(number)
         time.sleep(0.2)  # a thread reads it
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "_dry_build", slow)
+    monkeypatch.setattr(train, "dry_build", slow)
     monkeypatch.setattr(train, "launch", None)
     given = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--nproc", "2", "--resume", "never"]
     assert train.main(given) == 75
@@ -101,10 +101,10 @@ def test_which_runs_are_started_again(tiny, tmp_path, monkeypatch, capsys):
         asked.append(again({1, 4}))
         asked.append(again({4}))
         assert again({3, 4}) is None
-        raise Preempted("by a signal; the same command continues")
+        raise Preempted("by a signal", then="{command} continues")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "_dry_build", lambda *arguments: None)
+    monkeypatch.setattr(train, "dry_build", lambda *arguments, **options: None)
     monkeypatch.setattr(train, "launch", launching)
     given = ["--config", str(tiny), "--output", str(run), "--resume", "never"]
     assert train.main([*given, "--nproc", "2"]) == 75

@@ -5,7 +5,7 @@ from PIL import Image
 from timm.data.auto_augment import AugmentOp
 
 from toe_train.data import DrawView, Pixels, collate, made, normalized, seeded
-from toe_train.data.device_augment import _OPERATIONS, NAMES, NOTHING, Drawing, View, Views
+from toe_train.data.augmentation.device_augment import _OPERATIONS, NAMES, NOTHING, Drawing, View, Views
 from toe_train.errors import UserError
 
 NO_ERASING = {"erasing_prob": 0.0}

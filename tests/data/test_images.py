@@ -98,7 +98,9 @@ def test_nothing_reaches_the_console(tmp_path):
     image = Image.fromarray(np.zeros((8, 8), dtype=np.uint8), mode="P")
     image.putpalette([1, 2, 3])
     image.save(tmp_path / "palette.png", transparency=b"\x00")
-    program = "import sys; from toe_train.data.images import load_rgb; [load_rgb(path) for path in sys.argv[1:]]"
+    program = (
+        "import sys; from toe_train.data.sources.images import load_rgb; [load_rgb(path) for path in sys.argv[1:]]"
+    )
     command = [sys.executable, "-c", program, tmp_path / "exif.jpg", tmp_path / "palette.png"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (ended.stdout, ended.stderr) == ("", "")

@@ -9,7 +9,8 @@ from PIL import Image
 from timm.data import auto_augment
 from torchvision import transforms
 
-from toe_train.data import JointTransform, TokenMap, seeded, token_targets
+from toe_train.data import JointTransform, TokenMap, seeded
+from toe_train.tasks.token_labelling import token_targets
 
 SIZES = [(210, 210), (330, 210), (150, 270)]  # width, height
 GEOMETRIES = ["full", "center_crop"]

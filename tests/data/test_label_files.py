@@ -22,7 +22,7 @@ from toe_train.data import (
     require_healthy,
     train_loader,
 )
-from toe_train.data.label_record import LabelRecord
+from toe_train.data.labels.record import LabelRecord
 from toe_train.errors import UserError
 
 CLASSES = ["bird", "cat", "dog"]

@@ -42,7 +42,7 @@ def test_deits_recipe(deit_transform):
 
 
 def test_downsampling_by_lanczos_stands_between_rand_augment_and_normalising(deit_transform):
-    """EfficientTrain++ (spec.md 4.5)."""
+    """EfficientTrain++ (docs/fidelity.md)."""
     built = deit_transform(224, downsampled=96)
     kinds = [type(step).__name__.removeprefix("Maybe") for step in built.transforms]
     assert kinds[2:5] == ["RandAugment", "Resize", "ToTensor"]

@@ -1,10 +1,10 @@
-"""Table 5: the eight configurations of fine-tuning on CIFAR (spec.md 5)."""
+"""Table 5: the eight configurations of fine-tuning (docs/fidelity.md, "Fine-tuning on CIFAR")."""
 
 import pytest
 import torch
 
+from toe_train.build.step import build_optimizer, build_schedule
 from toe_train.recipes import load_config, plan_epochs
-from toe_train.training.build_step import build_optimizer, build_schedule
 
 
 @pytest.mark.parametrize("size", ["tiny", "small"])

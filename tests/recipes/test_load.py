@@ -78,7 +78,7 @@ def test_a_plan_is_cut_where_the_stage_changes(configs):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_efficienttrain_plus_plus(configs, size):
-    """Ten stages, each a tenth of the compute; ToE's boundaries at thirds of it (spec.md 4.5)."""
+    """Ten stages of a tenth of the compute; ToE's boundaries at thirds of it (docs/fidelity.md, "EfficientTrain++")."""
     config = load_config(configs / f"deit_{size}_etpp_toe_r06.yaml")
     plans = plan_epochs(config)
     stages = curriculum_stages(plans)
@@ -95,7 +95,7 @@ def test_efficienttrain_plus_plus(configs, size):
 
 @pytest.mark.parametrize("size", ["tiny", "small"])
 def test_efficienttrain(configs, size):
-    """The recipe of spec.md 4.1, baseline and curriculum."""
+    """The recipe of docs/fidelity.md, "EfficientTrain", baseline and curriculum."""
     plain = load_config(configs / f"deit_{size}_et_baseline.yaml")
     config = load_config(configs / f"deit_{size}_et_toe_r06.yaml")
     stages = curriculum_stages(plan_epochs(config))

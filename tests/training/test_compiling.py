@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from toe_train.cli.train import main
-from toe_train.training.runfolder import RunFolder
-from toe_train.training.runlog import read_metrics
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import read_metrics
 
 STAGES = "{stage_epochs: [0, 1], image_sizes: [8, 16], rand_augments: [rand-m1, rand-m2], micro_batches: [256, 256]}"
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from toe_train.build.step import build_schedule
 from toe_train.models import create_model
 from toe_train.recipes import load_config
-from toe_train.training.build_step import build_schedule
 from toe_train.training.optim import create_optimizer, set_lr
 
 
@@ -37,7 +37,7 @@ def test_plain_stepping_trains_an_epoch_at_its_own_rate(schedule):
 
 
 def test_by_step_the_published_means_of_efficienttrain(configs):
-    """4096 images a step, 312 steps an epoch; the means that its authors' log prints (spec.md 4.1)."""
+    """4096 images a step, 312 steps an epoch; the means that a log prints (docs/fidelity.md, "EfficientTrain")."""
     config = load_config(configs / "deit_tiny_et_baseline.yaml")
     schedule = build_schedule(config, None, 1_281_167 // config.train.global_batch)
     assert schedule.mean(99) == pytest.approx(0.00325593952824367, rel=1e-14)
@@ -48,7 +48,7 @@ def test_by_step_the_published_means_of_efficienttrain(configs):
 
 
 def test_efficienttrain_plus_plus_goes_on_where_the_stage_before_left_its_schedule(configs):
-    """Against the ten launches of its script: the schedule and the first and last epoch of each (spec.md 4.5)."""
+    """Its script's ten launches: schedule, first and last epoch of each (docs/fidelity.md, "EfficientTrain++")."""
     schedule = build_schedule(load_config(configs / "deit_tiny_etpp.yaml"), None, 312)
     launches = [(1088, 217, 0, 108), (1088, 217, 108, 217)]
     launches += [(392, 78, begin, end) for begin, end in ((78, 117), (117, 156), (156, 196), (196, 235))]
@@ -91,7 +91,7 @@ def test_sgd_takes_its_momentum():
 
 
 def test_the_cooldown_stays_at_the_least_rate(schedule):
-    """LV-ViT: 300 epochs of cosine and 10 after it, plain stepping, 1.6e-3 whatever the batch (spec.md 3.2)."""
+    """300 epochs of cosine, 10 after it, plain stepping, 1.6e-3 whatever the batch (docs/fidelity.md, "LV-ViT")."""
     plain = schedule(
         "epochs=310",
         "schedule.cooldown_epochs=10",

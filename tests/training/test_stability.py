@@ -6,17 +6,17 @@ import math
 import re
 
 import pytest
+import support
 import torch
 
-from toe_train.data import BatchMixing
 from toe_train.errors import RunFailed
 from toe_train.recipes import load_config
-from toe_train.training.build import build_trainer
-from toe_train.training.checkpoint import read
-from toe_train.training.distributed import Processes
-from toe_train.training.runfolder import RunFolder
-from toe_train.training.runlog import read_metrics
-from toe_train.training.stability import Counts, StepGuard, not_finite
+from toe_train.runs.checkpoints import read
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import read_metrics
+from toe_train.runs.processes import Processes
+from toe_train.tasks.classification import BatchMixing
+from toe_train.training.guard import Counts, StepGuard, not_finite
 from toe_train.training.step import TrainStep
 
 HERE = Processes(0, 1, torch.device("cpu"))
@@ -47,7 +47,7 @@ def poison(monkeypatch):
 def trainer_of(tiny, root, *overrides):
     folder = RunFolder(root)
     folder.create()
-    return build_trainer(load_config(tiny, [*LIMITS, *overrides]), HERE, folder, "auto"), folder
+    return support.trainer_of(load_config(tiny, [*LIMITS, *overrides]), folder, "auto"), folder
 
 
 def finite(path):
@@ -109,14 +109,14 @@ def test_more_steps_than_allowed_take_the_run_back_and_on_in_another_order(
         tiny, tmp_path / "run", "epochs=2", "checkpoint.every_steps=1", f"data.workers={workers}"
     )
     orders = []
-    epoch_of = type(trainer.sampler._order).epoch
+    epoch_of = type(trainer.inputs.sampler._order).epoch
 
     def epoch(self, *place):
         indices = epoch_of(self, *place)
         orders.append((place, indices[:4].tolist()))
         return indices
 
-    monkeypatch.setattr(type(trainer.sampler._order), "epoch", epoch)
+    monkeypatch.setattr(type(trainer.inputs.sampler._order), "epoch", epoch)
     poison({(1, 1), (1, 2), (1, 3)}, times=1)
     trainer.fit()
     told = capsys.readouterr().out
@@ -151,8 +151,8 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(tiny, tmp_path, poison):
     assert f"the last healthy checkpoint is {folder.checkpoints / 'last.pt'}" in text
     reports = [json.loads(line) for line in folder.not_finite.read_text().splitlines()]
     assert [report["rollbacks_before"] for report in reports] == [0, 1, 2]
-    named = trainer.recovery.order.epoch(1, 2)[trainer.layout.rows(0, 1)]
-    assert reports[2]["samples"] == [trainer.recovery.describe(int(index)) for index in named]
+    named = trainer.recovery.limits.order.epoch(1, 2)[trainer.layout.rows(0, 1)]
+    assert reports[2]["samples"] == [trainer.recovery.limits.describe(int(index)) for index in named]
     state = read(folder.checkpoints / "last.pt")
     assert (state["progress"]["epoch"], state["progress"]["step"]) == (1, 0)
     assert finite(folder.checkpoints / "last.pt")
@@ -213,8 +213,8 @@ def test_nothing_is_saved_in_a_row_of_bad_steps(tiny, tmp_path, poison, capsys):
     """What the steps before it made of the weights may be its cause, finite as they are."""
     trainer, _ = trainer_of(tiny, tmp_path / "run", "epochs=2", "checkpoint.every_steps=1")
     places = []
-    save = trainer.checkpoints.save
-    trainer.checkpoints.save = lambda state, is_best: (
+    save = trainer.keeper.checkpoints.save
+    trainer.keeper.checkpoints.save = lambda state, is_best: (
         places.append((state["progress"]["epoch"], state["progress"]["step"])) or save(state, is_best)
     )
     poison({(0, 1), (0, 2), (0, 4)})
@@ -253,7 +253,8 @@ def test_large_gradients_are_left_out_only_where_an_element_is_not_finite():
 def test_moments_that_are_not_finite_are_never_saved(tiny, tmp_path):
     """AdamW squares gradients that are finite, and the square is not."""
     trainer, folder = trainer_of(tiny, tmp_path / "run", "train.max_rollbacks=0")
-    trainer.step.loss.register_forward_hook(lambda module, given, loss: 1e25 * loss)
+    loss = trainer.step.task.loss
+    trainer.step.task.loss = lambda output, targets: 1e25 * loss(output, targets)
     with pytest.raises(
         RunFailed, match="of the weights and moments are not finite after step 5 of epoch 1, exp_avg_sq"
     ):

@@ -7,6 +7,7 @@ runs.py             run folders, read and put together by seed
 report.py           runs as the paper's tables, with curves
 view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
 step_speed.py       bench: the training step
+steps.py            the steps that benchmarks time
 expansion_speed.py  bench: dropping and merging alone
 loader_speed.py     bench: the loader, against timm's
 end_to_end.py       bench: real steps with loading

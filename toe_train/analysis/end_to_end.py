@@ -17,13 +17,14 @@ from toe_train import data
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import baseline_epochs, schedule_speedup
+from toe_train.build.inputs import batch_layout, build_finish, build_skipped, build_train_transform, check_data
+from toe_train.build.model import build_model
+from toe_train.build.step import build_compile, build_step
+from toe_train.build.task import build_task
 from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, segments
-from toe_train.training.build_inputs import batch_layout, build_finish, build_train_set, check_data
-from toe_train.training.build_model import build_model
-from toe_train.training.build_step import build_compile, build_step
-from toe_train.training.clock import EpochClock
+from toe_train.runs.clock import EpochClock
+from toe_train.runs.processes import Processes
 from toe_train.training.device_batches import DeviceBatches
-from toe_train.training.distributed import Processes
 from toe_train.training.precision import precision_on
 
 WARM_UP = 2  # steps that do not count, after those whose batches the loader has ready beforehand
@@ -111,7 +112,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
     parts = []
     for segment in segments(plan_epochs(config)):
         plan = segment.plan
-        dense = config.expansion is None or config.expansion.schedule().is_dense(plan.stage)
+        dense = config.cheaper.is_dense(plan.stage)
         if dense and plan.curriculum == plain_plan.curriculum:
             part = plain
         else:
@@ -135,9 +136,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
 
 def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device) -> PartSpeed:
     with TemporaryDirectory() as place:
-        skipped = None
-        if config.data.on_error == "skip":
-            skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
+        skipped = build_skipped(config, Path(place) / "skipped_images.jsonl")
         speed = _trained(config, plan, rounds, device, skipped)
         if skipped is not None:
             skipped.require_within_limit()
@@ -151,13 +150,13 @@ def _trained(
     layout = batch_layout(config, 1)
     built = build_model(config, len(images.classes), plan.image_size)
     built.model.to(device).train()
-    if built.expansion is not None:
-        built.expansion.stage = plan.stage
-    step = build_step(config, built, len(images.classes), layout, Processes(0, 1, device), plan.image_size)
-    compile_now = build_compile(config, built, step, plan.loaded_size, [plan.stage])
+    built.method.stage = plan.stage
+    task = build_task(config, built, len(images.classes), layout)
+    step = build_step(config, built, task, layout, Processes(0, 1, device), plan.image_size)
+    compile_now = build_compile(config, step, plan.loaded_size, [plan.stage])
     compiled = compile_now is not None and compile_now() is None
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
-    train_set = build_train_set(config, images, skipped, plan.loaded_size)
+    train_set = task.train_set(images, build_train_transform(config, plan.loaded_size), config.seed, skipped)
     sampler = Endless(data.TrainBatchSampler(order, layout, 0))
     loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda")
     clock = EpochClock(device)
@@ -176,7 +175,7 @@ def _trained(
         stage=plan.stage,
         epochs=1,
         image_size=plan.image_size,
-        tokens_kept=built.expansion.num_kept(built.num_tokens) if built.expansion else built.num_tokens,
+        tokens_kept=built.method.tokens_kept(built.num_tokens, plan.stage),
         images_per_second=rounds * layout.global_batch / elapsed,
         compiled=compiled,
         wait_share=(clock.data_wait - waited) / elapsed,

@@ -14,14 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toe_train.analysis.step_speed import step_cases, timed_steps
+from toe_train.analysis.steps import step_cases, timed_steps
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
+from toe_train.build.model import build_model
 from toe_train.errors import UserError
+from toe_train.methods.token_expansion import TokenExpansionMethod
 from toe_train.recipes import RunConfig
-from toe_train.training.build_model import build_model
 from toe_train.training.precision import autocast_on, precision_on
 
+# The options of ToE that the literal version knows.
+KNOWN = {"metric": "cosine", "initialization": "spatial", "expansion": "farthest", "merging": True}
 REFERENCE = Path(__file__).parents[2] / "tests/expansion/reference.py"
 
 
@@ -99,14 +102,13 @@ def benchmark_expansion(
         UserError: an odd batch, the run has no such ToE, or the project's tests are not at hand.
     """
     built = build_model(config, 2)
-    expansion, section = built.expansion, config.expansion
-    if expansion is None or section is None:
+    method, section = built.method, config.expansion
+    if section is None or not isinstance(method, TokenExpansionMethod):
         raise UserError("expansion = null: there is nothing to time; give a configuration with ToE")
-    chosen = {"metric": "cosine", "initialization": "spatial", "expansion": "farthest", "merging": True}
-    for name, value in chosen.items():
+    for name, value in KNOWN.items():
         if getattr(section, name) != value:
             raise UserError(f"expansion.{name} = {getattr(section, name)}: the literal version knows {value} alone")
-    literally = _literal_version()
+    literally, expansion = _literal_version(), method.expansion
     schedule, width = expansion.schedule, int(getattr(built.model, "embed_dim"))  # noqa: B009
     prefix = expansion.num_prefix_tokens
     tokens = torch.randn(batch, prefix + built.num_tokens, width, generator=torch.Generator().manual_seed(0))
@@ -130,9 +132,8 @@ def benchmark_expansion(
             kept, _ = literally(tokens, prefix, seeds, schedule.rounds(stage, built.num_tokens))
         torch.autograd.grad(kept, tokens, gradients[stage])
 
-    (step, *_), _ = timed_steps(config, step_cases(config)[:1], batch, device, num_classes)
-    pieces: list[Callable[[], object]] = [partial(version, stage) for stage in stages for version in (own, literal)]
-    times = take_turns(pieces, rounds, device)
+    (step,), _ = timed_steps(config, step_cases(config)[:1], batch, device, num_classes)
+    times = take_turns([partial(version, stage) for stage in stages for version in (own, literal)], rounds, device)
     # In turns of its own: what comes after a whole step pays for the memory that the step gave back to the system.
     (whole,) = take_turns([step], rounds, device)
     return ExpansionBenchmark(
@@ -148,11 +149,11 @@ def benchmark_expansion(
             ExpansionSpeed(
                 stage,
                 schedule.num_kept(stage, built.num_tokens),
-                timing(times[2 * row], times[2 * row + 1]),
-                timing(times[2 * row + 1], times[2 * row + 1]),
-                1 / timing(times[2 * row], whole).speedup,
+                timing(own_times, literal_times),
+                timing(literal_times, literal_times),
+                1 / timing(own_times, whole).speedup,
             )
-            for row, stage in enumerate(stages)
+            for stage, own_times, literal_times in zip(stages, times[::2], times[1::2], strict=True)
         ),
     )
 

@@ -5,7 +5,7 @@ torch's counter and one MAC here. Elementwise work, norms and softmax are not co
 twice the forward (paper, section 4.1), so ratios of forward passes are ratios of training steps.
 
 Beside it stands what thop counts, from which the paper's ratios come: linear layers, convolutions, and 4 for each
-number that a norm takes, without attention's products (spec.md 8.1).
+number that a norm takes, without attention's products (docs/fidelity.md, "FLOPs").
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from toe_train.build.model import BuiltModel, build_model
 from toe_train.recipes import RunConfig, Segment, plan_epochs, segments
-from toe_train.training.build_model import BuiltModel, build_model
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,26 @@ class StageCost:
 
 def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
     """Counts one training-mode forward pass of one image at `stage`; the model's mode and stage are put back."""
-    model, expansion = built.model, built.expansion
+    model, method = built.model, built.method
     image = torch.zeros(1, 3, image_size, image_size)
-    was_training, former = model.training, expansion.stage if expansion else 0
+    was_training, former = model.training, method.stage
     model.eval()
-    if expansion is not None:
-        expansion.train()
-        expansion.stage = stage
+    method.measured(True)
+    method.stage = stage
     counter = FlopCounterMode(display=False)
     thop: list[int] = []
     hooks = [module.register_forward_hook(partial(_note_thop, thop)) for module in model.modules()]
     try:
-        kept = expansion.num_kept(built.num_tokens) if expansion else built.num_tokens
+        kept = method.tokens_kept(built.num_tokens, stage)
         with torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:
             hook.remove()
         model.train(was_training)
-        if expansion is not None:
-            expansion.stage = former
+        method.stage = former
     counts = counter.get_flop_counts()
-    own = sum(counts.get(f"{type(model).__name__}.token_expansion", {}).values())
+    own = sum(counts.get(f"{type(model).__name__}.{method.own_module}", {}).values())
     return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2, sum(thop))
 
 

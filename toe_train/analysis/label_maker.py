@@ -17,11 +17,9 @@ from tqdm import tqdm
 
 from toe_train import data
 from toe_train.analysis.teacher import Teacher
-from toe_train.data.datasets import shorten
-from toe_train.data.label_record import LabelRecord
-from toe_train.data.token_labels import label_name
+from toe_train.data import LabelRecord, label_name, shorten
 from toe_train.errors import RunFailed, UserError
-from toe_train.training.distributed import Processes
+from toe_train.runs.processes import Processes
 from toe_train.training.precision import Precision, autocast_on
 
 CANDIDATES = 5  # as published

@@ -28,15 +28,15 @@ from toe_train import data
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing, wait_for
-from toe_train.errors import UserError
-from toe_train.recipes import RunConfig
-from toe_train.training.build_inputs import (
+from toe_train.build.inputs import (
     batch_layout,
     build_finish,
     build_timm_transform,
-    build_train_set,
+    build_train_transform,
     check_data,
 )
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig
 from toe_train.training.device_batches import DeviceBatches
 
 OWN = "ours"
@@ -132,7 +132,9 @@ def _own_batches(config: RunConfig, batch: int, workers: int) -> Iterator[Any]:
     assert layout.micro_batch == batch, (layout, batch)
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
     sampler = data.TrainBatchSampler(order, layout, 0)
-    yield from data.train_loader(build_train_set(config, images, None), Endless(sampler), workers)
+    yield from data.train_loader(
+        data.TrainSet(images, build_train_transform(config), config.seed), Endless(sampler), workers
+    )
 
 
 def _finished_batches(config: RunConfig, batch: int, device: torch.device, workers: int) -> Iterator[Any]:

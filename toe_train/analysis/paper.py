@@ -1,4 +1,7 @@
-"""What the paper printed of the runs that have a configuration or a script here (Tables 2 to 10; spec.md 8)."""
+"""What the paper printed of the runs that have a configuration or a script here, Tables 2 to 10.
+
+What of it is unclear or lost: docs/fidelity.md, "Printed tables".
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def _fine(top1: float, kind: str) -> PaperRow:
 
 
 # By the name of the configuration, or the one that a script gives to an ablation. Of Table 6 the columns are lost
-# (spec.md 8).
+# (docs/fidelity.md, "Printed tables").
 PAPER = {
     "deit_tiny": PaperRow(2, 72.2, 54.6, 1.0, 1.0),
     "deit_tiny_toe_r05": PaperRow(2, 72.6, 44.2, 1.24, 1.27, (395, 542, 655)),

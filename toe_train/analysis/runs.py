@@ -13,8 +13,8 @@ from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, essential, load_config
-from toe_train.training.runfolder import RunFolder
-from toe_train.training.runlog import Record, read_metrics
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import Record, read_metrics
 
 SEED = re.compile(r"-s\d+$")
 IMAGENET_CLASSES = 1000

@@ -12,11 +12,11 @@ import torch
 from timm.utils import ModelEmaV3
 
 from toe_train.analysis.tables import table
+from toe_train.build.model import build_model
+from toe_train.build.step import build_optimizer
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
-from toe_train.training.build_model import build_model
-from toe_train.training.build_step import build_optimizer
-from toe_train.training.checkpoint import Checkpoints
+from toe_train.runs.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,17 @@ round, so that what slows the machine down slows all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
+from toe_train.analysis.steps import kind, step_cases, timed_steps
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import (
     Timing,
@@ -30,15 +28,11 @@ from toe_train.analysis.timing import (
     take_turns,
     timing,
 )
-from toe_train.data import BatchLayout, Pixels
+from toe_train.build.model import build_model
+from toe_train.data import BatchLayout
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, segments
-from toe_train.training.build_inputs import build_finish, example_batch
-from toe_train.training.build_model import build_model
-from toe_train.training.build_step import build_compile, build_step
-from toe_train.training.clock import EpochClock
-from toe_train.training.distributed import Processes
-from toe_train.training.memory import release
+from toe_train.runs.memory import release
 from toe_train.training.precision import precision_on
 
 
@@ -235,28 +229,12 @@ def _measured(
     return times, peaks, compiled
 
 
-def step_cases(config: RunConfig) -> list[EpochPlan]:
-    """The full step, then an epoch of each kind that the run has besides, by size and by what ToE drops."""
-    plans = plan_epochs(config)
-    found = [replace(plans[0], stage=0, image_size=config.model.image_size, loaded_size=config.model.image_size)]
-    for plan in plans:
-        if all(_kind(config, case) != _kind(config, plan) for case in found):
-            found.append(replace(plan, stage=_kind(config, plan)[1]))
-    return found
-
-
-def _kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int]:
-    """An epoch's image size and stage, 0 where it drops nothing."""
-    schedule = config.expansion.schedule() if config.expansion else None
-    return plan.image_size, 0 if schedule is None or schedule.is_dense(plan.stage) else plan.stage
-
-
 def _schedule(
     config: RunConfig, cases: list[EpochPlan], costs: list[StageCost], times: list[list[float]], batch: int
 ) -> ScheduleSpeed:
     """The whole run's speed-up, from each case's cost and times; the first one is the full step."""
-    places = {_kind(config, case): place for place, case in enumerate(cases)}
-    parts = [(segment.epochs, places[_kind(config, segment.plan)]) for segment in segments(plan_epochs(config))]
+    places = {kind(config, case): place for place, case in enumerate(cases)}
+    parts = [(segment.epochs, places[kind(config, segment.plan)]) for segment in segments(plan_epochs(config))]
     epochs = baseline_epochs(config)
     medians = [median(own) for own in times]
     return ScheduleSpeed(
@@ -272,45 +250,6 @@ def _costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[
     for built in counted.values():
         make_countable(built.model)
     return [stage_cost(counted[case.image_size], case.image_size, case.stage) for case in cases]
-
-
-def timed_steps(
-    config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
-) -> tuple[list[Callable[[], None]], bool]:
-    """For each case a function that takes a step, cases of one size sharing a model; and whether they are compiled."""
-    layout, here, compiled = BatchLayout(batch, batch), Processes(0, 1, device), False
-    clock = EpochClock(device)
-    made = {}
-    for size in dict.fromkeys(case.image_size for case in cases):
-        alike = [case for case in cases if case.image_size == size]
-        built = build_model(config, num_classes, size)
-        built.model.to(device).train()
-        step = build_step(config, built, num_classes, layout, here, size)
-        if compile_now := build_compile(config, built, step, alike[0].loaded_size, [case.stage for case in alike]):
-            if reason := compile_now():
-                raise UserError(f"torch.compile does not work here ({reason}); set train.compile=false")
-            compiled = True
-        pixels, labels = (part.to(device) for part in example_batch(config, batch, alike[0].loaded_size))
-        finish = build_finish(config, size)
-        _, targets = step.mixing(finish(pixels), labels, 0, 0, 0, 0)
-        step.mixing = partial(_mixed_before, targets)
-        made[size] = built.expansion, step, partial(_finished, finish, pixels)
-
-    def take(case: EpochPlan) -> None:
-        expansion, step, images = made[case.image_size]
-        if expansion is not None:
-            expansion.stage = case.stage
-        step(images(), clock, 0, 0)
-
-    return [partial(take, case) for case in cases], compiled
-
-
-def _finished(finish: Callable[[Pixels], Tensor], pixels: Pixels) -> Iterator[tuple[Tensor, None]]:
-    yield finish(pixels), None
-
-
-def _mixed_before(targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    return images, targets
 
 
 def _write_trace(path: Path, cases: list[EpochPlan], steps: list[Callable[[], None]]) -> None:

@@ -8,11 +8,11 @@ from itertools import groupby
 from statistics import median
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
+from toe_train.build.model import build_model
+from toe_train.build.step import build_optimizer, build_schedule
 from toe_train.recipes import RunConfig, curriculum_stages, plan_epochs
-from toe_train.training.build_model import build_model
-from toe_train.training.build_step import build_optimizer, build_schedule
-from toe_train.training.runfolder import RunFolder
-from toe_train.training.runlog import Record, read_metrics
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import Record, read_metrics
 
 IMAGENET_IMAGES = 1_281_167  # in an epoch; only a schedule by step depends on it
 

@@ -14,9 +14,9 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from toe_train import data, models
-from toe_train.data.datasets import compare_classes
+from toe_train.data import compare_classes
 from toe_train.errors import UserError
-from toe_train.training import checkpoint
+from toe_train.runs import checkpoints
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _read_run(path: str, name: str | None) -> dict[str, Any] | None:
     if not Path(path).is_file():
         raise UserError(f"--teacher-weights {path}: there is no such file; give a file, pretrained or random")
     try:
-        return checkpoint.read(path)
+        return checkpoints.read(path)
     except UserError:
         if name is None:
             raise

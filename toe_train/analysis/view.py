@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from toe_train import data
+from toe_train.build.inputs import build_eval_transform
+from toe_train.build.model import BuiltModel, build_model
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, kept_mask
-from toe_train.recipes import RunConfig
-from toe_train.recipes.schema import ExpansionConfig
-from toe_train.training.build_inputs import build_eval_transform
-from toe_train.training.build_model import BuiltModel, build_model
-from toe_train.training.checkpoint import weights_of
-from toe_train.training.pictures import DIMMED
+from toe_train.methods.pictures import DIMMED
+from toe_train.methods.token_expansion import TokenExpansionMethod
+from toe_train.recipes import ExpansionConfig, RunConfig
+from toe_train.runs.checkpoints import weights_of
 from toe_train.training.resolution import fit_positions
 
 SHOWN_SIDE = 448  # pixels of an image in the picture, about
-# Where the run had no ToE: the paper's for DeiT-T (spec.md 1.4).
+# Where the run had no ToE: the paper's for DeiT-T (docs/fidelity.md, "Speed-up factors").
 USUAL = ExpansionConfig(stage_epochs=(0, 100, 200), keep_rates=(0.5, 0.75, 1.0), initial_keep_rate=0.25)
 
 
@@ -67,17 +67,18 @@ def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> V
     config = RunConfig.model_validate(state["config"])
     config = config.model_copy(update={"expansion": config.expansion or USUAL})
     built = build_model(config, len(state["classes"]))
-    assert built.expansion is not None
+    assert isinstance(built.method, TokenExpansionMethod)
+    expansion = built.method.expansion
     built.model.load_state_dict(fit_positions(weights_of(state, weights), built.model))
     built.model.eval()
-    built.expansion.remember_owner = True
+    expansion.remember_owner = True
     transform = build_eval_transform(config)
     images = torch.stack([transform(data.load_rgb(path)) for path in paths])  # (B, 3, H, W)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
     names = tuple(path.name for path in paths)
     # Of random initialisation, the same draws for every image and each time.
     noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))
-    return Viewer(built, built.expansion, names, images, (images * std + mean).clamp(0, 1), noise)
+    return Viewer(built, expansion, names, images, (images * std + mean).clamp(0, 1), noise)
 
 
 def kept_and_merged(viewer: Viewer, stage: int) -> tuple[Tensor, Tensor]:

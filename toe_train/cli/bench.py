@@ -15,7 +15,7 @@ from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
 from toe_train.analysis.step_speed import StepBenchmark, benchmark_step
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
-from toe_train.training.runfolder import provenance
+from toe_train.runs.folder import provenance
 
 TEXT = "Time what a run spends its time on, in one go."
 

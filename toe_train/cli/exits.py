@@ -43,30 +43,17 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
         return guarded(partial(_raise, of_system(error)), again)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        reason = " ".join(str(error).split()).removesuffix(".")
-        failure = RunFailed(
-            f"{reason}; too little memory is a frequent cause: with fewer data.workers the same command continues"
-        )
-        return _report("run failed", failure, RUN_FAILED, again())
     except (KeyboardInterrupt, SignalException):
-        return _report(
-            "interrupted",
-            "from outside; the same command continues from the last checkpoint, if there is one",
-            INTERRUPTED,
-            again(),
-        )
+        stopped = Reported("from outside", then="{command} continues from the last checkpoint, if there is one")
+        return _report("interrupted", stopped, INTERRUPTED, again())
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _report(what: str, fault: object, code: int, again: str = "the same command") -> int:
-    text = str(fault).replace("the same command", again).replace("The same command", again.capitalize())
+def _report(what: str, fault: Reported, code: int, again: str = "the same command") -> int:
     is_main = int(os.environ.get("RANK", 0)) == 0
-    if is_main or (isinstance(fault, Reported) and not fault.shared):
-        print(f"{what}: {text}", file=sys.stderr, flush=True)
+    if is_main or not fault.shared:
+        print(f"{what}: {fault.told(again)}", file=sys.stderr, flush=True)
     return code

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from toe_train.training import checkpoint
-from toe_train.training.export import export
+from toe_train.build.export import export
+from toe_train.runs import checkpoints
 
 TEXT = "Write a checkpoint's model as safetensors in the layout of timm and the Hugging Face hub."
 
@@ -23,6 +23,6 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Exports the model; returns the exit code."""
     folder = Path(options.output)
-    export(checkpoint.read(options.checkpoint), options.weights, folder)
+    export(checkpoints.read(options.checkpoint), options.weights, folder)
     print(f'{folder}: model.safetensors and config.json; timm.create_model("local-dir:{folder}", pretrained=True)')
     return 0

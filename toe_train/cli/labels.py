@@ -11,7 +11,7 @@ from toe_train.analysis.teacher import open_teacher
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.data import FolderImages
 from toe_train.errors import UserError
-from toe_train.training.distributed import processes
+from toe_train.runs.processes import processes
 
 TEXT = "Make token labels: what a teacher sees in each part of each image of a folder."
 

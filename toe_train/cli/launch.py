@@ -78,7 +78,7 @@ def launch(
         except SignalException as error:
             if error.sigval == signal.SIGTERM:
                 raise Preempted(
-                    "by a signal, which was passed on; the same command continues from the last checkpoint"
+                    "by a signal, which was passed on", then="{command} continues from the last checkpoint"
                 ) from None
             raise
         except ChildFailedError as error:

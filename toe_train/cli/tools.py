@@ -10,12 +10,13 @@ from pathlib import Path
 from toe_train import data
 from toe_train._version import __version__
 from toe_train.analysis.tables import plan_table
+from toe_train.build.evaluation import evaluate_checkpoint
 from toe_train.cli import bench, export, labels, pack, report, view
 from toe_train.cli.exits import USER_ERROR, guarded
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
-from toe_train.training import build, checkpoint
-from toe_train.training.distributed import processes
+from toe_train.runs import checkpoints
+from toe_train.runs.processes import processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +92,7 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     path = Path(options.checkpoint)
     with processes() as here:
-        scores = build.evaluate_checkpoint(config, path, checkpoint.read(path), options.weights, here)
+        scores = evaluate_checkpoint(config, path, checkpoints.read(path), options.weights, here)
         if here.is_main:
             print(
                 f"{path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "

@@ -9,7 +9,7 @@ from typing import Any
 from toe_train.analysis.tables import table
 from toe_train.analysis.view import draw_features, draw_kept, open_viewer, token_sets
 from toe_train.errors import UserError
-from toe_train.training import checkpoint
+from toe_train.runs import checkpoints
 
 TEXT = "Draw what Token Expansion keeps and merges of images, and where its tokens lie."
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     for path in filter(None, (options.output, options.features)):
         if not Path(path).suffix or Path(path).is_dir():
             raise UserError(f"{path} must be a file with the suffix of its format, such as {Path(path) / 'kept.png'}")
-    viewer = open_viewer(checkpoint.read(options.checkpoint), options.weights, [Path(path) for path in options.images])
+    viewer = open_viewer(checkpoints.read(options.checkpoint), options.weights, [Path(path) for path in options.images])
     if options.stage not in viewer.stages:
         legal = " or ".join(map(str, viewer.stages))
         raise UserError(f"--stage {options.stage}: the run drops tokens in stage {legal}")

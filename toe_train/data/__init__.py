@@ -1,41 +1,34 @@
 """Data: what images a step sees, and with what augmentation.
 
-check.py            is the data healthy?
-datasets.py         image folders, CIFAR, digits; TrainSet and EvalSet over them
-images.py           a file of any kind as RGB
-transforms.py       augmentation of one image
-order.py            positions of an epoch, their split over processes and accumulation steps
-low_frequency.py    a batch's low frequencies alone, at a smaller size
-pixels.py           images as bytes up to the device, normalised and erased there
-device_augment.py   crop, flip and RandAugment on the device in place of the host
-mixing.py           Mixup and CutMix of a batch
-token_labels.py     what a teacher saw in each part of an image: files, and soft targets for each patch token
-joint_transform.py  augmentation that moves an image and its label map together
-token_mixing.py     MixToken's boxes and a batch's soft targets
-label_record.py     what the maker of label files noted about them
-randomness.py       the rule that all of them keep: every choice is a function of (seed, purpose, place in the run)
-loaders.py          DataLoaders
-pack.py             a smaller copy of an image folder
-skipping.py         images that cannot be read and are passed over
+sources/       where images come from: image folders, CIFAR, digits; files of any kind as RGB; what cannot be read
+augmentation/  what is done to them: transforms of one image, with its label map or on the device; a batch's frequencies
+order/         which image stands at which place of a run, and the rule that every random choice is a function of it
+labels/        what a teacher saw in each part of an image, in files
+sets.py        what loaders read: a source's images with a transform
+loaders.py     DataLoaders
+check.py       a tool: is the data healthy?
+pack.py        a tool: a smaller copy of an image folder
+
+Other packages import from this one and not from its files.
 """
 
+from toe_train.data.augmentation.device_augment import DrawView, Views, made
+from toe_train.data.augmentation.joint_transform import GEOMETRIES, JointTransform
+from toe_train.data.augmentation.low_frequency import low_frequency_crop
+from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
+from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
 from toe_train.data.check import check_datasets, require_healthy
-from toe_train.data.datasets import (
-    NOT_COUNTED,
-    ArrayImages,
-    EvalSet,
-    FolderImages,
-    ImageSource,
-    TrainSet,
-    open_datasets,
+from toe_train.data.labels.files import (
+    ALIGNMENTS,
+    TokenLabelFiles,
+    TokenMap,
+    TokenTarget,
+    label_name,
+    read_token_labels,
 )
-from toe_train.data.device_augment import DrawView, Views, made
-from toe_train.data.images import load_rgb
-from toe_train.data.joint_transform import JointTransform
-from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
-from toe_train.data.low_frequency import low_frequency_crop
-from toe_train.data.mixing import BatchMixing
-from toe_train.data.order import (
+from toe_train.data.labels.record import LabelRecord
+from toe_train.data.loaders import CleanErrors, WorkerGone, eval_loader, train_loader
+from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
     SampleKey,
@@ -44,19 +37,22 @@ from toe_train.data.order import (
     evaluation_indices,
     split_batch,
 )
+from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
-from toe_train.data.pixels import Pixels, collate, ending_in_pixels, normalized
-from toe_train.data.randomness import derive_seed, generator, seeded
-from toe_train.data.skipping import SkippedImages
-from toe_train.data.token_labels import TokenLabelFiles, TokenMap, TokenTarget, read_token_labels, token_targets
-from toe_train.data.token_mixing import TokenMixing
-from toe_train.data.transforms import TwoSizes, eval_transform, train_transform
+from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
+from toe_train.data.sources.arrays import ArrayImages
+from toe_train.data.sources.folder import FolderImages, compare_classes, shorten
+from toe_train.data.sources.images import load_rgb
+from toe_train.data.sources.opening import open_datasets
+from toe_train.data.sources.skipping import SkippedImages
+from toe_train.data.sources.source import ImageSource
 
 __all__ = [
+    "ALIGNMENTS",
+    "GEOMETRIES",
     "NOT_COUNTED",
     "ArrayImages",
     "BatchLayout",
-    "BatchMixing",
     "CleanErrors",
     "DrawView",
     "EvalSet",
@@ -64,6 +60,7 @@ __all__ = [
     "GlobalOrder",
     "ImageSource",
     "JointTransform",
+    "LabelRecord",
     "Packed",
     "Packing",
     "Pixels",
@@ -72,20 +69,23 @@ __all__ = [
     "SkippedImages",
     "TokenLabelFiles",
     "TokenMap",
-    "TokenMixing",
     "TokenTarget",
     "TrainBatchSampler",
     "TrainSet",
+    "Transform",
     "TwoSizes",
     "Views",
+    "WorkerGone",
     "check_datasets",
     "collate",
+    "compare_classes",
     "derive_seed",
     "ending_in_pixels",
     "eval_loader",
     "eval_transform",
     "evaluation_indices",
     "generator",
+    "label_name",
     "load_rgb",
     "low_frequency_crop",
     "made",
@@ -95,8 +95,8 @@ __all__ = [
     "read_token_labels",
     "require_healthy",
     "seeded",
+    "shorten",
     "split_batch",
-    "token_targets",
     "train_loader",
     "train_transform",
 ]

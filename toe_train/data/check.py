@@ -16,10 +16,11 @@ from typing import Any
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from toe_train.data.datasets import compare_classes, open_datasets, shorten
-from toe_train.data.images import load_rgb
-from toe_train.data.label_record import record_fault
-from toe_train.data.token_labels import TokenLabelFiles
+from toe_train.data.labels.files import TokenLabelFiles
+from toe_train.data.labels.record import record_fault
+from toe_train.data.sources.folder import compare_classes, shorten
+from toe_train.data.sources.images import load_rgb
+from toe_train.data.sources.opening import open_datasets
 from toe_train.errors import UserError
 
 SPLITS = ("train", "val")

@@ -1,16 +1,23 @@
 """Data loaders: batches in the order of a sampler, whatever the number of workers."""
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from toe_train.data.datasets import EvalSet, TrainSet
-from toe_train.data.order import SampleKey
-from toe_train.data.pixels import collate
-from toe_train.errors import UserError
+from toe_train.data.augmentation.pixels import collate
+from toe_train.data.order.positions import SampleKey
+from toe_train.data.sets import EvalSet, TrainSet
+from toe_train.errors import RunFailed, UserError
+
+PATIENCE = 5.0  # seconds that a worker may take to end
+
+
+class WorkerGone(RunFailed):
+    """A loader process ended before its time."""
 
 
 class CleanErrors:
@@ -31,16 +38,29 @@ class CleanErrors:
             yield from self.loader
             return
         except Exception as fault:
+            # A batch's memory is asked of the worker that made it, by a socket, which closes before the worker ends.
+            of_a_socket = isinstance(fault, (EOFError, ConnectionError, FileNotFoundError))
+            self.require_workers(PATIENCE if of_a_socket else 0.0)
             self.close()
-            gone = isinstance(fault, (EOFError, ConnectionError, FileNotFoundError))
-            if gone and self.loader.num_workers and not str(fault).startswith("Caught "):
-                # The memory of a batch is asked of the worker that made it, by a socket.
-                raise RuntimeError(f"DataLoader worker is gone, with a batch that it made ({fault!r})") from fault
             if not isinstance(fault, UserError):
                 raise
             marker = f"{UserError.__module__}.{UserError.__qualname__}: "
             _, _, message = str(fault).rpartition(marker)  # the whole text where it holds no traceback
         raise UserError(message.strip())
+
+    def require_workers(self, seconds: float = 0.0) -> None:
+        """Raise WorkerGone where a worker of the pass in progress is not alive any more, or ends within `seconds`.
+
+        torch tells of that by a RuntimeError at whatever line the main process is.
+        """
+        workers: list[Any] = getattr(self.loader._iterator, "_workers", [])
+        wait([worker.sentinel for worker in workers], seconds)
+        if gone := [worker.pid for worker in workers if not worker.is_alive()]:
+            self.close()
+            raise WorkerGone(
+                f"loader process {gone[0]} is gone, and its batches; too little memory is a frequent cause",
+                then="with fewer data.workers {command} continues",
+            )
 
     def close(self) -> None:
         """Stop the workers; a later pass starts new ones.
@@ -54,7 +74,11 @@ class CleanErrors:
 
 
 def train_loader(
-    train_set: TrainSet, batch_sampler: Iterable[list[SampleKey]], workers: int, pin_memory: bool = False
+    train_set: TrainSet,
+    batch_sampler: Iterable[list[SampleKey]],
+    workers: int,
+    pin_memory: bool = False,
+    collate: Callable[[list[Any]], Any] = collate,
 ) -> CleanErrors:
     """Return a loader of (Pixels or Views of b images, labels (b,) int64 or a TokenTarget), by micro-batches.
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from toe_train.data.images import load_rgb
+from toe_train.data.sources.images import load_rgb
 from toe_train.errors import RunFailed, UserError, of_system
 
 RECORD = "pack.json"

@@ -1,6 +1,6 @@
 """Token Expansion itself: the schedule, the selection of tokens, the module, and attaching it to a model."""
 
-from toe_train.expansion.attach import Attachment, attach
+from toe_train.expansion.attach import NAME, Attachment, attach
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES, ExpansionSchedule
 from toe_train.expansion.selection import kept_mask, restore
@@ -9,6 +9,7 @@ __all__ = [
     "EXPANSIONS",
     "INITIALIZATIONS",
     "METRICS",
+    "NAME",
     "RESTORES",
     "Attachment",
     "ExpansionSchedule",

@@ -17,11 +17,17 @@ import operator
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-METRICS = ("cosine", "euclidean", "manhattan", "euclidean_released", "manhattan_released")
-INITIALIZATIONS = ("spatial", "even", "random")
-EXPANSIONS = ("farthest", "uniform", "none")
-RESTORES = ("zero", "copy", "ignore")
+Metric = Literal["cosine", "euclidean", "manhattan", "euclidean_released", "manhattan_released"]
+Initialization = Literal["spatial", "even", "random"]
+Expansion = Literal["farthest", "uniform", "none"]
+Restore = Literal["zero", "copy", "ignore"]
+
+METRICS: tuple[str, ...] = get_args(Metric)
+INITIALIZATIONS: tuple[str, ...] = get_args(Initialization)
+EXPANSIONS: tuple[str, ...] = get_args(Expansion)
+RESTORES: tuple[str, ...] = get_args(Restore)
 
 
 def check_option(name: str, value: str, legal: tuple[str, ...]) -> None:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 def resize_positions(positions: Tensor, num_positions: int, num_prefix: int) -> Tensor:
     """Positions (1, P + n*n, D) of a square grid as (1, `num_positions`, D), where that is P + m*m.
 
-    The patches' part is resized bilinearly, without aligned corners (EfficientTrain utils.py; spec.md 4.3), the P =
-    `num_prefix` others stay.
+    The patches' part is resized bilinearly, without aligned corners, the P = `num_prefix` others stay (EfficientTrain
+    utils.py; docs/fidelity.md, "Change of image size").
     """
     prefix, patches = positions[:, :num_prefix], positions[:, num_prefix:]
     side, new_side = math.isqrt(patches.shape[1]), math.isqrt(num_positions - num_prefix)

@@ -1,14 +1,18 @@
 """What a run is: the schema of the configuration, its loading, and the plan of its epochs."""
 
 from toe_train.recipes.compare import differences, essential, experiment
-from toe_train.recipes.curriculum import Clock
+from toe_train.recipes.curriculum import Clock, CurriculumStage
 from toe_train.recipes.load import dump_config, load_config
 from toe_train.recipes.plan import EpochPlan, Segment, config_at, curriculum_stages, plan_epochs, segments
 from toe_train.recipes.schema import RunConfig
+from toe_train.recipes.sections import ExpansionConfig, MethodSection
 
 __all__ = [
     "Clock",
+    "CurriculumStage",
     "EpochPlan",
+    "ExpansionConfig",
+    "MethodSection",
     "RunConfig",
     "Segment",
     "config_at",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from toe_train.recipes.curriculum import Clock, equal_compute_stages
+from toe_train.recipes.curriculum import Clock, CurriculumStage, equal_compute_stages
 from toe_train.recipes.schema import RunConfig
 
 
@@ -17,28 +17,46 @@ class EpochPlan:
 
     Attributes:
         epoch: from 0.
-        stage: stage of Token Expansion; 0 where all tokens are used, before the first boundary or without ToE.
+        stage: of the method that makes training cheaper, see `MethodSection.stage`; of Token Expansion, 0 where all
+            tokens are used, before the first boundary or without ToE.
         clock: where its first step stands in the schedule of learning rates.
-        image_size: side in pixels of what the model sees.
-        loaded_size: side in pixels of what the loader gives; where it is larger, a crop of frequencies follows.
-        rand_augment: timm's string, None for none.
-        micro_batch: images per process and forward pass, at most.
-        mix_group: images that share one mixing ratio and pair up.
+        curriculum: what its trainer is built with.
     """
 
     epoch: int
     stage: int
     clock: Clock
-    image_size: int
-    loaded_size: int
-    rand_augment: str | None
-    micro_batch: int
-    mix_group: int
+    curriculum: CurriculumStage
 
     @property
-    def curriculum(self) -> tuple[int, int, str | None, int, int]:
-        """What a trainer is built with; epochs that differ in it have trainers of their own."""
-        return self.image_size, self.loaded_size, self.rand_augment, self.micro_batch, self.mix_group
+    def image_size(self) -> int:
+        """Side in pixels of what the model sees."""
+        return self.curriculum.image_size
+
+    @property
+    def loaded_size(self) -> int:
+        """Side in pixels of what the loader gives."""
+        return self.curriculum.loaded_size
+
+    @property
+    def rand_augment(self) -> str | None:
+        """timm's string, None for none."""
+        return self.curriculum.rand_augment
+
+    @property
+    def micro_batch(self) -> int:
+        """Images per process and forward pass, at most."""
+        return self.curriculum.micro_batch
+
+    @property
+    def mix_group(self) -> int:
+        """Images that share one mixing ratio and pair up."""
+        return self.curriculum.mix_group
+
+    @property
+    def segment(self) -> int:
+        """What the method builds a trainer for."""
+        return self.curriculum.segment
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class Segment:
 
     @property
     def stage(self) -> int:
-        """Its stage of Token Expansion."""
+        """Its stage of the method."""
         return self.plan.stage
 
     @property
@@ -66,40 +84,44 @@ class Segment:
 
 def plan_epochs(config: RunConfig) -> tuple[EpochPlan, ...]:
     """One record per epoch of the run."""
-    schedule = config.expansion.schedule() if config.expansion else None
-    rows = _rows(config)
+    method, rows = config.cheaper, _rows(config)
     starts = [row.epoch for row in rows]
     plans = []
     for epoch in range(config.epochs):
         row = rows[bisect_right(starts, epoch) - 1]
         clock = replace(row.clock, done=row.clock.done + epoch - row.epoch)
-        plans.append(replace(row, epoch=epoch, stage=schedule.stage(epoch) if schedule else 0, clock=clock))
+        curriculum = replace(row.curriculum, segment=method.segment(epoch))
+        plans.append(EpochPlan(epoch, method.stage(epoch), clock, curriculum))
     return tuple(plans)
 
 
 def _rows(config: RunConfig) -> list[EpochPlan]:
-    """The first epoch of each stage of the curriculum; epoch 0 where there is none."""
+    """The first epoch of each stage of the curriculum, as without a method; epoch 0 where there is none."""
     section, augment, size = config.curriculum, config.augment, config.model.image_size
-    warmup = config.schedule.warmup_epochs
+    warmup, most = config.schedule.warmup_epochs, config.train.max_micro_batch
     if section is None:
-        given = augment.rand_augment, config.train.max_micro_batch, augment.mix_group
-        return [EpochPlan(0, 0, Clock(0, config.epochs, warmup), size, size, *given)]
+        only = CurriculumStage(size, size, augment.rand_augment, most, augment.mix_group)
+        return [EpochPlan(0, 0, Clock(0, config.epochs, warmup), only)]
     if section.budget_epochs is None:
         starts = [(first, Clock(first, config.epochs, warmup)) for first in section.stage_epochs or ()]
     else:
         stages = equal_compute_stages(section.budget_epochs, section.image_sizes, warmup)
         starts = [(stage.first, stage.clock) for stage in stages]
-    rows = zip(starts, section.image_sizes, section.rand_augments, section.micro_batches, strict=True)
-    most = config.train.max_micro_batch
-    in_loader = section.downsampling == "lanczos"
-    return [
-        EpochPlan(first, 0, clock, image_size, image_size if in_loader else size, rand_augment, min(batch, most), batch)
-        for (first, clock), image_size, rand_augment, batch in rows
-    ]
+    rows = []
+    for (first, clock), image_size, rand_augment, batch in zip(
+        starts, section.image_sizes, section.rand_augments, section.micro_batches, strict=True
+    ):
+        loaded_size = image_size if section.downsampling == "lanczos" else size
+        stage = CurriculumStage(image_size, loaded_size, rand_augment, min(batch, most), batch)
+        rows.append(EpochPlan(first, 0, clock, stage))
+    return rows
 
 
 def curriculum_stages(plans: Sequence[EpochPlan]) -> list[EpochPlan]:
-    """The first epoch of each stage of the curriculum that the run reaches; epoch 0 where there is none."""
+    """The first epoch of each stage of the curriculum that the run reaches; epoch 0 where there is none.
+
+    A segment of the method counts as a stage too, since it has a trainer of its own.
+    """
     return [next(alike) for _, alike in groupby(plans, key=lambda plan: plan.curriculum)]
 
 

@@ -1,4 +1,4 @@
-"""torch.compile for the training step: one graph a stage, all of them made before the first step."""
+"""torch.compile for the training step: one graph for each stage of the method, all made before the first step."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 
-from toe_train.expansion import TokenExpansion
 from toe_train.training.device_batches import Batch
 from toe_train.training.step import TrainStep
 
 MOST_GRAPHS = 64  # torch keeps 8 of a model class by default, which stages and sizes together may exceed
 
 
-def compile_stages(
-    step: TrainStep, expansion: TokenExpansion | None, stages: Sequence[int], example: Batch
-) -> str | None:
+def compile_stages(step: TrainStep, stages: Sequence[int], example: Batch) -> str | None:
     """Lets the step's model run compiled, in every process or in none; else all stays as it was.
 
     Forward and backward of each stage run once, on `example` and with the step's draws and autocast, so that no step
@@ -25,8 +22,7 @@ def compile_stages(
 
     Args:
         step: not joined to the other processes' yet; the graph is of the model alone, and DDP goes around it.
-        expansion: of its model.
-        stages: of ToE that the model will train at.
+        stages: of its method that the model will train at.
         example: a micro-batch as the steps get it.
 
     Returns:
@@ -37,13 +33,12 @@ def compile_stages(
     """
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     compiled: Any = torch.compile(step.model, dynamic=False, fullgraph=True)
-    former, buffers = expansion.stage if expansion else 0, [buffer.clone() for buffer in step.model.buffers()]
+    former, buffers = step.method.stage, [buffer.clone() for buffer in step.model.buffers()]
     was_training, reason = step.model.training, None
     step.model.train()
     try:
         for stage in stages:
-            if expansion is not None:
-                expansion.stage = stage
+            step.method.stage = stage
             _run(step, compiled, example)
     except torch.OutOfMemoryError:
         raise
@@ -55,8 +50,7 @@ def compile_stages(
         with torch.no_grad():
             for buffer, before in zip(step.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        if expansion is not None:
-            expansion.stage = former
+        step.method.stage = former
     reason = next((found for found in step.processes.gather(reason) if found), None)
     if reason is None:
         step.trained = compiled
@@ -64,8 +58,8 @@ def compile_stages(
 
 
 def _run(step: TrainStep, compiled: Any, example: Batch) -> None:
-    images, targets = step.mixing(example[0].clone(), example[1], 0, 0, step.processes.rank, 0)
+    images, targets = step.task.mix(example[0].clone(), example[1], 0, 0, step.processes.rank, 0)
     step.draws.give(0, 0, 0)
     with step.autocast:
         output = compiled(images)
-    step.loss(output, targets).backward()
+    step.task.loss(output, targets).backward()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from toe_train.recipes import EpochPlan
-from toe_train.training.clock import EpochClock
-from toe_train.training.progress import Losses, Progress
+from toe_train.runs.clock import EpochClock
+from toe_train.runs.progress import Losses, Progress
 
 
 def step_record(

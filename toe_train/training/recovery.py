@@ -1,4 +1,4 @@
-"""What a run does about numbers that are not finite: how often it goes back, and what it tells."""
+"""Numbers that are not finite: noticed by all processes together, gone back from so often, reported in full."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import torch
 
 from toe_train.data import BatchLayout, GlobalOrder
 from toe_train.errors import RunFailed
-from toe_train.training.stability import NotFinite, StepGuard
+from toe_train.runs.progress import Progress
+from toe_train.training.guard import NotFinite, StepGuard, not_finite
+from toe_train.training.step import TrainStep
 
 SAMPLES_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """The limits of a run, and its file of reports.
+class Limits:
+    """How much a run bears, and its file of reports.
 
     Attributes:
         max_skipped: steps in a row that may be left out because their gradients are not finite.
@@ -97,6 +99,74 @@ class Recovery:
         )
         failure.shared = True
         raise failure
+
+
+@dataclass
+class Recovery:
+    """Looks at the steps that were left out, and at what training goes on from, as all processes agree on it."""
+
+    step: TrainStep
+    limits: Limits
+    place: tuple[int, int]  # epoch and steps done when the state was last known to be finite
+
+    def require_short_rows(self, longest: float) -> None:
+        """Ends the training where `longest`, agreed on by all processes, is more bad steps in a row than are left out.
+
+        Raises:
+            NotFinite: it is; from which step on.
+        """
+        if longest <= self.limits.max_skipped:
+            return
+        epoch, step = self.step.guard.first_of_longest()
+        raise NotFinite(
+            f"the gradients of more than {self.limits.max_skipped} steps in a row are not finite, from step "
+            f"{step + 1} of epoch {epoch + 1} on",
+            epoch,
+            step,
+        )
+
+    def require_finite(self, here: Progress) -> None:
+        """All processes leave for the last checkpoint together, if the state or too many steps are not finite.
+
+        Raises:
+            NotFinite: in all of them.
+        """
+        broken = not_finite(self.step.tensors())
+        longest, count = self.step.processes.largest([self.step.guard.counts().longest, len(broken)])
+        self.require_short_rows(longest)
+        if count:
+            raise self._weights_not_finite(here, int(count), broken[0] if broken else "in another process")
+        self.place = (here.epoch, here.step)
+
+    def report(self, fault: NotFinite, rollbacks: int, last: Path) -> bool:
+        """Writes what is known of the fault after so many roll-backs; whether a loss was not finite in any process.
+
+        All processes call it together.
+
+        Raises:
+            RunFailed: the run may not go back once more to `last`, its last healthy checkpoint.
+        """
+        processes, guard = self.step.processes, self.step.guard
+        suspects = processes.gather(guard.micro_batches_not_finite(fault.epoch, fault.step))
+        report = processes.together(
+            lambda: self.limits.report(fault, rollbacks, guard, self.step.layout, suspects, processes.is_main)
+        )
+        self.limits.require_another_try(fault, rollbacks, report, last)
+        return any(suspects)
+
+    def _weights_not_finite(self, here: Progress, count: int, example: str) -> NotFinite:
+        """Names the first bad step since they were finite, or says that none is known."""
+        epoch, step = self.place
+        what = (
+            f"{count} tensors of the weights and moments are not finite after step {here.step} of epoch "
+            f"{here.epoch + 1}, {example} for one"
+        )
+        bad = self.step.guard.first_bad(self.place)
+        if bad is not None:
+            return NotFinite(f"{what} (step {bad[1] + 1} of epoch {bad[0] + 1} was left out before)", *bad)
+        if self.place != (here.epoch, here.step):
+            what += f" (from which step on is not known; they were finite after step {step} of epoch {epoch + 1})"
+        return NotFinite(what, here.epoch, None)
 
 
 def _norms(guard: StepGuard, epoch: int, step: int | None) -> dict[str, float | str]:

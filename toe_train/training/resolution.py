@@ -6,11 +6,11 @@ evaluation at full size and a resumed run take the weights over through `fit_pos
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from toe_train.data import low_frequency_crop
 from toe_train.models import resize_positions
@@ -51,25 +51,40 @@ class BothSizes:
     Args:
         image_size: that the model sees.
         in_pairs: whether the images come in pairs.
-        build: makes the model for full size, when it is first asked for.
+        whole: the model for full size, on meta: it lends its forward pass and brings no weights of its own.
     """
 
-    def __init__(self, image_size: int, in_pairs: bool, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, image_size: int, in_pairs: bool, whole: nn.Module) -> None:
         self._smaller: nn.Module = Take(0) if in_pairs else LowFrequencyCrop(image_size)
-        self._whole: nn.Module = Take(1) if in_pairs else nn.Identity()
-        self._build = build
-        self._model: nn.Module | None = None
+        self._whole_images: nn.Module = Take(1) if in_pairs else nn.Identity()
+        self._whole = whole
 
     def at_own_size(self, model: nn.Module) -> nn.Module:
         """`model` on the smaller images."""
         return nn.Sequential(self._smaller, model).train(model.training)
 
     def at_full_size(self, model: nn.Module) -> nn.Module:
-        """Another model with the weights of `model`, on whole images."""
-        if self._model is None:
-            self._model = self._build()
-        self._model.load_state_dict(fit_positions(model.state_dict(), self._model))
-        return nn.Sequential(self._whole, self._model)
+        """The weights of `model` on whole images."""
+        weights = fit_positions(model.state_dict(), self._whole)
+        return nn.Sequential(self._whole_images, WithWeights(self._whole, weights))
+
+
+class WithWeights(nn.Module):
+    """A model's forward pass with the weights of another one.
+
+    Args:
+        model: whose own weights are not read; it may be on meta.
+        weights: a state_dict for it.
+    """
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.weights = weights
+
+    def forward(self, images: Tensor) -> Any:
+        """What the model gives for the images."""
+        return functional_call(self.model, self.weights, (images,))
 
 
 def fit_positions(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:

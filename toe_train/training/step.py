@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from toe_train.data import BatchLayout
-from toe_train.training.clock import EpochClock
+from toe_train.methods.method import Method
+from toe_train.runs.clock import EpochClock
+from toe_train.runs.processes import Processes
+from toe_train.tasks.task import Task
 from toe_train.training.device_batches import Batch
-from toe_train.training.distributed import Processes
 from toe_train.training.draws import ForwardDraws
+from toe_train.training.guard import StepGuard
 from toe_train.training.resolution import fit_moments, fit_positions
-from toe_train.training.stability import StepGuard
 
 
 @dataclass
@@ -27,16 +29,17 @@ class TrainStep:
     processes: Processes
     model: nn.Module  # the plain model
     image_size: int  # that the model sees
-    loss: nn.Module
+    task: Task  # mixing of a batch, and loss
+    method: Method  # how the step is made cheaper
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # scales in fp16, and in every precision leaves out a step that is not finite
     autocast: torch.autocast
     clip_grad: float | None
     ema: ModelEmaV3 | None
     layout: BatchLayout
-    mixing: Callable[[Tensor, Any, int, int, int, int], tuple[Tensor, Any]]  # images, labels, epoch, step, rank, micro
     draws: ForwardDraws
     guard: StepGuard
+    compile: Callable[[], str | None] | None = None  # compiles `trained`, or says why it cannot be; None: it is not to
     trained: nn.Module = field(init=False)  # the model as it is stepped: compiled, gradients averaged over processes
 
     def __post_init__(self) -> None:
@@ -60,6 +63,7 @@ class TrainStep:
             "ema": self.ema.module.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "method": self.method.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -76,6 +80,7 @@ class TrainStep:
             group.update(own)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        self.method.load_state(state.get("method", {}))
 
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
@@ -91,13 +96,13 @@ class TrainStep:
         losses = []
         before = [buffer.clone() for buffer in self._buffers]
         for micro in range(accumulation):
-            images, labels = next(batches)
-            images, targets = self.mixing(images, labels, epoch, step, self.processes.rank, micro)
+            images, targets = next(batches)
+            images, targets = self.task.mix(images, targets, epoch, step, self.processes.rank, micro)
             self.draws.give(epoch, step, micro)
-            with clock.compute(), self.processes.no_sync(self.trained, skip=micro + 1 < accumulation):
+            with clock.compute(), self.processes.averaging(self.trained, skip=micro + 1 < accumulation):
                 with self.autocast:
                     output = self.trained(images)
-                loss = self.loss(output, targets)
+                loss = self.task.loss(output, targets)
                 self.scaler.scale(loss / accumulation).backward()
                 losses.append(loss.detach())
         with clock.compute():
@@ -110,7 +115,9 @@ class TrainStep:
                 clip_grads_with_norm_(self.model.parameters(), self.clip_grad, norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.method.after_step(~bad)
             if self.ema is not None:
                 self.ema.update(self.model)
+            self.method.after_average(~bad)
+            self.optimizer.zero_grad(set_to_none=True)
         return told

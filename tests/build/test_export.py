@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from toe_train.build.export import export
+from toe_train.build.initial_weights import load_initial_weights
+from toe_train.cli.tools import main as tools
+from toe_train.cli.train import main
+from toe_train.data import eval_transform
+from toe_train.models import create_model
+from toe_train.recipes import load_config
+from toe_train.runs.checkpoints import read
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
+    return tmp_path / "run/checkpoints/last.pt"
+
+
+@pytest.mark.parametrize("weights", ["model", "ema"])
+def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
+    folder = tmp_path / "exported"
+    command = ["export", "--checkpoint", str(run), "--weights", weights, "--output", str(folder)]
+    assert tools(command) == 0
+    assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    state = read(run)
+    assert all(torch.equal(value, state[weights][key]) for key, value in model.state_dict().items())
+    assert json.loads((folder / "config.json").read_text())["label_names"] == [str(digit) for digit in range(10)]
+
+    # timm's own evaluation transform for it is the run's.
+    config = load_config(tiny)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8))
+    ours = eval_transform(
+        image_size=16, crop_pct=1.0, interpolation="bicubic", mean=config.augment.mean, std=config.augment.std
+    )
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    assert torch.equal(theirs(picture), ours(picture))
+
+    # And it is something to start from.
+    other = create_model("deit_tiny_patch16_224", 10, 0.0, 16, **config.model.kwargs)
+    load_initial_weights(other, "deit_tiny_patch16_224", str(folder / "model.safetensors"), False)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(other.eval()(images), model(images))
+
+    assert tools(command) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_smaller_stage_is_exported_at_full_size(run, tmp_path):
+    state = read(run)
+    given = state["config"]["model"]
+    small = create_model(given["name"], 10, 0.0, 12, **given["kwargs"])
+    export({**state, "model": small.state_dict()}, "model", tmp_path / "exported")
+    built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True)
+    assert built.pos_embed.shape[1] == 17
+    assert torch.equal(built.cls_token, small.cls_token)
+
+
+def test_lvvit_too(run, tmp_path):
+    state = read(run)
+    torch.manual_seed(0)
+    model = create_model("lvvit_t", 10, 0.0, 32).eval()
+    state["config"]["model"] = {"name": "lvvit_t", "image_size": 32, "kwargs": {}}
+    state["model"] = model.state_dict()
+    export(state, "model", tmp_path / "exported")
+    built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert torch.equal(built(images), model(images))
+
+
+def test_without_averaged_weights(tiny, tmp_path, capsys):
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1", "train.ema_decay=null"]) == 0
+    path = tmp_path / "run/checkpoints/last.pt"
+    assert tools(["export", "--checkpoint", str(path), "--weights", "ema", "--output", str(tmp_path / "out")]) == 2
+    assert "holds no averaged weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,76 @@
+"""The training steps that benchmarks time: each kind that a run has, on random images already on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toe_train.build.inputs import build_finish, example_batch
+from toe_train.build.model import build_model
+from toe_train.build.step import build_compile, build_step
+from toe_train.build.task import build_task
+from toe_train.data import BatchLayout, Pixels
+from toe_train.errors import UserError
+from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
+from toe_train.runs.clock import EpochClock
+from toe_train.runs.processes import Processes
+
+
+def step_cases(config: RunConfig) -> list[EpochPlan]:
+    """The full step, then an epoch of each kind that the run has besides, by size and by what ToE drops."""
+    plans = plan_epochs(config)
+    whole = replace(plans[0].curriculum, image_size=config.model.image_size, loaded_size=config.model.image_size)
+    found = [replace(plans[0], stage=0, curriculum=whole)]
+    for plan in plans:
+        if all(kind(config, case) != kind(config, plan) for case in found):
+            found.append(replace(plan, stage=kind(config, plan)[1]))
+    return found
+
+
+def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int]:
+    """An epoch's image size and stage, 0 where training is plain."""
+    return plan.image_size, 0 if config.cheaper.is_dense(plan.stage) else plan.stage
+
+
+def timed_steps(
+    config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
+) -> tuple[list[Callable[[], None]], bool]:
+    """For each case a function that takes a step, cases of one size sharing a model; and whether they are compiled."""
+    layout, here, compiled = BatchLayout(batch, batch), Processes(0, 1, device), False
+    clock = EpochClock(device)
+    made = {}
+    for size in dict.fromkeys(case.image_size for case in cases):
+        alike = [case for case in cases if case.image_size == size]
+        built = build_model(config, num_classes, size)
+        built.model.to(device).train()
+        task = build_task(config, built, num_classes, layout)
+        step = build_step(config, built, task, layout, here, size)
+        if compile_now := build_compile(config, step, alike[0].loaded_size, [case.stage for case in alike]):
+            if reason := compile_now():
+                raise UserError(f"torch.compile does not work here ({reason}); set train.compile=false")
+            compiled = True
+        pixels, labels = (part.to(device) for part in example_batch(config, task, batch, alike[0].loaded_size))
+        finish = build_finish(config, size)
+        _, targets = task.mix(finish(pixels), labels, 0, 0, 0, 0)
+        setattr(task, "mix", partial(_mixed_before, targets))  # noqa: B010  (an instance's own)
+        made[size] = step, partial(_finished, finish, pixels)
+
+    def take(case: EpochPlan) -> None:
+        step, images = made[case.image_size]
+        step.method.stage = case.stage
+        step(images(), clock, 0, 0)
+
+    return [partial(take, case) for case in cases], compiled
+
+
+def _finished(finish: Callable[[Pixels], Tensor], pixels: Pixels) -> Iterator[tuple[Tensor, None]]:
+    yield finish(pixels), None
+
+
+def _mixed_before(targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
+    return images, targets

@@ -1,0 +1,174 @@
+"""What a configuration gives a run to read: data sets, transforms, the split of the batch, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toe_train import data
+from toe_train.errors import UserError
+from toe_train.recipes import EpochPlan, RunConfig
+from toe_train.runs.processes import Processes
+from toe_train.tasks.task import Task
+from toe_train.training.device_batches import DeviceBatches
+from toe_train.training.inputs import Inputs
+
+Images = tuple[data.ImageSource, data.ImageSource]  # train, val
+
+
+def check_data(config: RunConfig) -> None:
+    """The start-up check of the data set, downloaded first where the run says so; one process does it for all."""
+    section, labels = config.data, config.token_labels
+    if section.download:
+        data.open_datasets(section.kind, section.root, download=True)
+    # Where unreadable images are to be passed over, they are not looked for.
+    sample = section.check_sample if section.on_error == "fail" else 0
+    data.require_healthy(
+        section.kind,
+        section.root,
+        sample=sample,
+        label_root=labels.root if labels else None,
+        label_geometry=labels.geometry if labels else "full",
+    )
+
+
+def open_images(config: RunConfig, processes: Processes) -> Images:
+    """Train and val images, listed by the main process and handed to the others; all call it together."""
+    return processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
+
+
+def batch_layout(config: RunConfig, world_size: int, largest: int | None = None) -> data.BatchLayout:
+    """How the global batch is cut for `world_size` processes, in micro-batches of at most `largest` images too."""
+    limit = min(config.train.max_micro_batch, largest or config.train.max_micro_batch)
+    accumulation = data.split_batch(config.train.global_batch, world_size, limit)
+    return data.BatchLayout(config.train.global_batch, config.augment.mix_group, world_size, accumulation)
+
+
+def describe_split(layout: data.BatchLayout) -> str:
+    """The split of the global batch in words."""
+    return (
+        f"global batch {layout.global_batch} = {layout.world_size} process{'es' * (layout.world_size > 1)} x "
+        f"{layout.accumulation} accumulation x {layout.micro_batch} images"
+    )
+
+
+def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+    """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller.
+
+    It ends in what the loader hands over: `Pixels`, or with `augment.on_device` views to be made of an image.
+    """
+    section = config.augment
+    handing_over = data.DrawView if section.on_device else data.ending_in_pixels
+    try:
+        return handing_over(build_timm_transform(config, loaded_size))
+    except UserError as error:
+        raise UserError(f"augment.{error}") from None
+
+
+def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+    """The same up to normalised and erased float32 images, as timm's own loader takes it."""
+    section = config.augment
+    return data.train_transform(
+        image_size=config.model.image_size,
+        order=section.order,
+        crop=section.crop,
+        crop_scale=section.crop_scale,
+        crop_ratio=section.crop_ratio,
+        interpolation=section.interpolation,
+        hflip=section.hflip,
+        rand_augment=section.rand_augment,
+        color_jitter=section.color_jitter,
+        erasing_prob=section.erasing_prob,
+        erasing_mode=section.erasing_mode,
+        erasing_count=section.erasing_count,
+        mean=section.mean,
+        std=section.std,
+        downsampled=loaded_size,
+    )
+
+
+def build_eval_transform(config: RunConfig, size: int | None = None) -> data.Transform:
+    """Evaluation transform of the `evaluate` section; `size` in place of `model.image_size`."""
+    return data.eval_transform(
+        image_size=size or config.model.image_size,
+        crop_pct=config.evaluate.crop_pct,
+        interpolation=config.evaluate.interpolation,
+        mean=config.augment.mean,
+        std=config.augment.std,
+    )
+
+
+def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
+    """What makes a model's images of the loader's: normalised, erased, and at a smaller `image_size` cropped.
+
+    The crop of frequencies leaves images that have that size alone.
+    """
+    section, size = config.augment, image_size or config.model.image_size
+
+    def finish(shown: data.Pixels | data.Views) -> Tensor:
+        pixels = data.made(shown) if isinstance(shown, data.Views) else shown
+        return data.low_frequency_crop(data.normalized(pixels, section.mean, section.std), size)
+
+    return finish
+
+
+def build_inputs(
+    config: RunConfig,
+    plan: EpochPlan,
+    task: Task,
+    images: Images,
+    layout: data.BatchLayout,
+    order: data.GlobalOrder,
+    processes: Processes,
+    skipped: data.SkippedImages | None,
+    num_tokens: int,
+) -> Inputs:
+    """All that a trainer for `plan`'s stage of the curriculum reads; `config` is that of the stage."""
+    train_images, val_images = images
+    transform = build_train_transform(config, plan.loaded_size)
+    train_set = task.train_set(train_images, transform, config.seed, skipped)
+    eval_set = task.eval_set(val_images, build_shown(config, plan), skipped)
+    sampler = data.TrainBatchSampler(order, layout, processes.rank)
+    workers, pin = config.data.workers, processes.device.type == "cuda"
+    indices = data.evaluation_indices(len(eval_set), processes.rank, processes.world_size)
+    return Inputs(
+        sampler=sampler,
+        train=DeviceBatches(
+            data.train_loader(train_set, sampler, workers, pin, task.collate),
+            processes.device,
+            build_finish(config, plan.image_size),
+        ),
+        val=data.eval_loader(eval_set, indices, config.evaluate.batch, workers, pin),
+        skipped=skipped,
+        image_size=plan.image_size,
+        num_tokens=num_tokens,
+    )
+
+
+def build_shown(config: RunConfig, plan: EpochPlan) -> data.Transform | data.TwoSizes:
+    """Transform of the images that are evaluated: in pairs where the loader makes them smaller for training."""
+    seen = build_eval_transform(config, plan.loaded_size)
+    return data.TwoSizes(seen, build_eval_transform(config)) if loads_pairs(config, plan) else seen
+
+
+def loads_pairs(config: RunConfig, plan: EpochPlan) -> bool:
+    """Whether evaluation images come in two sizes, the model's and the one that the run ends with."""
+    return plan.loaded_size < config.model.image_size
+
+
+def build_skipped(config: RunConfig, path: Path) -> data.SkippedImages | None:
+    """Where images that cannot be read are listed; None where one ends the run."""
+    return data.SkippedImages(path, config.data.max_skipped) if config.data.on_error == "skip" else None
+
+
+def example_batch(config: RunConfig, task: Task, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:
+    """Made-up images and targets in the shapes in which the loader gives `batch` of them, on the CPU."""
+    size = loaded_size or config.model.image_size
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, generator=source)
+    images = data.Pixels(pixels, torch.empty(0, 5, dtype=torch.int64), torch.empty(0))
+    return images, task.example_targets(batch)

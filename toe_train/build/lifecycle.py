@@ -1,0 +1,264 @@
+"""A run from its folder to its last epoch: what is refused beforehand, what it resumes from, stage after stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from toe_train import data
+from toe_train.build.inputs import (
+    Images,
+    batch_layout,
+    build_eval_transform,
+    build_train_transform,
+    check_data,
+    describe_split,
+    open_images,
+)
+from toe_train.build.model import build_model, load_initial, require_resizable
+from toe_train.build.resume import require_same_experiment, resume_point
+from toe_train.build.step import MicroBatches, build_step, micro_batches
+from toe_train.build.task import build_task
+from toe_train.build.trainer import Found, Setting, build_trainer
+from toe_train.recipes import (
+    RunConfig,
+    config_at,
+    curriculum_stages,
+    dump_config,
+    experiment,
+    plan_epochs,
+)
+from toe_train.runs import memory
+from toe_train.runs.checkpoints import Checkpoints
+from toe_train.runs.folder import RunFolder, provenance, versions
+from toe_train.runs.log import read_metrics
+from toe_train.runs.preemption import StopRequest
+from toe_train.runs.processes import Processes, jobs
+from toe_train.runs.progress import Progress
+from toe_train.training.loop import Trainer
+from toe_train.training.precision import describe_precision
+
+
+@dataclass
+class Run:
+    """A run that is ready to train, or done.
+
+    Attributes:
+        setting: what its trainers share.
+        trainer: for the epoch at which it stands; None where all epochs are done.
+        stop: whether a signal asks it to stop.
+        started: what is written of its origin.
+    """
+
+    setting: Setting
+    trainer: Trainer | None
+    stop: StopRequest
+    started: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the classifier."""
+        return len(self.setting.belongs_to["classes"])
+
+    def train(self) -> None:
+        """Trains to the end, with a trainer for each stage of the curriculum.
+
+        Raises:
+            Preempted: a signal asked it to stop; the place is saved.
+            RanOut: the device's memory did not hold a step; a later start takes smaller ones.
+            RunFailed: it cannot go on.
+        """
+        trainer, self.trainer = self.trainer, None
+        setting = self.setting
+        config, folder, here = setting.config, setting.folder, setting.processes
+        assert trainer is not None
+        self._begin(trainer)
+        while True:
+            trainer.stop = self.stop
+            try:
+                trainer.fit()
+            except memory.StepTooLarge as error:
+                alone = here.world_size == 1
+                raise memory.ran_out(folder.micro_batch, trainer.layout.micro_batch, error, alone) from None
+            epoch = trainer.progress.epoch
+            if epoch == config.epochs:
+                return
+            del trainer  # a stage is over, and its model makes room for the next one's
+            memory.release()
+            found = find_checkpoint(setting, "auto")
+            trainer = here.together(partial(build_trainer, setting, found))
+            if here.is_main:
+                plan = trainer.cadence.plans[epoch]
+                print(f"from epoch {epoch + 1} on: {plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}")
+                print(describe_split(trainer.layout))
+
+    def _begin(self, trainer: Trainer) -> None:
+        config, folder, here = self.setting.config, self.setting.folder, self.setting.processes
+        first, step = trainer.progress.epoch, trainer.progress.step
+        if here.is_main:
+            folder.write_config(dump_config(config), self.started)
+            print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
+            print(f"{describe_split(trainer.layout)}; {describe_precision(here.device, config.train.precision)}")
+            if first or step:
+                after = f", after {step} of its steps" if step else ""
+                print(f"continuing at epoch {first + 1} of {config.epochs}{after}")
+            for line in warnings(config):
+                print(line)
+        trainer.log.start(
+            {
+                "first_epoch": first,
+                "first_step": step,
+                "world_size": here.world_size,
+                "num_classes": self.num_classes,
+                "experiment": experiment(config.model_dump(mode="json")),
+                **self.started,
+            }
+        )
+
+
+def open_run(
+    config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
+) -> Run:
+    """All that comes before the first step; all processes call it together.
+
+    Args:
+        config: the run.
+        folder: where it lives.
+        resume: auto, never or a path.
+        here: this process.
+        given: the command's arguments, to be written down.
+        stop: looked at where little is lost.
+
+    Raises:
+        UserError: what the user must mend, before anything is written over.
+        RunFailed: the device does not hold the smallest step; the disk does not take a file.
+        Preempted: a signal asked to stop.
+    """
+    here.main_only(lambda: check_data(config))
+    images = open_images(config, here)
+    if resume == "never" and here.from_main(folder.holds_a_run):  # which is not set aside for one that cannot be
+        here.main_only(lambda: dry_build(config, here.world_size, images[0], begins=True))
+    stop.leave(here, "in start-up")
+    here.main_only(lambda: _open_folder(folder, resume))
+    limits = _fit_to_memory(config, folder, here, len(images[0].classes))
+    stop.leave(here, "in start-up")
+    setting = Setting(config, folder, here, images, belonging(config, images), limits)
+    found = find_checkpoint(setting, resume)
+    if found is not None and Progress(**found[1]["progress"]).epoch >= config.epochs:
+        return Run(setting, None, stop)
+    trainer = here.together(partial(build_trainer, setting, found))
+    return Run(setting, trainer, stop, provenance(given))
+
+
+def belonging(config: RunConfig, images: Images) -> dict[str, Any]:
+    """What a run's checkpoints belong to: its configuration, classes and images, the program's versions, the jobs."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "classes": images[0].classes,
+        "images": {"count": len(images[0]), "digest": images[0].digest()},
+        "versions": versions(),
+        "jobs": jobs(),
+    }
+
+
+def begins(folder: RunFolder, resume: str) -> bool:
+    """Whether a run starts from new or initial weights, and not from a checkpoint of its own."""
+    return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
+
+
+def dry_build(
+    config: RunConfig, world_size: int, train_images: data.ImageSource | None = None, *, begins: bool
+) -> list[str]:
+    """Builds what can be wrong, for `world_size` processes, its initial weights where it `begins`; the class names.
+
+    Raises:
+        UserError: what is.
+    """
+    if train_images is None:
+        check_data(config)
+        train_images, _ = data.open_datasets(config.data.kind, config.data.root)
+    data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
+    num_classes = len(train_images.classes)
+    alone = Processes(0, world_size, torch.device("cpu"))
+    stages = curriculum_stages(plan_epochs(config))
+    require_resizable(config, [plan.image_size for plan in stages])
+    for plan in stages:
+        now, size = config_at(config, plan), plan.image_size
+        build_train_transform(now, plan.loaded_size)
+        build_eval_transform(config, plan.loaded_size)
+        layout = batch_layout(now, world_size)
+        built = build_model(config, num_classes, size)
+        if begins:
+            load_initial(config, built)
+        build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
+    return train_images.classes
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What of a run's plan is legal and seldom meant, in words."""
+    found = []
+    last = {
+        "the last stage": (config.expansion.stage_epochs if config.expansion else None, "all tokens"),
+        "the curriculum's last stage": (
+            config.curriculum.stage_epochs if config.curriculum else None,
+            f"images of {config.model.image_size} pixels",
+        ),
+    }
+    for name, (starts, what) in last.items():
+        if starts and starts[-1] >= config.epochs:
+            found.append(
+                f"note: {name} begins at epoch {starts[-1] + 1}, after the end of the run: training never sees {what}"
+            )
+    if config.schedule.min_lr > config.peak_lr:
+        found.append(
+            f"note: schedule.min_lr {config.schedule.min_lr:g} is above the peak learning rate {config.peak_lr:g}, so "
+            "that the rate rises after the warm-up, to min_lr; DeiT's commands for fine-tuning do so. Lower min_lr if "
+            "it is to fall"
+        )
+    return found
+
+
+def find_checkpoint(setting: Setting, resume: str) -> Found | None:
+    """The checkpoint to go on from, read by the main process; refused where it does not belong to the run."""
+    config, folder = setting.config, setting.folder
+
+    def read() -> Found | None:
+        found = resume_point(Checkpoints(folder.checkpoints), resume, setting.belongs_to)
+        if found is not None and found[1]["progress"]["epoch"] >= config.epochs:
+            require_same_experiment(folder.root, config.epochs, found[1]["config"], setting.belongs_to["config"])
+        return found
+
+    return setting.processes.from_main(read)
+
+
+def _open_folder(folder: RunFolder, resume: str) -> None:
+    folder.lock()
+    checkpoints = Checkpoints(folder.checkpoints)
+    if resume == "never" and (aside := folder.set_aside()):
+        print(f"the earlier run in {folder.root} is now {aside}")
+    if resume == "auto":
+        for line in checkpoints.heal():
+            print(line)
+        if not checkpoints.last.exists() and folder.metrics.exists() and read_metrics(folder.metrics, "epoch"):
+            print(f"the run in {folder.root} has no checkpoint to continue from; it is now {folder.set_aside()}")
+    folder.create()
+    folder.lock()
+
+
+def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_classes: int) -> MicroBatches:
+    """The micro-batches that the device holds, as far as that is known before the first step."""
+    stages = curriculum_stages(plan_epochs(config))
+    for plan in stages:  # what a later one has to be refused for is said now
+        here.together(partial(batch_layout, config_at(config, plan), here.world_size))
+        here.together(partial(build_train_transform, config_at(config, plan), plan.loaded_size))
+    here.together(partial(require_resizable, config, [plan.image_size for plan in stages]))
+    left = here.from_main(lambda: memory.remembered(folder.micro_batch))
+    limits = micro_batches(config, num_classes, here, left)
+    for plan in stages:
+        asked, now = batch_layout(config_at(config, plan), here.world_size).micro_batch, limits[plan.curriculum]
+        if now < asked and here.is_main:
+            print(f"micro-batches of {now} images instead of {asked}, which the device's memory does not hold")
+    return limits

@@ -1,0 +1,126 @@
+"""The model of a configuration, with what training attaches to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from timm.layers import PatchDropout
+from torch import nn
+
+from toe_train import data, models
+from toe_train.build.initial_weights import load_initial_weights
+from toe_train.build.method import build_method
+from toe_train.errors import UserError
+from toe_train.methods.method import Method
+from toe_train.recipes import RunConfig
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model with what training attached to it."""
+
+    model: nn.Module
+    method: Method
+    drop_path: models.DropPathDraws
+    grid: tuple[int, int]  # rows and columns of patches
+
+    @property
+    def num_tokens(self) -> int:
+        """Patch tokens N of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the model gives an output for each patch token in training."""
+        return bool(getattr(self.model, "dense_output", False))
+
+
+def build_model(config: RunConfig, num_classes: int, image_size: int | None = None) -> BuiltModel:
+    """The model in its initial state, a function of the seed alone, prepared for the run's method.
+
+    Args:
+        config: the run.
+        num_classes: width of the classifier.
+        image_size: of what it sees, in a stage of a curriculum; None for `model.image_size`.
+
+    Raises:
+        UserError: a model that does not exist, cannot be built so, or cannot be trained by the method.
+    """
+    section = config.model
+    size = image_size or section.image_size
+    with data.seeded(data.derive_seed(config.seed, "init")):
+        model = models.create_model(section.name, num_classes, section.drop_path, size, **section.kwargs)
+    key = "model.image_size" if size == section.image_size else "curriculum.image_sizes"
+    grid = _require_whole_patches(section.name, f"{key} = {size}", size, model)
+    _refuse_dropout(model)
+    drop_path = models.give_drop_path(model)
+    method = build_method(config)
+    try:
+        method.prepare(model)
+    except ValueError as error:
+        raise UserError(f"expansion: {error}") from None
+    return BuiltModel(model, method, drop_path, grid)
+
+
+def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
+    """Refuses a model of which more than the positional embedding depends on the image's size, where that changes.
+
+    Raises:
+        UserError: naming what depends on it.
+    """
+    if len(set(sizes)) == 1:
+        return
+    shapes = [
+        {name: value.shape for name, value in build_model(config, 2, size).model.state_dict().items()}
+        for size in sorted(set(sizes))
+    ]
+    for name, shape in shapes[-1].items():
+        if name != "pos_embed" and any(other.get(name) != shape for other in shapes):
+            raise UserError(
+                f"model.name = {config.model.name}: {name} depends on the image's size, and a curriculum resizes "
+                "pos_embed alone; use a model such as deit_tiny_patch16_224, or curriculum=null"
+            )
+
+
+def load_initial(config: RunConfig, built: BuiltModel) -> str | None:
+    """Puts the run's initial weights into the model; what was done in words, None where it starts from new ones.
+
+    Raises:
+        UserError: they are not there, or another model's.
+    """
+    section = config.model
+    if section.initial_weights is None:
+        return None
+    return load_initial_weights(built.model, section.name, section.initial_weights, section.initial_averaged)
+
+
+def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -> tuple[int, int]:
+    """Rows and columns of patches, which must cover the image, whose side is `given` in the configuration."""
+    embedding: Any = getattr(model, "patch_embed", None)
+    grid = getattr(embedding, "grid_size", None)
+    if grid is None:
+        raise UserError(
+            f"model.name = {name}: has no patch embedding; toe-train trains vision transformers, e.g. "
+            "deit_tiny_patch16_224"
+        )
+    patch = embedding.patch_size[0]
+    if size % patch:
+        whole = size // patch * patch
+        near = " or ".join(str(multiple) for multiple in (whole, whole + patch) if multiple)
+        raise UserError(
+            f"{given} is not a multiple of the patch size {patch} of {name}: the model would not see the edge; "
+            f"use {near}"
+        )
+    return grid[0], grid[1]
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        rate = getattr(module, "p" if isinstance(module, nn.Dropout) else "prob", 0.0)
+        if isinstance(module, (nn.Dropout, PatchDropout)) and rate:
+            raise UserError(
+                f"model.kwargs: {name} drops out with probability {rate}, which would draw other numbers for every "
+                "number of processes; leave dropout at 0, as all recipes here do, and use model.drop_path"
+            )

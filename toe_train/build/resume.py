@@ -1,0 +1,158 @@
+"""Whether a checkpoint may continue a run, what of the run differs from it, and what is kept of an older one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from toe_train.errors import UserError
+from toe_train.recipes import differences, essential
+from toe_train.runs.checkpoints import Checkpoints, keep
+from toe_train.runs.folder import RunFolder, versions
+
+ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
+
+Found = tuple[Path, dict[str, Any]]  # a checkpoint's path and content
+
+
+def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, Any]) -> Found | None:
+    """The checkpoint that a run continues from, or None to start anew.
+
+    Args:
+        checkpoints: those of the run.
+        resume: auto, never or a path.
+        belongs_to: the run's dumped `config`, its `classes`, and count and digest of its training `images`.
+
+    Raises:
+        UserError: the checkpoint is unusable, or belongs to something else.
+    """
+    found = checkpoints.find(resume)
+    if found is None:
+        return None
+    path, state = found
+    require_same(path, state, belongs_to["config"], belongs_to["classes"])
+    require_same_order(path, state, belongs_to["config"], belongs_to["images"])
+    before, now = (source["config"]["optim"]["name"] for source in (state, belongs_to))
+    if before != now:
+        raise UserError(
+            f"optim.name: {before!r} in the checkpoint, {now!r} now: the state of one optimiser is of no use to "
+            f"another; give {before}, or start anew with --resume never"
+        )
+    return found
+
+
+def changes(state: dict[str, Any], belongs_to: dict[str, Any]) -> list[str]:
+    """What the run has otherwise than its checkpoint, in words; nothing where all is the same."""
+    found = differences(state["config"], belongs_to["config"])
+    found += differences(state["versions"], belongs_to["versions"], "version of ")
+    if not found:
+        return []
+    return [
+        "resuming with other values than the checkpoint's, which count from now on (--resume never begins anew, and "
+        "sets this run aside):",
+        "\n".join(f"  {line}" for line in found),
+    ]
+
+
+def kept_aside(folder: RunFolder, found: Found, belongs_to: dict[str, Any]) -> list[str]:
+    """Gives second names to what a run that goes on from elsewhere or otherwise will write over; a line for each."""
+    checkpoints = Checkpoints(folder.checkpoints)
+    is_older = checkpoints.last.exists() and not found[0].samefile(checkpoints.last)
+    if is_older or essential(found[1]["config"]) != essential(belongs_to["config"]):
+        return keep(checkpoints, folder.metrics)
+    return []
+
+
+def does_not_fit(path: Path, state: dict[str, Any], error: Exception) -> str:
+    """What to say of a checkpoint that the model does not take."""
+    others = "; ".join(differences(state["versions"], versions(), "version of ")) or "it was changed"
+    return (
+        f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); {others}: use what it "
+        "was written with, or start anew with --resume never"
+    )
+
+
+def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str]) -> None:
+    """Refuses a checkpoint of another model or of other classes.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        config: the dumped configuration that is asked for.
+        classes: class names of the data set, in order.
+
+    Raises:
+        UserError: naming each difference.
+    """
+    saved, now = ({key: source["model"][key] for key in ARCHITECTURE} for source in (state["config"], config))
+    if differing := differences({"model": saved}, {"model": now}):
+        raise UserError(
+            f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
+            "Give the same model; for a new run another --output, or --resume never"
+        )
+    if state["classes"] != classes:
+        raise UserError(
+            f"checkpoint {path} was trained on other classes: {_class_difference(state['classes'], classes)}"
+        )
+
+
+def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any], images: dict[str, Any]) -> None:
+    """Refuses to go on within an epoch whose order of images would be another one.
+
+    Args:
+        path: named in the message.
+        state: the checkpoint.
+        config: the dumped configuration that is asked for.
+        images: count and digest of the training set.
+
+    Raises:
+        UserError: naming what the order depends on and what differs.
+    """
+    step = state["progress"]["step"]
+    saved = state["config"]
+    before, now = (
+        {
+            "seed": source["seed"],
+            "train.global_batch": source["train"]["global_batch"],
+            "augment.repeats": source["augment"]["repeats"],
+            "training images": listed,
+        }
+        for source, listed in ((saved, state["images"]), (config, images))
+    )
+    if step and (differing := differences(before, now)):
+        raise UserError(
+            f"checkpoint {path} stands within an epoch, after {step} of its steps, and these decide what they were:\n  "
+            + "\n  ".join(differing)
+            + "\nGive the same values, or resume from a checkpoint at the end of an epoch"
+        )
+
+
+def require_same_experiment(root: Path, epochs: int, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuses to pass a finished run off as another one.
+
+    Args:
+        root: its folder, named in the message.
+        epochs: that are asked for, and done.
+        saved: the checkpoint's dumped configuration.
+        now: the one that is asked for.
+
+    Raises:
+        UserError: naming each value that decides what is learned and differs.
+    """
+    if differing := differences(essential(saved), essential(now)):
+        raise UserError(
+            f"all {epochs} epochs in {root} are done, with other values:\n  " + "\n  ".join(differing) + "\n"
+            "Give another --output for the new run, or --resume never, which sets the old one aside"
+        )
+
+
+def _class_difference(saved: list[str], now: list[str]) -> str:
+    gone, new = [c for c in saved if c not in set(now)], [c for c in now if c not in set(saved)]
+    parts = [f"{len(saved)} in the checkpoint, {len(now)} in the data set"]
+    if gone:
+        parts.append(f"missing now: {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}")
+    if new:
+        parts.append(f"unknown to it: {', '.join(new[:5])}{' ...' if len(new) > 5 else ''}")
+    if not gone and not new:
+        parts.append("the same names in another order")
+    return "; ".join(parts) + ". Point data.root at the data set that it was trained on"

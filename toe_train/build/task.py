@@ -1,0 +1,58 @@
+"""The task of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toe_train import data
+from toe_train.build.model import BuiltModel
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig
+from toe_train.tasks.classification import BatchMixing, Classification
+from toe_train.tasks.task import Task
+from toe_train.tasks.token_labelling import TokenLabelling
+
+
+def build_task(config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout) -> Task:
+    """What the run learns, with its model and its split of the batch.
+
+    Raises:
+        UserError: token labels for a model without an output for each patch, or such a model without token labels.
+    """
+    section, augment, name = config.token_labels, config.augment, config.model.name
+    if section is None:
+        if built.is_dense:
+            raise UserError(
+                f"model.name = {name}: has an output for each patch, which token_labels train, and the run has none; "
+                "set token_labels.root, or model.kwargs.dense=false to train the class head alone"
+            )
+        mixing = BatchMixing(
+            num_classes,
+            augment.mixup,
+            augment.cutmix,
+            augment.mix_prob,
+            augment.mix_switch_prob,
+            augment.smoothing,
+            config.seed,
+            layout,
+        )
+        return Classification(mixing)
+    if not built.is_dense:
+        raise UserError(
+            f"model.name = {name}: has no output for each patch, which token_labels train; use lvvit_t, lvvit_s or "
+            "lvvit_m (without model.kwargs.dense=false), or token_labels=null"
+        )
+    return TokenLabelling(
+        built.model,
+        built.grid,
+        num_classes,
+        augment.smoothing,
+        section.alignment,
+        config.seed,
+        layout,
+        Path(section.root),
+        section.geometry,
+        section.dense_weight,
+        section.cls_weight,
+        built.method.counted,
+    )

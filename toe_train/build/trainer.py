@@ -1,0 +1,161 @@
+"""A Trainer of all parts, for the stage of the curriculum at which a run stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toe_train import data
+from toe_train.build.inputs import Images, batch_layout, build_inputs, build_skipped, loads_pairs
+from toe_train.build.model import BuiltModel, build_model, load_initial
+from toe_train.build.pictures import build_pictures
+from toe_train.build.resume import changes, does_not_fit, kept_aside
+from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step
+from toe_train.build.task import build_task
+from toe_train.errors import UserError
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs
+from toe_train.runs.checkpoints import Checkpoints
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import Console, JsonLines, RunLog, Several, TensorBoard
+from toe_train.runs.processes import Processes
+from toe_train.runs.progress import Progress
+from toe_train.tasks.task import Task
+from toe_train.training.cadence import Cadence
+from toe_train.training.evaluation import Evaluation
+from toe_train.training.inputs import Inputs
+from toe_train.training.keeper import Keeper
+from toe_train.training.loop import Trainer
+from toe_train.training.recovery import Limits, Recovery
+from toe_train.training.resolution import BothSizes
+from toe_train.training.step import TrainStep
+
+Found = tuple[Path, dict[str, Any]]  # a checkpoint's path and content
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainers of a run share.
+
+    Attributes:
+        config: the run.
+        folder: where it lives.
+        processes: that train it.
+        images: train and val.
+        belongs_to: what its checkpoints belong to.
+        limits: micro-batches that the device holds; None for those of the configuration.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    processes: Processes
+    images: Images
+    belongs_to: dict[str, Any]
+    limits: MicroBatches | None = None
+
+
+def build_trainer(run: Setting, found: Found | None) -> Trainer:
+    """All parts of a run, at its beginning, or where the checkpoint `found` left it.
+
+    A curriculum has a trainer for each of its stages: this one is for the epoch at which the run stands. It does not
+    communicate, so that a fault in one process can be told to the others (`Processes.together`).
+
+    Raises:
+        UserError: for everything that cannot work, before anything is trained or overwritten.
+    """
+    config, processes = run.config, run.processes
+    progress = Progress(**found[1]["progress"]) if found else Progress()
+    plans = plan_epochs(config)
+    plan = plans[min(progress.epoch, config.epochs - 1)]
+    now = config_at(config, plan)
+    train_images, _ = run.images
+
+    layout = batch_layout(now, processes.world_size, run.limits[plan.curriculum] if run.limits else None)
+    order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
+    built = build_model(config, len(train_images.classes), plan.image_size)
+    started_from = load_initial(config, built) if found is None else None
+    built.model.to(processes.device)
+    task = build_task(now, built, len(train_images.classes), layout)
+    step = build_step(now, built, task, layout, processes, plan.image_size)
+    stages = {other.stage: None for other in plans[plan.epoch :] if other.curriculum == plan.curriculum}
+    step.compile = build_compile(now, step, plan.loaded_size, list(stages))
+    skipped = build_skipped(config, run.folder.skipped)
+    inputs = build_inputs(now, plan, task, run.images, layout, order, processes, skipped, built.num_tokens)
+    checkpoints = Checkpoints(run.folder.checkpoints)
+    limits = Limits(
+        config.train.max_skipped_steps,
+        config.train.max_rollbacks,
+        run.folder.not_finite,
+        order,
+        train_images.describe,
+    )
+    trainer = Trainer(
+        step=step,
+        inputs=inputs,
+        cadence=_cadence(config, plans, plan, step, order),
+        progress=progress,
+        evaluation=_evaluation(config, plan, built, task, inputs, step),
+        keeper=Keeper(
+            checkpoints,
+            run.belongs_to,
+            processes,
+            saved=found is not None and found[0].resolve() == checkpoints.last.resolve(),
+        ),
+        recovery=Recovery(step, limits, (progress.epoch, progress.step)),
+        pictures=build_pictures(now, plans, plan, built, task, run.images, skipped, processes),
+        log=RunLog(),
+    )
+    if found is not None:
+        try:
+            trainer.load_state(found[1])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UserError(does_not_fit(*found, error)) from None
+    # Last of all, since it drops the metric lines of what came later.
+    trainer.log = _log(run, found, progress, task, [] if started_from is None else [started_from])
+    return trainer
+
+
+def _cadence(
+    config: RunConfig, plans: tuple[EpochPlan, ...], plan: EpochPlan, step: TrainStep, order: data.GlobalOrder
+) -> Cadence:
+    section = config.checkpoint
+    return Cadence(
+        plans=plans,
+        curriculum=plan.curriculum,
+        schedule=build_schedule(config, step.optimizer, order.steps_per_epoch),
+        log_every=config.train.log_every,
+        evaluate_every=config.evaluate.every_epochs,
+        save_every=section.every_epochs,
+        save_every_steps=section.every_steps,
+        save_every_seconds=float("inf") if section.every_minutes is None else 60 * section.every_minutes,
+    )
+
+
+def _evaluation(
+    config: RunConfig, plan: EpochPlan, built: BuiltModel, task: Task, inputs: Inputs, step: TrainStep
+) -> Evaluation:
+    sizes = None
+    if plan.image_size < config.model.image_size:
+        num_classes = int(getattr(built.model, "num_classes"))  # noqa: B009
+        whole = build_model(config, num_classes).model.to("meta")
+        sizes = BothSizes(plan.image_size, loads_pairs(config, plan), whole)
+    return Evaluation(task, inputs.val, step.processes, step.autocast, sizes, config.checkpoint.best_metric)
+
+
+def _log(run: Setting, found: Found | None, progress: Progress, task: Task, notes: list[str]) -> RunLog:
+    """The run's log, with what is to be said of its beginning; nothing but on the main process."""
+    if not run.processes.is_main:
+        return RunLog()
+    over = progress.epoch >= run.config.epochs
+    if found is not None and not over:
+        notes = [*kept_aside(run.folder, found, run.belongs_to), *notes, *changes(found[1], run.belongs_to)]
+    log = Several(
+        [
+            JsonLines(run.folder.metrics, progress.epoch, progress.step),
+            TensorBoard(run.folder.tensorboard, progress.epoch),
+            Console(run.config.epochs, task.shown),
+        ]
+    )
+    for line in notes:
+        log.note(line)
+    return log

@@ -1,0 +1,1 @@
+"""Token labels: what a teacher saw in each part of an image."""

@@ -1,0 +1,1 @@
+"""Which image stands at which place of a run, and what each draws there."""

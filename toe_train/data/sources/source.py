@@ -1,0 +1,23 @@
+"""What every collection of labelled images is to the rest of the program."""
+
+from typing import Protocol
+
+from PIL import Image
+
+
+class ImageSource(Protocol):
+    """A labelled collection of images; `classes[label]` is the name of a label."""
+
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+
+    def describe(self, index: int) -> str:
+        """Name an image so that a person finds it."""
+        ...
+
+    def digest(self) -> str:
+        """Sum up which images stand in which order under which labels; the same wherever the data set lies."""
+        ...

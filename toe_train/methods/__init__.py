@@ -1,0 +1,9 @@
+"""Methods: how training is made cheaper.
+
+method.py           the interface of all of them, which does nothing
+token_expansion.py  the paper's: tokens are dropped and merged while training (ToE), or dropped at random
+pictures.py         what Token Expansion keeps, as pictures
+
+The loop and the step name none of them; `build/method.py` makes the one that a configuration asks for. A new method is
+one file here, beside its section in `recipes/sections.py`.
+"""

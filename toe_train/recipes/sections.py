@@ -1,0 +1,268 @@
+"""The sections of the YAML file: one frozen, validated record each. The curriculum's is in `curriculum.py`.
+
+The defaults are the DeiT recipe of the paper's experiments (DeiT `main.py` and `datasets.py` at facebookresearch/deit
+7e160fe, with timm 0.9.2); `configs/deit_tiny.yaml` spells out the same values and a test keeps the two equal. Every
+field is read somewhere; unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from toe_train.expansion.schedule import Expansion, ExpansionSchedule, Initialization, Metric, Restore
+
+
+def _none_of_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+# YAML's true would otherwise count as 1.
+Integer = Annotated[int, BeforeValidator(_none_of_bool)]
+Number = Annotated[float, BeforeValidator(_none_of_bool), Field(allow_inf_nan=False)]
+PositiveInteger = Annotated[Integer, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell expands no ~ behind a =
+
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no protected names (a section is called `model`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+
+
+class ModelConfig(Section):
+    """The network: a timm name or one of this project's own."""
+
+    name: str = "deit_tiny_patch16_224"
+    drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
+    image_size: PositiveInteger = 224
+    # Fine-tuning: a checkpoint, a file of weights, or timm for its pre-trained ones; null for new weights.
+    initial_weights: str | None = None
+    initial_averaged: bool = False  # of a checkpoint of toe-train, the averaged weights
+    # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("kwargs")
+    @classmethod
+    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = {
+            "num_classes": "the data set gives it",
+            "in_chans": "images are read as RGB",
+            "drop_path_rate": "use model.drop_path",
+            "img_size": "use model.image_size",
+            "pretrained": "use model.initial_weights",
+            "pretrained_cfg": "use model.initial_weights",
+            "checkpoint_path": "use model.initial_weights",
+        }
+        for key in value:
+            if key in reserved:
+                raise ValueError(f"must not hold {key}: {reserved[key]}")
+        return value
+
+
+class MethodSection(Section):
+    """Base of the sections of methods that make training cheaper, and itself that of none.
+
+    What a method needs to plan a run is said here, in functions of integers alone.
+    """
+
+    def stage(self, epoch: int) -> int:
+        """The method's stage in an epoch (from 0). One model goes through all stages."""
+        return 0
+
+    def segment(self, epoch: int) -> int:
+        """What a trainer is built for in an epoch (from 0). Where it changes, the run goes on with another trainer."""
+        return 0
+
+    def is_dense(self, stage: int) -> bool:
+        """Whether a stage trains as the plain model does, at its full cost."""
+        return True
+
+
+class ExpansionConfig(MethodSection):
+    """Token Expansion; paper section 3. See `TokenExpansion` for what each option does to parity."""
+
+    stage_epochs: tuple[Integer, ...]  # first epoch of each stage
+    keep_rates: tuple[Number, ...]  # r_1 ... r_G, kept share of the patch tokens
+    initial_keep_rate: Number  # r_0, share of the seeds
+    repeats: Annotated[Integer, Field(gt=0, le=1000)] = 2  # k, rounds per stage
+    after_block: Annotated[Integer, Field(ge=0)] = 1  # 0 is after the embedding
+    metric: Metric = "cosine"
+    initialization: Initialization = "spatial"
+    expansion: Expansion = "farthest"
+    merging: bool = True
+    # What stands at dropped positions in a model with an output for each (LV-ViT): zeros, a copy of the token that they
+    # were merged into, or nothing that the dense loss counts.
+    restore: Restore = "zero"
+
+    @model_validator(mode="after")
+    def _legal_schedule(self) -> ExpansionConfig:
+        self.schedule()
+        return self
+
+    def schedule(self) -> ExpansionSchedule:
+        """The stages as the algorithm's own record."""
+        return ExpansionSchedule(self.stage_epochs, self.keep_rates, self.initial_keep_rate, self.repeats)
+
+    def stage(self, epoch: int) -> int:
+        """Stage of Token Expansion; 0 before the first boundary."""
+        return self.schedule().stage(epoch)
+
+    def is_dense(self, stage: int) -> bool:
+        """Whether a stage keeps every token."""
+        return self.schedule().is_dense(stage)
+
+
+class DataConfig(Section):
+    """Where the images are."""
+
+    kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
+    root: HomePath = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
+    workers: Annotated[Integer, Field(ge=0, le=512)] = 8  # loader processes per training process
+    download: bool = False  # CIFAR only
+    check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
+    # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
+    on_error: Literal["fail", "skip"] = "fail"
+    max_skipped: Annotated[Integer, Field(ge=0)] = 100  # different images that on_error: skip passes over, at most
+
+
+class AugmentConfig(Section):
+    """Training transforms, in the order in which they act (DeiT datasets.py; mixing as DeiT main.py)."""
+
+    order: Literal["deit", "lvvit"] = "deit"  # lvvit: crop after rand_augment, which then sees the whole image
+    crop: Literal["random_resized", "padded"] = "random_resized"  # padded: 4 pixels, what DeiT does at 32 x 32
+    crop_scale: tuple[Number, Number] = (0.08, 1.0)
+    crop_ratio: tuple[Number, Number] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bicubic"
+    hflip: Probability = 0.5
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: NonNegative = 0.3  # timm ignores it while rand_augment is on
+    erasing_prob: Probability = 0.25
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    erasing_count: PositiveInteger = 1
+    repeats: Annotated[Integer, Field(gt=0, le=100)] = 3  # repeated augmentation: views of an image per epoch
+    mixup: NonNegative = 0.8  # alpha
+    cutmix: NonNegative = 1.0  # alpha
+    mix_prob: Probability = 1.0
+    mix_switch_prob: Probability = 0.5
+    mix_group: PositiveInteger = 256  # images that share one mixing ratio and pair up: DeiT's batch per GPU
+    smoothing: BelowOne = 0.1
+    # Crop, flip and rand_augment on the device, for hosts with few cores: the same draws, pixels off by little.
+    on_device: bool = False
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError(f"must be [low, high] with 0 < low <= high; {sorted(value)} would be in order")
+        return value
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _share_of_the_image(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError(f"must be shares of the image's area, at most 1; [{min(value[0], 1.0)}, 1.0] would be")
+        return value
+
+    @field_validator("mix_group")
+    @classmethod
+    def _even(cls, value: int) -> int:
+        if value % 2:
+            near = " or ".join(str(even) for even in (value - 1, value + 1) if even)
+            raise ValueError(f"must be even, since images are mixed in pairs; use {near}")
+        return value
+
+
+class TokenLabelsConfig(Section):
+    """Label files for each part of a training image (LV-ViT); `toe-tools labels` makes them."""
+
+    root: HomePath  # holds <class>/<image>.pt
+    geometry: Literal["full", "center_crop"] = "full"  # what part of its image a map covers; see `JointTransform`
+    # released: labels from the transposed place of the crop, as the released code takes them.
+    alignment: Literal["correct", "released"] = "correct"
+    dense_weight: NonNegative = 1.0  # of the patch tokens' loss
+    cls_weight: NonNegative = 1.0  # of the class token's
+
+
+class OptimConfig(Section):
+    """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: Annotated[Number, Field(gt=0, le=1e30)] = 5.0e-4
+    lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
+    weight_decay: NonNegative = 0.05
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
+    eps: Positive = 1.0e-8  # adamw
+    momentum: Probability = 0.9  # sgd
+    clip_grad: Positive | None = None  # largest norm of all gradients together
+
+
+class ScheduleConfig(Section):
+    """Learning rate: linear warm-up, then a cosine."""
+
+    # epoch: one value an epoch, the cosine's phase counted from epoch 0 (DeiT, LV-ViT); step: a value for each step,
+    # the cosine beginning after the warm-up (EfficientTrain).
+    unit: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: Annotated[Integer, Field(ge=0)] = 5
+    # The last ones of `epochs`, at min_lr after the cosine's end; with unit: epoch.
+    cooldown_epochs: Annotated[Integer, Field(ge=0)] = 0
+    warmup_lr: NonNegative = 1.0e-6
+    min_lr: NonNegative = 1.0e-5
+    # With unit: epoch. released: epoch e trains at f(e - 1), as DeiT steps its scheduler at the end of an epoch; plain:
+    # at f(e).
+    stepping: Literal["released", "plain"] = "released"
+
+
+class TrainConfig(Section):
+    """How the steps are taken."""
+
+    global_batch: PositiveInteger = 1024  # images per optimiser step over all processes and accumulation
+    max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
+    precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
+    ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
+    compile: bool | None = None  # torch.compile of the training step; null: on a GPU
+    log_every: PositiveInteger = 50  # steps between lines of the run log
+    # A step whose gradients are not finite is left out; after more than so many in a row the run goes back to its last
+    # checkpoint, so many times in all, and on in another order of the images.
+    max_skipped_steps: Annotated[Integer, Field(ge=0, le=1000)] = 10
+    max_rollbacks: Annotated[Integer, Field(ge=0)] = 3
+
+
+class EvaluateConfig(Section):
+    """Validation: always the plain model with all tokens."""
+
+    every_epochs: PositiveInteger = 1  # the last epoch is always evaluated
+    batch: PositiveInteger = 256  # images per process
+    crop_pct: Annotated[Number, Field(ge=0.1, le=1)] = 0.875
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+
+
+class CheckpointConfig(Section):
+    """What is written to `checkpoints/`."""
+
+    every_epochs: PositiveInteger = 1  # the last epoch is always saved, and the last of each stage
+    every_steps: PositiveInteger | None = None  # within an epoch too, at multiples of so many steps
+    every_minutes: Positive | None = 15.0  # within an epoch too, so many minutes after the last one
+    best_metric: Literal["val_top1", "ema_top1"] = "val_top1"

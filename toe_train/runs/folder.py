@@ -1,0 +1,142 @@
+"""The run folder: where a run's files lie, and what a run writes of its own origin."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TextIO
+
+import numpy
+import timm
+import torch
+import torchvision
+
+from toe_train._version import __version__
+from toe_train.errors import UserError
+
+
+class RunFolder:
+    """Paths of a run's files under `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()  # `.` has no name to rename
+        self.config = self.root / "config.yaml"
+        self.metrics = self.root / "metrics.jsonl"
+        self.tensorboard = self.root / "tensorboard"
+        self.checkpoints = self.root / "checkpoints"
+        self.skipped = self.root / "skipped_images.jsonl"
+        self.micro_batch = self.root / "micro_batch"
+        self.not_finite = self.root / "not_finite.jsonl"
+        self._lock: TextIO | None = None
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.root} cannot be written: {error.strerror}; choose another with --output DIR"
+            ) from None
+
+    def lock(self) -> None:
+        """Keeps other processes from training in the folder, if it is there, for as long as this one lives.
+
+        Raises:
+            UserError: another one trains there.
+        """
+        if self._lock is not None or not self.root.is_dir():
+            return
+        file = (self.root / ".lock").open("a", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its loader processes outlive it
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise UserError(
+                f"another process trains in {self.root}; wait for its end, or give another --output"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        self._lock = file
+
+    def holds_a_run(self) -> bool:
+        """Whether there are files of an earlier run."""
+        return self.metrics.exists() or self.checkpoints.exists()
+
+    def set_aside(self) -> Path | None:
+        """Renames a folder with an earlier run's files, so that a new run loses nothing; its new path."""
+        if not self.holds_a_run():
+            return None
+        number = 1
+        while (aside := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
+            number += 1
+        self.root.rename(aside)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        return aside
+
+    def write_config(self, resolved: str, started: dict[str, str]) -> None:
+        """Writes the resolved configuration, YAML that `toe-train` reads again, under its origin as comments."""
+        header = "".join(f"# {key}: {value}\n" for key, value in started.items())
+        self.config.write_text(header + resolved, encoding="utf-8")
+
+
+def provenance(arguments: list[str], program: str = "toe-train") -> dict[str, str]:
+    """Command line, time, commit, versions and device of this process."""
+    return {
+        "command": shlex.join([program, *arguments]),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of what it computes with."""
+    return {
+        "toe-train": __version__,
+        "python": sys.version.split()[0],
+        "torch": str(torch.__version__),  # a subclass of str, which a checkpoint could not be read with
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str:
+    """Commit of the source tree that runs, "+changes" where it differs, "unknown" outside a git checkout."""
+    here = Path(__file__).resolve().parents[2]
+    try:
+        if not (here / ".git").exists():
+            return "unknown"
+        commit, status = (
+            subprocess.run(
+                ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.strip() + ("+changes" if status.strip() else "")

@@ -1,0 +1,231 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard and the console, behind one interface that does nothing by default."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+Record = dict[str, Any]
+KEYS: dict[str, tuple[str, ...]] = {
+    "start": (),
+    "step": ("epoch", "step"),
+    "epoch": ("epoch",),
+}  # that a line of a kind cannot do without
+
+
+class RunLog:
+    """Receives what happens in a run; each call is a no-op here, and on every process but the main one."""
+
+    def start(self, record: Record) -> None:
+        """A process group begins or resumes: versions, command, first epoch."""
+
+    def epoch_begins(self, epoch: int, stage: int, tokens: str, steps: int) -> None:
+        """An epoch of `steps` optimiser steps begins; `tokens` reads kept/all."""
+
+    def step(self, record: Record) -> None:
+        """Once in `log_every` steps: epoch, step, lr, train_loss, images_per_second, data_wait_share."""
+
+    def advance(self) -> None:
+        """One optimiser step is done."""
+
+    def epoch(self, record: Record) -> None:
+        """An epoch is done; the keys are those of the run folder's description in the README."""
+
+    def rewind(self, epoch: int, step: int) -> None:
+        """The run goes back to after `step` steps of `epoch`: what came later did not happen."""
+
+    def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
+        """Images (B, 3, H, W) in 0..1."""
+
+    def note(self, text: str) -> None:
+        """A line for the reader."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines(RunLog):
+    """One JSON object a line; lines of what comes after `epoch` and `step`, left by a broken-off run, are dropped."""
+
+    def __init__(self, path: Path, epoch: int, step: int) -> None:
+        self.path = path
+        self._reopen(epoch, step)
+
+    def rewind(self, epoch: int, step: int) -> None:
+        self.file.close()
+        self._reopen(epoch, step)
+
+    def _reopen(self, epoch: int, step: int) -> None:
+        def is_before(record: Record) -> bool:
+            if record["kind"] == "start":
+                return True
+            return record["epoch"] < epoch or (record["epoch"] == epoch and record.get("step", step) < step)
+
+        _keep_lines(self.path, is_before)
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def start(self, record: Record) -> None:
+        self._write("start", record)
+
+    def step(self, record: Record) -> None:
+        self._write("step", record)
+
+    def epoch(self, record: Record) -> None:
+        self._write("epoch", record)
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _write(self, kind: str, record: Record) -> None:
+        self.file.write(json.dumps({"kind": kind, **record}) + "\n")
+        self.file.flush()
+
+
+class TensorBoard(RunLog):
+    """The same numbers as scalars over the epoch, and pictures."""
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        self.folder = folder
+        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
+
+    def rewind(self, epoch: int, step: int) -> None:
+        self.writer.close()
+        self.writer = SummaryWriter(str(self.folder), purge_step=epoch)
+
+    def epoch(self, record: Record) -> None:
+        for key, value in record.items():
+            if key != "epoch" and isinstance(value, (int, float)):
+                self.writer.add_scalar(f"epoch/{key}", value, record["epoch"])
+        self.writer.flush()
+
+    def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
+        self.writer.add_images(tag, images, epoch)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class Console(RunLog):
+    """A progress bar while an epoch runs (on a terminal only) and one line when it is done.
+
+    Args:
+        epochs: of the run.
+        shown: scores of that line, as (words, name in the record); one at full size where it is another.
+    """
+
+    def __init__(self, epochs: int, shown: Sequence[tuple[str, str]]) -> None:
+        self.epochs = epochs
+        self.shown = shown
+        self.bar: tqdm[Any] | None = None
+
+    def epoch_begins(self, epoch: int, stage: int, tokens: str, steps: int) -> None:
+        self.bar = tqdm(
+            total=steps,
+            desc=f"epoch {epoch + 1}/{self.epochs} stage {stage} tokens {tokens}",
+            unit="step",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def rewind(self, epoch: int, step: int) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, record: Record) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(
+                f"loss {_loss(record)}, {record['images_per_second']:.0f} images/s, "
+                f"data wait {100 * record['data_wait_share']:.0f} %, run ends in {_duration(record['eta_seconds'])}",
+                refresh=False,
+            )
+
+    def advance(self) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def epoch(self, record: Record) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        scores = "".join(
+            f"  {name} {record[key]:6.2f}"
+            for name, key in self.shown
+            if record[key] is not None
+            and not (key.endswith("_full") and record[key] == record[key.removesuffix("_full")])
+        )
+        wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
+        self.note(
+            f"epoch {record['epoch'] + 1:>{len(str(self.epochs))}}/{self.epochs}  stage {record['stage']}  "
+            f"tokens {record['tokens_kept']:>3}  lr {record['lr']:.2e}  loss {_loss(record)}{scores}  "
+            f"{record['images_per_second']:.0f} images/s  data wait {wait:.0f} %"
+        )
+
+    def note(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Several(RunLog):
+    """Passes everything on to each of `logs`."""
+
+    def __init__(self, logs: Sequence[RunLog]) -> None:
+        self.logs = logs
+
+
+def _passed_on(name: str) -> Callable[..., None]:
+    def call(self: Several, *given: Any) -> None:
+        for log in self.logs:
+            getattr(log, name)(*given)
+
+    return call
+
+
+for _name in [name for name, found in vars(RunLog).items() if callable(found) and not name.startswith("_")]:
+    setattr(Several, _name, _passed_on(_name))
+
+
+def read_metrics(path: Path, kind: str) -> list[Record]:
+    """The records of one kind in a `metrics.jsonl`, in order; what is no whole line of a run is left out."""
+    return [record for record in _records(path) if record.get("kind") == kind]
+
+
+def _records(path: Path) -> list[Record]:
+    records = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        needed = KEYS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+        if needed is not None and all(key in record for key in needed):
+            records.append(record)
+    return records
+
+
+def _keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
+    if not path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in _records(path) if wanted(record))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _loss(record: Record) -> str:
+    return "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,250 @@
+"""Processes: one code path from one up. Nothing outside this file asks how many there are before it communicates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from toe_train.errors import Interrupted, RunFailed, UserError, of_system
+from toe_train.runs.handing import handed_over
+
+Result = TypeVar("Result")
+
+# How long a process waits for the others. One that dies is noticed at once, by its closed sockets or by torchrun; this
+# ends a run in which one hangs. It is longer than any may be at work alone: the main one reads checkpoints through and
+# writes them, each lists the images and compiles by itself, on a slow disk for minutes (NCCL's own 10 are few).
+PATIENCE = timedelta(minutes=30)
+
+
+def jobs() -> dict[str, str]:
+    """What stays the same when torchrun or Slurm starts a command again by itself, and only then; of each at hand."""
+    found = {"slurm": os.environ.get("SLURM_JOB_ID"), "torchrun": os.environ.get("TORCHELASTIC_RUN_ID")}
+    if found["torchrun"] == "none":  # its run has no name: then the process itself, on one machine
+        agent = os.getppid()
+        try:
+            began = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        except OSError:  # not Linux
+            began = "?"
+        found["torchrun"] = f"{agent}, started at {began}"
+    return {name: value for name, value in found.items() if value}
+
+
+def restarted_jobs() -> dict[str, str]:
+    """Those of `jobs` that started this command again by themselves."""
+    counts = {"slurm": "SLURM_RESTART_COUNT", "torchrun": "TORCHELASTIC_RESTART_COUNT"}
+    return {name: value for name, value in jobs().items() if os.environ.get(counts[name], "") not in ("", "0")}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its fellows.
+
+    Attributes:
+        rank: 0 ... world_size - 1 over all nodes.
+        world_size: number of processes.
+        device: where this process computes.
+        control: group for what the processes agree on, over the CPUs, so that it waits for no device; None alone.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module, image_size: int) -> nn.Module:
+        """The model with gradients averaged over the processes in the backward pass.
+
+        After its first backward pass DDP arranges the gradients anew, and sums in another order from then on. Here that
+        pass is one that changes nothing, so that a resumed run's first step is summed as the uninterrupted run's was.
+        """
+        if self.world_size == 1:
+            return model
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):
+            wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device)).sum().backward()
+        model.zero_grad(set_to_none=True)
+        return wrapped
+
+    def averaging(self, model: nn.Module, skip: bool) -> AbstractContextManager[None]:
+        """For a micro-batch's forward and backward pass: averages the gradients, but where `skip`.
+
+        Raises:
+            Interrupted: another process is gone.
+        """
+        if skip and isinstance(model, DistributedDataParallel):
+            return model.no_sync()
+        return self.communicating()
+
+    @contextmanager
+    def communicating(self) -> Iterator[None]:
+        """Around all that waits for the others: what a lost process makes of it is raised as Interrupted.
+
+        NCCL's faults have a type of their own; gloo's are RuntimeErrors, so the place tells.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            by_gloo = self.world_size > 1 and type(error) is RuntimeError and self.device.type == "cpu"
+            if isinstance(error, dist.DistError) or by_gloo:
+                raise _lost(error) from None
+            raise
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Gives the main process's buffers to all: what batch norm learned differs by process until then."""
+        if self.world_size > 1:
+            with self.communicating():
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, src=0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over the processes, in place."""
+        if self.world_size > 1:
+            with self.communicating():
+                dist.all_reduce(values)
+        return values
+
+    def max(self, value: float) -> float:
+        """The largest `value` of all processes."""
+        return self.largest([value])[0]
+
+    def largest(self, values: list[float]) -> list[float]:
+        """The largest of each of `values` over all processes."""
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        with self._agreeing():
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
+        return [float(value) for value in tensor]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank; small and picklable."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with self._agreeing():
+            dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Does `work` in every process; a fault in one of them is raised in all, so that none waits for it in vain.
+
+        `work` itself must not communicate.
+        """
+        result: Result | None = None
+        fault: UserError | RunFailed | None = None
+        try:
+            result = work()
+        except (UserError, RunFailed) as error:
+            fault = error
+        except OSError as error:
+            fault = of_system(error)
+        first = next((found for found in self.gather(fault) if found is not None), None)
+        if first is not None:
+            first.shared = True
+            raise first
+        return result  # type: ignore[return-value]  # without a fault it is work's
+
+    def from_main(self, work: Callable[[], Result]) -> Result:
+        """Does `work` in the main process and gives the others what it gave; its fault is raised in all.
+
+        Tensors in the result are sent one by one, and come on the CPU.
+        """
+        if self.world_size == 1:
+            return work()
+        made = self.together(lambda: work() if self.is_main else None)
+        with self._agreeing():
+            return cast(Result, handed_over(made, self.is_main, self.control))
+
+    @contextmanager
+    def _agreeing(self) -> Iterator[None]:
+        """As `communicating`, over the CPUs, whose group is gloo's on every machine."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or type(error) is RuntimeError:
+                raise _lost(error) from None
+            raise
+
+    def main_only(self, work: Callable[[], object]) -> None:
+        """Does `work` in the main process while the others wait; its fault is raised in all."""
+        self.together(lambda: work() if self.is_main else None)
+
+
+def _lost(error: RuntimeError) -> Interrupted:
+    lost = Interrupted(
+        f"another process of the run is gone ({str(error).strip().splitlines()[-1][-200:]}); what it printed, or "
+        "torchrun's report, says why",
+        then="{command} continues from the last checkpoint",
+    )
+    lost.shared = True
+    return lost
+
+
+@contextmanager
+def processes() -> Iterator[Processes]:
+    """Joins the process group that torchrun's environment describes, or stays alone; leaves it at the end."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    if world_size == 1:
+        yield Processes(rank, world_size, device)
+        return
+    try:
+        _join(rank, world_size, device)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(control, dist.ProcessGroup)  # this process is in it
+        yield Processes(rank, world_size, device, control)
+    except dist.DistError as error:
+        raise _lost(error) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(rank: int, world_size: int, device: torch.device) -> None:
+    store, _, _ = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one node torchrun's restarts meet at the same store (torch 2.15), which still holds the addresses of the
+        # processes before. On several nodes they do not count restarts alike.
+        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"process {local_rank} of this node has no GPU: {count} visible; start at most {count} processes a node, "
+            f"or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

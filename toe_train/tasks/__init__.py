@@ -1,0 +1,9 @@
+"""Tasks: what a run learns.
+
+task.py             the interface of all of them
+classification.py   classes of images: Mixup and CutMix, cross-entropy, accuracy
+token_labelling.py  LV-ViT's: classes of images and of each patch token; MixToken, label maps as targets
+scoring.py          accuracy over all processes
+
+The loop and the step name none of them; `build/task.py` makes the one that a configuration asks for.
+"""

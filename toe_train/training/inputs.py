@@ -1,0 +1,54 @@
+"""What a trainer reads: training batches on the device, evaluation images, and what could not be read of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from toe_train.data import CleanErrors, SkippedImages, TrainBatchSampler
+from toe_train.runs.processes import Processes
+from toe_train.training.device_batches import DeviceBatches
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Built once for each trainer.
+
+    Attributes:
+        sampler: chooses the epoch of the next pass over `train`.
+        train: micro-batches of this process.
+        val: this process's share of the evaluation images.
+        skipped: images that were passed over; None where an unreadable one ends the run.
+        image_size: side in pixels of what the model sees.
+        num_tokens: patch tokens N of that.
+    """
+
+    sampler: TrainBatchSampler
+    train: DeviceBatches
+    val: CleanErrors
+    skipped: SkippedImages | None
+    image_size: int
+    num_tokens: int
+
+    def tokens_at(self, image_size: int) -> int:
+        """Patch tokens of an image of another size."""
+        return self.num_tokens * image_size**2 // self.image_size**2
+
+    def num_skipped(self) -> int:
+        """How many different images were passed over."""
+        return len(self.skipped.images()) if self.skipped is not None else 0
+
+    def require_few_skipped(self, processes: Processes) -> None:
+        """Ends the run in all processes where more images than it may do without were passed over."""
+        if self.skipped is not None:
+            processes.main_only(self.skipped.require_within_limit)
+
+    def require_workers(self) -> None:
+        """Raises WorkerGone where a loader process of a pass in progress is not alive any more."""
+        for loader in (self.train.loader, self.val):
+            if isinstance(loader, CleanErrors):
+                loader.require_workers()
+
+    def close(self) -> None:
+        """Stops the loaders' workers."""
+        self.train.close()
+        self.val.close()
