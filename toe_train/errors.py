@@ -1,11 +1,13 @@
 """The exceptions that the command line shows without a traceback. Anything else that is raised is our own fault."""
 
+from __future__ import annotations
+
 
 class Reported(Exception):
-    """Base of them all; its message says what happened.
+    """Base of them all; `str` of one is its message alone.
 
     Attributes:
-        then: how to go on, a clause in which `{command}` stands for the command that does so; empty where none does.
+        then: a clause on how to go on, which names the command as `{command}`: "{command} continues". Empty for none.
         shared: whether every process of the run raises it, so that one telling is enough.
     """
 
@@ -16,8 +18,8 @@ class Reported(Exception):
         self.then = then
 
     def told(self, command: str) -> str:
-        """The whole of it, where `command` goes on."""
-        return f"{self}; {self.then.format(command=command)}" if self.then else str(self)
+        """The message, and after a semicolon how to go on with `command`."""
+        return f"{self}; {self.then.replace('{command}', command)}" if self.then else str(self)
 
 
 class UserError(Reported, ValueError):
@@ -42,4 +44,4 @@ def of_system(error: OSError) -> UserError | RunFailed:
     if isinstance(error, wrong_path) and error.filename is not None:
         return UserError(f"{error.strerror}: {error.filename}; name another path, or put this one right")
     reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
-    return RunFailed(f"{reason}; make room, or give the right to it", then="then {command} continues")
+    return RunFailed(reason, then="make room, or give the right to it, then {command} continues")

@@ -1,5 +1,8 @@
+import hashlib
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +10,16 @@ import torch
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from toe_train.data import EvalSet, SampleKey, SkippedImages, TrainSet, eval_transform, open_datasets
+from toe_train.data import (
+    ArrayImages,
+    EvalSet,
+    FolderImages,
+    SampleKey,
+    SkippedImages,
+    TrainSet,
+    eval_transform,
+    open_datasets,
+)
 from toe_train.errors import UserError
 
 
@@ -31,6 +43,97 @@ def test_the_digest_is_of_names_and_labels_wherever_they_lie(image_root, tmp_pat
     assert open_datasets("image_folder", moved)[0].digest() != digest
     train, val = open_datasets("digits", None)
     assert train.digest() == open_datasets("digits", None)[0].digest() != val.digest()
+
+
+def as_torchvision(root):
+    return torchvision_datasets.ImageFolder(str(root))
+
+
+@pytest.fixture
+def odd_names(image_root):
+    """The training images with names and folders whose order or form is easily mistaken."""
+    root = image_root / "train"
+    origin = root / "cat/cat_0.JPEG"
+    for name in ("cat/a/z.png", "cat/a-b/y.JPG", "cat/a/b/x.webp", "Bird/1.jpg", "bird/é.png", "bird/notes.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(origin, root / name)
+    (root / "cat/link").symlink_to(root / "dog")
+    (root / "file.png").write_bytes(b"")
+    return root
+
+
+def test_an_image_folder_lists_what_torchvision_lists(odd_names):
+    images, expected = FolderImages(odd_names), as_torchvision(odd_names)
+    assert images.classes == expected.classes
+    listed = [(images.describe(i), int(images._labels[i])) for i in range(len(images))]
+    assert listed == expected.samples
+    assert images.describe(-1) == expected.samples[-1][0]
+    assert [label for _, label in images] == expected.targets  # a loop over them ends
+    with pytest.raises(IndexError):
+        images[len(images)]
+
+
+def test_the_digest_of_an_image_folder_is_what_runs_have_noted(odd_names):
+    """The sum over text of a line an image; a run that is resumed compares it."""
+    summed = hashlib.sha256()
+    for path, label in as_torchvision(odd_names).samples:
+        summed.update(f"{path[len(str(odd_names)) :]}\0{label}\n".encode())
+    assert FolderImages(odd_names).digest() == summed.hexdigest()
+
+
+def test_a_relative_folder_is_described_as_torchvision_does(odd_names, monkeypatch):
+    monkeypatch.chdir(odd_names)
+    images = FolderImages(Path("."))
+    assert images.describe(0) == as_torchvision(".").samples[0][0] == "./Bird/1.jpg"
+    assert images.digest() == FolderImages(odd_names).digest()
+
+
+def test_names_that_are_not_utf8(image_root):
+    root = image_root / "train"
+    name = os.path.join(os.fsencode(root), b"cat", b"\xff.png")
+    shutil.copy(root / "cat/cat_1.png", os.fsdecode(name))
+    images = FolderImages(root)
+    (place,) = (i for i in range(len(images)) if os.fsencode(images.describe(i)) == name)
+    assert images[place][1] == 1
+    before = images.digest()
+    os.rename(name, name.replace(b"\xff", b"\xfe"))
+    assert FolderImages(root).digest() != before
+
+
+def test_an_image_folder_without_images_is_refused_in_torchvisions_words(image_root):
+    for name in ("dog", "bird"):
+        shutil.rmtree(image_root / "val" / name)
+        (image_root / "val" / name).mkdir()
+    for folder in (image_root / "val", image_root / "train/cat", image_root / "nowhere"):  # the second has no classes
+        with pytest.raises(FileNotFoundError) as theirs:
+            as_torchvision(folder)
+        with pytest.raises(UserError) as ours:
+            FolderImages(folder)
+        assert str(ours.value).startswith(f"{folder} cannot be used as a folder of classes ({theirs.value}): put each")
+
+
+def test_an_image_folder_is_pickled_as_arrays(odd_names):
+    """Another process has it without a look at the files."""
+    images = FolderImages(odd_names)
+    held = [value for value in vars(images).values() if isinstance(value, np.ndarray)]
+    assert [array.dtype for array in held] == [np.uint8, np.int64, np.int32]
+    lists = [value for value in vars(images).values() if isinstance(value, list | tuple | dict)]
+    assert lists == [images.classes]
+    sent = pickle.dumps(images)
+    assert len(sent) < sum(array.nbytes for array in held) + 1500
+    expected = [images.describe(i) for i in range(len(images))], images.digest(), images.classes
+    shutil.rmtree(odd_names)
+    got = pickle.loads(sent)
+    assert ([got.describe(i) for i in range(len(got))], got.digest(), got.classes) == expected
+
+
+def test_a_digest_is_summed_up_once(odd_names, monkeypatch):
+    sources = [FolderImages(odd_names), ArrayImages("a", np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["0", "1"])]
+    digests = [source.digest() for source in sources]
+    assert digests[1] == hashlib.sha256(bytes(96) + b"[0, 1]").hexdigest()
+    monkeypatch.delattr(hashlib, "sha256")
+    assert [source.digest() for source in sources] == digests
+    assert [pickle.loads(pickle.dumps(source)).digest() for source in sources] == digests
 
 
 def test_image_folder_without_images(image_root):

@@ -1,9 +1,13 @@
+import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
+import time
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from toe_train.data import (
@@ -21,7 +25,8 @@ from toe_train.data import (
     open_datasets,
     train_loader,
 )
-from toe_train.errors import UserError
+from toe_train.data.loaders import _Batches, _Fault
+from toe_train.errors import RunFailed, UserError
 
 
 @pytest.fixture
@@ -189,32 +194,135 @@ def test_workers_end_with_an_error(error):
         assert set(multiprocessing.active_children()) <= others
 
 
-@pytest.mark.parametrize("seen", [ConnectionResetError(104, "reset"), RuntimeError("at any line")])
-def test_a_worker_that_is_gone_is_named(parts, monkeypatch, seen):
-    """Whatever torch makes of it, the worker's own end decides."""
+class Quoting(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
 
+    def __getitem__(self, index):
+        raise UserError("theirs, after toe_train.errors.UserError: quoted")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_messages_are_not_searched(workers):
+    with pytest.raises(UserError) as fault:
+        list(eval_loader(Quoting(), range(1), 1, workers))
+    assert str(fault.value) == "theirs, after toe_train.errors.UserError: quoted"
+
+
+class Letters(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return "abcd"[index]
+
+
+def refused(samples):
+    raise UserError(f"refused: {samples[0]}")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_another_collate_function(workers):
+    batches = [[0, 1], [2, 3]]
+    assert list(train_loader(Letters(), batches, workers, collate="-".join)) == ["a-b", "c-d"]
+    with pytest.raises(UserError, match=r"^refused: a$"):
+        list(train_loader(Letters(), batches, workers, collate=refused))
+
+
+def test_a_fault_passes_the_thread_that_pins_memory():
+    fault = _Batches(Faulty(UserError("theirs")), list).__getitems__([0])
+    assert type(fault) is _Fault
+    assert pin_memory(fault) == pickle.loads(pickle.dumps(fault)) == _Fault("theirs")
+    assert type(pin_memory(fault)) is _Fault
+
+
+@pytest.fixture
+def started(parts):
+    """An evaluation loader with two workers, which have begun."""
+    loader = eval_loader(parts[1], range(6), 2, workers=2)
+    list(loader)
+    yield loader
+    loader.close()
+
+
+def fail_with(monkeypatch, seen, before=lambda: None):
     def failing(self):
-        os.kill(self._workers[0].pid, signal.SIGKILL)
-        self._workers[0].join()
+        before()
         raise seen
 
-    _, eval_set = parts
-    loader = eval_loader(eval_set, range(6), 2, workers=1)
     monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", failing)
-    with pytest.raises(WorkerGone, match=r"loader process .* is gone") as caught:
-        list(loader)
+
+
+def kill(worker):
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        ConnectionResetError(104, "reset"),  # the batch's memory is asked of the worker
+        EOFError(),
+        FileNotFoundError(2, "no socket"),
+        RuntimeError("Pin memory thread exited unexpectedly"),
+        RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."),
+    ],
+)
+def test_a_worker_that_is_gone_is_named(started, monkeypatch, seen):
+    worker = started.loader._iterator._workers[1]
+
+    def before():
+        with contextlib.suppress(RuntimeError):  # torch raises it at SIGCHLD, wherever the main thread is
+            kill(worker)
+            worker.join()
+
+    fail_with(monkeypatch, seen, before)
+    others = set(multiprocessing.active_children()) - set(started.loader._iterator._workers)
+    with pytest.raises(WorkerGone) as caught:
+        list(started)
+    assert str(caught.value) == (
+        f"a loader process is gone (process {worker.pid}: signal 9); too little memory is a frequent cause"
+    )
     assert caught.value.told("this") == f"{caught.value}; with fewer data.workers this continues"
+    assert isinstance(caught.value, RunFailed)
+    assert set(multiprocessing.active_children()) <= others
+    monkeypatch.undo()
+    assert len(list(started)) == 3
 
 
-def test_a_fault_that_no_worker_died_of_is_raised_as_it_is(parts, monkeypatch):
-    def failing(self):
-        raise OSError(28, "No space left")
+@pytest.mark.parametrize("seen", [OSError(28, "No space left"), FileNotFoundError(2, "ours"), EOFError("ours")])
+def test_a_fault_while_all_workers_live_is_raised_as_it_is(started, monkeypatch, seen):
+    fail_with(monkeypatch, seen)
+    with pytest.raises(type(seen)) as caught:
+        list(started)
+    assert caught.value is seen
 
-    _, eval_set = parts
-    loader = eval_loader(eval_set, range(6), 2, workers=1)
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", failing)
-    with pytest.raises(OSError, match="No space left"):
-        list(loader)
+
+class Dying(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os._exit(7)
+
+
+def test_a_worker_that_ends_itself():
+    with pytest.raises(WorkerGone, match=r"^a loader process is gone \(process \d+: exit code 7\); too little memory"):
+        list(eval_loader(Dying(), range(1), 1, workers=1))
+
+
+def test_a_loop_can_ask_whether_a_worker_is_gone(started):
+    def elsewhere():
+        kill(started.loader._iterator._workers[0])
+        time.sleep(60)
+
+    started.require_workers()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        elsewhere()
+    with pytest.raises(WorkerGone, match="signal 9"):
+        started.require_workers()
+    started.close()
+    started.require_workers()
+    eval_loader(Letters(), range(1), 1, workers=0).require_workers()
 
 
 def test_workers_end_when_closed(parts):

@@ -155,7 +155,7 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(tiny, tmp_p
     children = subprocess.run(["ps", "--ppid", str(job.process.pid), "-o", "pid="], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     assert job.end(timeout=60) == 3, job.stderr
-    assert "run failed: loader process " in job.stderr
+    assert "run failed: a loader process is gone (process " in job.stderr
     assert "with fewer data.workers the same command continues" in job.stderr
     assert "Traceback" not in job.stderr
 

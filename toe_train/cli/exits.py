@@ -26,12 +26,12 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
 
     Args:
         command: what to do; its exit code is returned.
-        again: names the command that goes on from here, in place of "the same command" in what is told.
+        again: names the command that goes on from here.
     """
     try:
         return command()
     except UserError as error:
-        return _report("error", error, USER_ERROR)
+        return _report("error", error, USER_ERROR, again())
     except RunFailed as error:
         code = START_AGAIN if isinstance(error, Interrupted) else RUN_FAILED
         return _report("run failed", error, code, again())
@@ -40,19 +40,20 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
-        return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED)
+        return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED, again())
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
         return guarded(partial(_raise, of_system(error)), again)
     except (KeyboardInterrupt, SignalException):
-        stopped = Reported("from outside", then="{command} continues from the last checkpoint, if there is one")
-        return _report("interrupted", stopped, INTERRUPTED, again())
+        interrupted = Reported("from outside", then="{command} continues from the last checkpoint, if there is one")
+        interrupted.shared = True
+        return _report("interrupted", interrupted, INTERRUPTED, again())
 
 
 def _raise(error: Exception) -> NoReturn:
     raise error
 
 
-def _report(what: str, fault: Reported, code: int, again: str = "the same command") -> int:
+def _report(what: str, fault: Reported, code: int, again: str) -> int:
     is_main = int(os.environ.get("RANK", 0)) == 0
     if is_main or not fault.shared:
         print(f"{what}: {fault.told(again)}", file=sys.stderr, flush=True)

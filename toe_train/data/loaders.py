@@ -3,28 +3,29 @@
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from toe_train.data.augmentation.pixels import collate
 from toe_train.data.order.positions import SampleKey
 from toe_train.data.sets import EvalSet, TrainSet
-from toe_train.errors import RunFailed, UserError
+from toe_train.errors import Reported, RunFailed, UserError
 
-PATIENCE = 5.0  # seconds that a worker may take to end
+SECONDS_TO_END = 1.0  # that a worker may take from the loss of its sockets to its end
 
 
 class WorkerGone(RunFailed):
-    """A loader process ended before its time."""
+    """A loader process has ended before its time, mostly killed for want of memory."""
 
 
 class CleanErrors:
-    """A DataLoader whose workers' UserErrors keep their message only, and whose workers end with an error.
+    """A DataLoader that raises a UserError as its data set did, and WorkerGone where a worker is gone.
 
-    torch sends a worker's exception as "Caught ... in DataLoader worker process 0. Original Traceback ...", which is
-    not for a person to read.
+    torch would send a worker's exception as "Caught ... in DataLoader worker process 0. Original Traceback ...", which
+    is not for a person to read; other exceptions than UserErrors still come so. Workers end with an error.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -35,32 +36,29 @@ class CleanErrors:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.loader
-            return
+            for batch in self.loader:
+                if isinstance(batch, _Fault):
+                    raise UserError(batch.message)
+                yield batch
+        except Reported:
+            self.close()
+            raise
         except Exception as fault:
-            # A batch's memory is asked of the worker that made it, by a socket, which closes before the worker ends.
-            of_a_socket = isinstance(fault, (EOFError, ConnectionError, FileNotFoundError))
-            self.require_workers(PATIENCE if of_a_socket else 0.0)
+            # The memory of a batch is asked of the worker that made it, by a socket, which goes before the process.
+            by_socket = isinstance(fault, (EOFError, ConnectionError, FileNotFoundError))
+            lost = self._lost(SECONDS_TO_END if by_socket else 0)
             self.close()
-            if not isinstance(fault, UserError):
+            if not lost:
                 raise
-            marker = f"{UserError.__module__}.{UserError.__qualname__}: "
-            _, _, message = str(fault).rpartition(marker)  # the whole text where it holds no traceback
-        raise UserError(message.strip())
+            raise _gone(lost) from fault
 
-    def require_workers(self, seconds: float = 0.0) -> None:
-        """Raise WorkerGone where a worker of the pass in progress is not alive any more, or ends within `seconds`.
+    def require_workers(self) -> None:
+        """Raise WorkerGone where a worker has ended by itself; not once `close` was called.
 
-        torch tells of that by a RuntimeError at whatever line the main process is.
+        torch raises RuntimeError wherever the main thread is when a worker ends; whoever catches it asks here.
         """
-        workers: list[Any] = getattr(self.loader._iterator, "_workers", [])
-        wait([worker.sentinel for worker in workers], seconds)
-        if gone := [worker.pid for worker in workers if not worker.is_alive()]:
-            self.close()
-            raise WorkerGone(
-                f"loader process {gone[0]} is gone, and its batches; too little memory is a frequent cause",
-                then="with fewer data.workers {command} continues",
-            )
+        if lost := self._lost(0):
+            raise _gone(lost)
 
     def close(self) -> None:
         """Stop the workers; a later pass starts new ones.
@@ -71,6 +69,12 @@ class CleanErrors:
         iterator, self.loader._iterator = self.loader._iterator, None
         if iterator is not None:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # only persistent iterators, which have it
+
+    def _lost(self, seconds: float) -> list[BaseProcess]:
+        """Return the workers that are not alive; where all are, wait for the first to end, so long at most."""
+        workers: list[BaseProcess] = getattr(self.loader._iterator, "_workers", [])
+        ended = wait([worker.sentinel for worker in workers], seconds) if workers else []
+        return [worker for worker in workers if worker.sentinel in ended]
 
 
 def train_loader(
@@ -83,13 +87,13 @@ def train_loader(
     """Return a loader of (Pixels or Views of b images, labels (b,) int64 or a TokenTarget), by micro-batches.
 
     Call the sampler's `set_epoch` before each pass. Workers, each with one torch thread, live as long as the loader.
-    Iterating raises UserError for an unreadable image.
+    `collate` makes a batch of the data set's samples. Iterating raises UserError for an unreadable image.
     """
     return CleanErrors(
         DataLoader(
-            train_set,
+            _Batches(train_set, collate),
             batch_sampler=batch_sampler,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_main_process,
@@ -108,9 +112,10 @@ def eval_loader(
     """
     return CleanErrors(
         DataLoader(
-            eval_set,
+            _Batches(eval_set, default_collate),
             batch_size=batch_size,
             sampler=indices,
+            collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
             worker_init_fn=_leave_signals_to_the_main_process,
@@ -118,6 +123,46 @@ def eval_loader(
             generator=torch.Generator(),
         )
     )
+
+
+class _Fault(NamedTuple):
+    """What a worker sends in a batch's place for a UserError."""
+
+    message: str
+
+
+class _Batches(Dataset[Any]):
+    """A data set that gives whole batches, collated, or a `_Fault`."""
+
+    def __init__(self, samples: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
+        self._samples = samples
+        self._collate = collate
+
+    def __getitems__(self, keys: list[Any]) -> Any:
+        try:
+            if hasattr(self._samples, "__getitems__"):  # which reads an image once for all its places in the batch
+                return self._collate(self._samples.__getitems__(keys))
+            return self._collate([self._samples[key] for key in keys])
+        except UserError as fault:
+            return _Fault(str(fault))
+
+
+def _gone(lost: list[BaseProcess]) -> WorkerGone:
+    return WorkerGone(
+        f"a loader process is gone ({', '.join(map(_ending, lost))}); too little memory is a frequent cause",
+        then="with fewer data.workers {command} continues",
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ending(worker: BaseProcess) -> str:
+    worker.join(SECONDS_TO_END)  # its sentinel says that it has ended: this fetches how
+    code = worker.exitcode
+    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    return f"process {worker.pid}: {how}"
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

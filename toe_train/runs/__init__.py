@@ -1,11 +1,17 @@
-"""Runs: where a run lives. Nothing in here knows a model or a configuration.
+"""Where a run lives: its folder, checkpoints, log, processes, signals and clock.
 
-folder.py       the run folder
-checkpoints.py  a run's checkpoints; sealed.py is their file format
-log.py          what a run tells
-progress.py     where a run stands
-processes.py    processes; handing.py gives one's objects to all
-preemption.py   stopping on a signal; polling.py agrees on it
-memory.py       running out of memory
-clock.py        where an epoch's time goes
+In reading order:
+    parcel.py: a value taken apart, so that its tensors are sent one by one.
+    processes.py: the processes of a run, one code path from one up.
+    sealed.py: files that are whole or absent, and that know when they were damaged.
+    folder.py: the run folder, and what a run writes of its own origin.
+    checkpoints.py: the checkpoints of a run, found whole.
+    clock.py: where an epoch's time goes.
+    progress.py: where a run stands.
+    log.py: what a run tells: metrics.jsonl, TensorBoard and the console.
+    polling.py: when the processes tell each other what only one of them may know.
+    preemption.py: being asked to stop by a signal.
+    memory.py: running out of device memory, answered by smaller micro-batches.
+
+Nothing here knows of a configuration, a model or data.
 """

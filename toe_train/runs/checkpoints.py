@@ -1,7 +1,8 @@
 """The checkpoints of a run: found whole, refused where they do not belong.
 
 `last.pt` is the newest, `previous.pt` the one before, to fall back on, and `best.pt` the best by the chosen metric.
-Each is a sealed file (`sealed.py`) of tensors and plain values: the training's state, and what it belongs to.
+Each is a sealed file (`sealed.py`) of tensors and plain values. Its keys come from `training/loop.py`, and those of the
+weights and the optimiser from `training/step.py`.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class Checkpoints:
         except OSError as error:
             raise RunFailed(
                 f"the checkpoint cannot be written to {self.folder} ({error.strerror or error}); what was there before "
-                "is whole. Make room or give the right to write",
-                then="then start {command} again",
+                "is whole",
+                then="make room or give the right to write, then start {command} again",
             ) from error
 
     def watch(self) -> Callable[[], bool]:
@@ -89,7 +90,7 @@ class Checkpoints:
         return lambda: _identity(self.last) not in (None, before)
 
     def is_of_any(self, jobs: dict[str, str]) -> bool:
-        """Whether the newest one that can be read was written by one of them (see `distributed.jobs`)."""
+        """Whether the newest one that can be read was written by one of them (see `processes.jobs`)."""
         for path in (self.last, self.previous) if jobs else ():
             with contextlib.suppress(UserError):
                 return not jobs.items().isdisjoint(read(path).get("jobs", {}).items())

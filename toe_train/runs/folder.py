@@ -87,10 +87,15 @@ class RunFolder:
             self._lock = None
         return aside
 
-    def write_config(self, resolved: str, started: dict[str, str]) -> None:
-        """Writes the resolved configuration, YAML that `toe-train` reads again, under its origin as comments."""
+    def write_config(self, text: str, started: dict[str, str]) -> None:
+        """Writes the resolved configuration, which `toe-train --config` reads again, under its origin as comments.
+
+        Args:
+            text: of the configuration, in YAML.
+            started: see `provenance`.
+        """
         header = "".join(f"# {key}: {value}\n" for key, value in started.items())
-        self.config.write_text(header + resolved, encoding="utf-8")
+        self.config.write_text(header + text, encoding="utf-8")
 
 
 def provenance(arguments: list[str], program: str = "toe-train") -> dict[str, str]:

@@ -117,8 +117,9 @@ class Console(RunLog):
     """A progress bar while an epoch runs (on a terminal only) and one line when it is done.
 
     Args:
-        epochs: of the run.
-        shown: scores of that line, as (words, name in the record); one at full size where it is another.
+        epochs: of the whole run.
+        shown: the scores in an epoch's line: words, and the name in the record. One whose name ends in `_full` is shown
+            where it differs from the one without that ending.
     """
 
     def __init__(self, epochs: int, shown: Sequence[tuple[str, str]]) -> None:
@@ -155,12 +156,7 @@ class Console(RunLog):
     def epoch(self, record: Record) -> None:
         if self.bar is not None:
             self.bar.close()
-        scores = "".join(
-            f"  {name} {record[key]:6.2f}"
-            for name, key in self.shown
-            if record[key] is not None
-            and not (key.endswith("_full") and record[key] == record[key.removesuffix("_full")])
-        )
+        scores = "".join(f"  {words} {record[name]:6.2f}" for words, name in self.shown if _is_shown(record, name))
         wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
         self.note(
             f"epoch {record['epoch'] + 1:>{len(str(self.epochs))}}/{self.epochs}  stage {record['stage']}  "
@@ -180,16 +176,19 @@ class Several(RunLog):
         self.logs = logs
 
 
-def _passed_on(name: str) -> Callable[..., None]:
-    def call(self: Several, *given: Any) -> None:
-        for log in self.logs:
-            getattr(log, name)(*given)
+def _to_each(name: str) -> Callable[..., None]:
+    """A method of `Several` that calls the method `name` of each log."""
 
-    return call
+    def passed_on(several: Several, *given: Any, **named: Any) -> None:
+        for log in several.logs:
+            getattr(log, name)(*given, **named)
+
+    return passed_on
 
 
-for _name in [name for name, found in vars(RunLog).items() if callable(found) and not name.startswith("_")]:
-    setattr(Several, _name, _passed_on(_name))
+for _name in vars(RunLog):
+    if not _name.startswith("_"):
+        setattr(Several, _name, _to_each(_name))
 
 
 def read_metrics(path: Path, kind: str) -> list[Record]:
@@ -219,6 +218,12 @@ def _keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _is_shown(record: Record, name: str) -> bool:
+    """Whether there is such a score that tells more than the one of the plain name."""
+    value, plain = record.get(name), name.removesuffix("_full")
+    return value is not None and (plain == name or value != record.get(plain))
 
 
 def _loss(record: Record) -> str:

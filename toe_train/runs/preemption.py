@@ -18,10 +18,10 @@ SAME_REQUEST_SECONDS = 3.0
 
 
 def preempted(where: str) -> Preempted:
-    """What is raised in all processes once one of them was asked to stop, `where` in the run."""
-    stopped = Preempted(f"by a signal, {where}", then="{command} continues")
-    stopped.shared = True
-    return stopped
+    """What all processes of a run raise when one was asked to stop: `where` says in what part of the run, and more."""
+    error = Preempted(f"by a signal, {where}", then="{command} continues")
+    error.shared = True
+    return error
 
 
 class StopRequest:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from toe_train.errors import Interrupted, RunFailed, UserError, of_system
-from toe_train.runs.handing import handed_over
+from toe_train.runs import parcel
 
 Result = TypeVar("Result")
 
@@ -44,6 +44,21 @@ def restarted_jobs() -> dict[str, str]:
     """Those of `jobs` that started this command again by themselves."""
     counts = {"slurm": "SLURM_RESTART_COUNT", "torchrun": "TORCHELASTIC_RESTART_COUNT"}
     return {name: value for name, value in jobs().items() if os.environ.get(counts[name], "") not in ("", "0")}
+
+
+@contextmanager
+def communicating(backend: str) -> Iterator[None]:
+    """Around what the processes do together over `backend`: where another process is gone, raises Interrupted.
+
+    NCCL says so by a DistError, gloo by a RuntimeError of no subclass (one is that memory ran out). So with gloo little
+    else that may raise one belongs in the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or (backend == "gloo" and type(error) is RuntimeError):
+            raise _lost(error) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -76,50 +91,38 @@ class Processes:
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-        model.eval()
-        with torch.compiler.set_stance("force_eager"):
-            wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device)).sum().backward()
+        with communicating(_backend(self.device)):
+            wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+            model.eval()
+            with torch.compiler.set_stance("force_eager"):
+                wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device)).sum().backward()
         model.zero_grad(set_to_none=True)
         return wrapped
 
-    def averaging(self, model: nn.Module, skip: bool) -> AbstractContextManager[None]:
-        """For a micro-batch's forward and backward pass: averages the gradients, but where `skip`.
-
-        Raises:
-            Interrupted: another process is gone.
-        """
-        if skip and isinstance(model, DistributedDataParallel):
-            return model.no_sync()
-        return self.communicating()
-
     @contextmanager
-    def communicating(self) -> Iterator[None]:
-        """Around all that waits for the others: what a lost process makes of it is raised as Interrupted.
+    def averaging(self, model: nn.Module, skip: bool) -> Iterator[None]:
+        """Around a micro-batch's forward and backward pass: averages, but not where `skip`, in all of a step but one.
 
-        NCCL's faults have a type of their own; gloo's are RuntimeErrors, so the place tells.
+        Where averaging is skipped DDP may still communicate: its forward pass gives the main process's buffers to all.
         """
-        try:
+        if self.world_size == 1:
             yield
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            by_gloo = self.world_size > 1 and type(error) is RuntimeError and self.device.type == "cpu"
-            if isinstance(error, dist.DistError) or by_gloo:
-                raise _lost(error) from None
-            raise
+            return
+        holding_back = model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
+        with communicating(_backend(self.device)), holding_back:
+            yield
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives the main process's buffers to all: what batch norm learned differs by process until then."""
         if self.world_size > 1:
-            with self.communicating():
+            with communicating(_backend(self.device)):
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, in place."""
         if self.world_size > 1:
-            with self.communicating():
+            with communicating(_backend(self.device)):
                 dist.all_reduce(values)
         return values
 
@@ -132,7 +135,7 @@ class Processes:
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64)
-        with self._agreeing():
+        with communicating("gloo"):
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.control)
         return [float(value) for value in tensor]
 
@@ -141,7 +144,7 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with self._agreeing():
+        with communicating("gloo"):
             dist.all_gather_object(values, value, group=self.control)
         return values
 
@@ -164,40 +167,34 @@ class Processes:
             raise first
         return result  # type: ignore[return-value]  # without a fault it is work's
 
-    def from_main(self, work: Callable[[], Result]) -> Result:
-        """Does `work` in the main process and gives the others what it gave; its fault is raised in all.
-
-        Tensors in the result are sent one by one, and come on the CPU.
-        """
-        if self.world_size == 1:
-            return work()
-        made = self.together(lambda: work() if self.is_main else None)
-        with self._agreeing():
-            return cast(Result, handed_over(made, self.is_main, self.control))
-
-    @contextmanager
-    def _agreeing(self) -> Iterator[None]:
-        """As `communicating`, over the CPUs, whose group is gloo's on every machine."""
-        try:
-            yield
-        except RuntimeError as error:
-            if isinstance(error, dist.DistError) or type(error) is RuntimeError:
-                raise _lost(error) from None
-            raise
-
     def main_only(self, work: Callable[[], object]) -> None:
         """Does `work` in the main process while the others wait; its fault is raised in all."""
         self.together(lambda: work() if self.is_main else None)
 
+    def from_main(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives in the main process, which alone does it, in all; its fault is raised in all.
 
-def _lost(error: RuntimeError) -> Interrupted:
-    lost = Interrupted(
-        f"another process of the run is gone ({str(error).strip().splitlines()[-1][-200:]}); what it printed, or "
-        "torchrun's report, says why",
-        then="{command} continues from the last checkpoint",
-    )
-    lost.shared = True
-    return lost
+        It may be large: tensors and arrays in it are sent one by one, over the CPUs.
+        """
+        if self.world_size == 1:
+            return work()
+
+        def packed() -> tuple[Result, bytes, list[parcel.Part]]:
+            result = work()
+            return result, *parcel.pack(result)
+
+        done = self.together(lambda: packed() if self.is_main else None)
+        letter: list[Any] = [None if done is None else (done[1], [parcel.kind(part) for part in done[2]])]
+        with communicating("gloo"):
+            dist.broadcast_object_list(letter, src=0, group=self.control)
+        pickled, kinds = letter[0]
+        parts = [parcel.empty(kind) for kind in kinds] if done is None else done[2]
+        for part in parts:
+            content = parcel.as_bytes(part)
+            if content.numel():
+                with communicating("gloo"):
+                    dist.broadcast(content, src=0, group=self.control)
+        return parcel.unpack(pickled, parts) if done is None else done[0]
 
 
 @contextmanager
@@ -209,15 +206,32 @@ def processes() -> Iterator[Processes]:
         yield Processes(rank, world_size, device)
         return
     try:
-        _join(rank, world_size, device)
-        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        with communicating(_backend(device)):
+            _join(rank, world_size, device)
+        with communicating("gloo"):
+            control = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
         yield Processes(rank, world_size, device, control)
     except dist.DistError as error:
-        raise _lost(error) from None
+        raise _lost(error) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> Interrupted:
+    reason = (str(error).strip() or repr(error)).splitlines()[-1][-200:]
+    lost = Interrupted(
+        f"another process of the run is gone ({reason}); what it printed, or torchrun's report, says why",
+        then="{command} continues from the last checkpoint",
+    )
+    lost.shared = True
+    return lost
+
+
+def _backend(device: torch.device) -> str:
+    """That of the processes' devices."""
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def _join(rank: int, world_size: int, device: torch.device) -> None:
@@ -227,7 +241,7 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
         # processes before. On several nodes they do not count restarts alike.
         store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        _backend(device),
         store=store,
         rank=rank,
         world_size=world_size,

@@ -21,6 +21,7 @@ class ArrayImages:
         self._name = name
         self._pixels = pixels
         self._labels = labels
+        self._digest: str | None = None
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -33,8 +34,12 @@ class ArrayImages:
         return f"image {index} of {self._name}"
 
     def digest(self) -> str:
-        """Return the SHA-256 of the pixels and labels."""
-        return hashlib.sha256(self._pixels.tobytes() + repr(self._labels).encode()).hexdigest()
+        """Return the SHA-256 of the pixels and labels; it is summed up once."""
+        if self._digest is None:
+            summed = hashlib.sha256(np.ascontiguousarray(self._pixels).data)
+            summed.update(repr(self._labels).encode())
+            self._digest = summed.hexdigest()
+        return self._digest
 
 
 def open_cifar(kind: str, root: Path, download: bool) -> tuple[ArrayImages, ArrayImages]:

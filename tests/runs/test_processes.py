@@ -1,0 +1,180 @@
+"""What two processes hand to each other, and what one learns when the other is gone."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from toe_train.errors import Interrupted, RunFailed
+from toe_train.runs.processes import Processes, communicating
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+SENT = """
+def work():
+    assert rank == 0
+    shared = torch.arange(6).reshape(2, 3)
+    read_only = numpy.arange(9000.0)
+    read_only.setflags(write=False)
+    return {
+        "dtypes": [torch.arange(5).to(dtype) for dtype in DTYPES],
+        "parameter": nn.Parameter(torch.ones(3)),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3, dtype=torch.bfloat16),
+        "strided": torch.arange(12).reshape(3, 4).t()[::2],
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "twice": (shared, shared),
+        "arrays": {"small": numpy.arange(3), "large": numpy.asfortranarray(numpy.arange(10000).reshape(100, 100)),
+                   "words": numpy.array(["a", "bcd"] * 2000), "objects": numpy.array([None, "x"] * 2000),
+                   "read only": read_only},
+        "plain": (1, "two", None, [3.0, {"four": {5}}]),
+    }
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8,
+          torch.int64, torch.complex64]
+
+def same(one, other):
+    assert type(one) is type(other), (one, other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+        assert one.requires_grad == other.requires_grad
+    elif isinstance(one, numpy.ndarray):
+        assert one.dtype == other.dtype and numpy.array_equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for pair in zip(one, other):
+            same(*pair)
+    else:
+        assert one == other
+
+got = here.from_main(work)
+assert got["twice"][0] is got["twice"][1]
+rank, real = 0, rank
+same(got, work())
+print("same", real)
+"""
+
+
+def test_what_the_main_process_gives_arrives_equal(in_two):
+    told = in_two(SENT)
+    assert [job.out for job in told] == ["same 0\n", "same 1\n"], told
+
+
+def test_tensors_are_not_in_the_pickle(in_two):
+    """The letter that goes before them is small, whatever they hold."""
+    told = in_two("""
+real, sizes = dist.broadcast_object_list, []
+def counting(letter, **options):
+    real(letter, **options)
+    sizes.append(len(letter[0][0]))
+dist.broadcast_object_list = counting
+here.from_main(lambda: {"a": torch.zeros(10**6), "b": [numpy.zeros(10**6), nn.Parameter(torch.zeros(10**6))]})
+print(sizes[0] < 2000)
+""")
+    assert [job.out for job in told] == ["True\n", "True\n"], told
+
+
+def test_a_fault_of_the_main_process_is_raised_in_all(in_two):
+    told = in_two("""
+def failing(fault):
+    def work():
+        raise fault
+    return work
+for fault in (UserError("wrong", then="{command} goes on"), RunFailed("ended"), OSError(28, "No space")):
+    try:
+        here.from_main(failing(fault))
+    except (UserError, RunFailed) as error:
+        print(type(error).__name__, error.told("it"), error.shared)
+""")
+    for job in told:
+        assert job.out.splitlines() == [
+            "UserError wrong; it goes on True",
+            "RunFailed ended True",
+            "RunFailed [Errno 28] No space; make room, or give the right to it, then it continues True",
+        ], job
+
+
+def test_alone_it_is_just_the_work():
+    value = object()
+    assert ALONE.from_main(lambda: value) is value
+
+
+CALLS = """
+model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.BatchNorm1d(2)), 8)
+def step(skip):
+    with here.averaging(model, skip):
+        model(torch.ones(2, 3, 8, 8)).sum().backward()
+calls = {
+    "step": lambda: step(skip=False),
+    "step that is not averaged": lambda: step(skip=True),
+    "gather": lambda: here.gather(1),
+    "max": lambda: here.max(1.0),
+    "sum": lambda: here.sum(torch.ones(1)),
+    "share_buffers": lambda: here.share_buffers(nn.BatchNorm1d(2)),
+    "main_only": lambda: here.main_only(lambda: None),
+    "from_main": lambda: here.from_main(lambda: 1),
+    "wrap": lambda: here.wrap(nn.Linear(2, 2), 8),
+}
+model.train()
+step(skip=False)
+here.gather(0)
+if rank == 1:
+    os._exit(0)
+for name in NAMES:
+    try:
+        calls[name]()
+        calls[name]()
+    except Interrupted as error:
+        print(name, "|", error.told("it"), error.shared)
+sys.stdout.flush()
+os._exit(0)
+"""
+OTHERS = ["gather", "max", "sum", "share_buffers", "main_only", "from_main", "wrap"]
+
+
+@pytest.mark.parametrize("names", [["step"], ["step that is not averaged"], OTHERS], ids=["step", "skip", "others"])
+def test_a_process_that_is_gone_is_an_interruption(in_two, names):
+    """In a micro-batch that is not averaged too, whose forward pass hands a batch norm's buffers on."""
+    told = in_two(CALLS.replace("NAMES", repr(names)))
+    lines = told[0].out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == names, told
+    for line in lines:
+        assert "another process of the run is gone (" in line
+        assert line.endswith("report, says why; it continues from the last checkpoint True")
+
+
+def test_gradients_are_averaged_unless_skipped(in_two):
+    told = in_two("""
+model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1, bias=False)), 8)
+for skip in (True, False):
+    model.zero_grad()
+    with here.averaging(model, skip):
+        model(torch.full((1, 3, 8, 8), float(rank))).sum().backward()
+    print(float(model.module[1].weight.grad[0, 0]))
+""")
+    assert [job.out for job in told] == ["0.0\n0.5\n", "1.0\n0.5\n"], told
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_what_else_fails_meanwhile_stays_what_it_is(backend):
+    for fault in (torch.OutOfMemoryError("full"), RunFailed("ended"), NotImplementedError("no"), ValueError("wrong")):
+        with pytest.raises(type(fault)) as caught, communicating(backend):
+            raise fault
+        assert caught.value is fault
+    with pytest.raises(Interrupted, match="gone"), communicating(backend):
+        raise dist.DistBackendError("NCCL: remote process exited")
+
+
+def test_a_bare_error_is_gloos_only():
+    with pytest.raises(RuntimeError, match=r"^CUDA error$"), communicating("nccl"):
+        raise RuntimeError("CUDA error")
+    with pytest.raises(Interrupted, match=r"gone \(Connection closed by peer\)"), communicating("gloo"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1]\nConnection closed by peer")
+
+
+def test_alone_nothing_is_lost():
+    with pytest.raises(RuntimeError, match=r"^bare$"), ALONE.averaging(torch.nn.Linear(1, 1), skip=False):
+        raise RuntimeError("bare")
