@@ -6,6 +6,7 @@ paper.py            what the paper printed
 runs.py             run folders, read and put together by seed
 report.py           runs as the paper's tables, with curves
 view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
+benchmark.py        bench: the base of its results
 step_speed.py       bench: the training step
 steps.py            the steps that benchmarks time
 expansion_speed.py  bench: dropping and merging alone

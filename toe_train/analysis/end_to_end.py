@@ -7,13 +7,14 @@ all tokens of full-size images, comes first, then the parts, each with its own l
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from toe_train import data
+from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import baseline_epochs, schedule_speedup
@@ -54,21 +55,16 @@ class PartSpeed:
 
 
 @dataclass(frozen=True)
-class EndToEndBenchmark:
+class EndToEndBenchmark(Benchmark):
     """Result of `benchmark_end_to_end`: the plain run's part first, `schedule_speedup` the whole run's over it."""
 
     model: str
     global_batch: int
-    rounds: int
     precision: str
     workers: int
     threads: int
     parts: tuple[PartSpeed, ...]
     schedule_speedup: float
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
     def as_table(self) -> str:
         """For a reader."""

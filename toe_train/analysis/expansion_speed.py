@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.steps import step_cases, timed_steps
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing
@@ -49,22 +50,17 @@ class ExpansionSpeed:
 
 
 @dataclass(frozen=True)
-class ExpansionBenchmark:
+class ExpansionBenchmark(Benchmark):
     """Result of `benchmark_expansion`; `step` is the full-token training step of the same batch."""
 
     model: str
     batch: int
     tokens: int
     width: int
-    rounds: int
     precision: str
     threads: int
     step: Timing
     stages: tuple[ExpansionSpeed, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
     def as_table(self) -> str:
         """For a reader."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import ToTensor
 
 from toe_train import data
+from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import Timing, take_turns, timing, wait_for
@@ -44,7 +45,7 @@ FINISHED = "ours, finished on the device"
 
 
 @dataclass(frozen=True)
-class LoaderBenchmark:
+class LoaderBenchmark(Benchmark):
     """Result of `benchmark_loader`.
 
     Attributes:
@@ -54,15 +55,10 @@ class LoaderBenchmark:
     """
 
     batch: int
-    rounds: int
     repeats: int
     one_process: dict[str, Timing]
     workers: int
     with_workers: dict[str, float]
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
     def as_table(self) -> str:
         """For a reader."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 from timm.utils import ModelEmaV3
 
+from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.tables import table
 from toe_train.build.model import build_model
 from toe_train.build.step import build_optimizer
@@ -20,20 +21,15 @@ from toe_train.runs.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)
-class SavingBenchmark:
+class SavingBenchmark(Benchmark):
     """Result of `benchmark_saving`; `share` is of the time of a run that saves every `every_minutes`."""
 
     model: str
-    rounds: int
     megabytes: float
     seconds: float
     slowest_seconds: float
     every_minutes: float | None
     share: float | None
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
     def as_table(self) -> str:
         """For a reader."""

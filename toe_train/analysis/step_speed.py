@@ -8,7 +8,7 @@ round, so that what slows the machine down slows all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -16,6 +16,7 @@ from statistics import median
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.analysis.steps import kind, step_cases, timed_steps
 from toe_train.analysis.tables import table
@@ -81,7 +82,7 @@ class ScheduleSpeed:
 
 
 @dataclass(frozen=True)
-class StepBenchmark:
+class StepBenchmark(Benchmark):
     """Result of `benchmark_step`.
 
     Attributes:
@@ -91,17 +92,12 @@ class StepBenchmark:
     """
 
     model: str
-    rounds: int
     precision: str
     compiled: bool
     threads: int
     matmul_rate: float
     stages: tuple[StageSpeed, ...]
     schedules: tuple[ScheduleSpeed, ...]
-
-    def as_dict(self) -> dict[str, object]:
-        """For JSON."""
-        return asdict(self)
 
     def as_table(self) -> str:
         """For a reader."""

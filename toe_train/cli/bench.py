@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from toe_train.analysis.end_to_end import EndToEndBenchmark, benchmark_end_to_end
-from toe_train.analysis.expansion_speed import ExpansionBenchmark, benchmark_expansion
-from toe_train.analysis.loader_speed import LoaderBenchmark, benchmark_loader
-from toe_train.analysis.saving import SavingBenchmark, benchmark_saving
-from toe_train.analysis.step_speed import StepBenchmark, benchmark_step
+from toe_train.analysis.benchmark import Benchmark
+from toe_train.analysis.end_to_end import benchmark_end_to_end
+from toe_train.analysis.expansion_speed import benchmark_expansion
+from toe_train.analysis.loader_speed import benchmark_loader
+from toe_train.analysis.saving import benchmark_saving
+from toe_train.analysis.step_speed import benchmark_step
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.runs.folder import provenance
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     for name in ("json", "profile"):  # before anything is timed
         _require_writable(name, getattr(options, name))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: StepBenchmark | ExpansionBenchmark | LoaderBenchmark | EndToEndBenchmark | SavingBenchmark
+    result: Benchmark
     if options.what == "saving":
         result = benchmark_saving(config, Path(options.output or "runs"), options.rounds)
     elif options.what == "loader":
