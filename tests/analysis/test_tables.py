@@ -146,7 +146,8 @@ def test_the_benchmark_of_several_batches_and_sizes(tiny, tmp_path, capsys):
     assert [row[:3] for row in cells(capsys.readouterr().out)[2:]] == [["32", "full", "8"]]
     for wrong, words in [
         (["--batch", "2,4", "--profile", "trace.json"], "a trace is of one --batch"),
-        (["--what", "loader", "--sizes", "8"], "--sizes and --profile are of --what step"),
+        (["--what", "saving", "--graph", "model"], "--sizes, --graph and --profile are of --what step"),
+        (["--what", "loader", "--sizes", "8"], "--sizes, --graph and --profile are of --what step"),
         (["--what", "expansion", "--batch", "2,4"], "takes one number"),
         (["--batch", "3"], "nearest legal values: 2 and 4"),
         (["--sizes", "9"], "9"),

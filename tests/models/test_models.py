@@ -70,23 +70,23 @@ def test_given_draws_do_what_timm_does_with_its_own(model, monkeypatch):
     draws = give_drop_path(model)
     assert draws.count == 4
     assert not any(isinstance(module, DropPath) for module in model.modules())
-    draws.uniform = uniform
+    draws.give(uniform)
     torch.testing.assert_close(model(x), expected)
 
 
 def test_a_sample_depends_on_its_own_draws_only(model):
     draws = give_drop_path(model)
     x, uniform = torch.randn(6, 3, 32, 32), torch.rand(4, 6)
-    draws.uniform = uniform
+    draws.give(uniform)
     whole = model(x)
-    draws.uniform = uniform[:, 2:5]
+    draws.give(uniform[:, 2:5])
     torch.testing.assert_close(model(x[2:5]), whole[2:5])
 
 
 def test_without_draws_samples_are_dropped_at_the_rate():
     layers = torch.nn.Sequential(DropPath(0.25))
     draws = give_drop_path(layers)
-    assert draws.uniform is None
+    assert [layer.uniform for layer in draws.layers] == [None]
     out = layers.train()(torch.ones(20_000, 2))
     assert (out == 0).float().mean() == pytest.approx(0.25, abs=0.02)
     assert out.mean() == pytest.approx(1.0, abs=0.03)

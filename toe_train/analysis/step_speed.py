@@ -86,6 +86,8 @@ class StepBenchmark(Benchmark):
     """Result of `benchmark_step`.
 
     Attributes:
+        whole_graph: whether a compiled step is one graph of the model, and not one of each kind of block.
+        compile_seconds: of the first setting; None where it is not compiled.
         matmul_rate: of the device, in FLOPs per second at the step's precision.
         stages: the full step and the others, for each size and batch.
         schedules: for each batch at the configuration's own image size that the device's memory held.
@@ -94,10 +96,17 @@ class StepBenchmark(Benchmark):
     model: str
     precision: str
     compiled: bool
+    whole_graph: bool
+    compile_seconds: float | None
     threads: int
     matmul_rate: float
     stages: tuple[StageSpeed, ...]
     schedules: tuple[ScheduleSpeed, ...]
+
+    def _graphs(self) -> str:
+        if self.compile_seconds is None:
+            return "eager"
+        return f"compiled {'as a whole' if self.whole_graph else 'by block'} in {self.compile_seconds:.0f} s"
 
     def as_table(self) -> str:
         """For a reader."""
@@ -124,7 +133,7 @@ class StepBenchmark(Benchmark):
                 )
             )
         setting = (
-            f"{self.model}, {self.precision}, {'compiled' if self.compiled else 'eager'}, {self.threads} CPU threads; "
+            f"{self.model}, {self.precision}, {self._graphs()}, {self.threads} CPU threads; "
             f"matrix products at {self.matmul_rate / 1e12:.2f} TFLOP/s"
         )
         heads = ("batch", "stage", "pixels", "tokens", "ms/step", "quartiles", "images/s", "measured", "quartiles")
@@ -144,6 +153,7 @@ def benchmark_step(
     sizes: Sequence[int] = (),
     num_classes: int = 1000,
     trace: Path | None = None,
+    whole_graph: bool = False,
 ) -> StepBenchmark:
     """Times the full step and those of every segment of the run that is cheaper.
 
@@ -157,6 +167,7 @@ def benchmark_step(
         sizes: sides in pixels of the full step's images, in place of the configuration's; without a curriculum.
         num_classes: width of the classifier; ImageNet's by default.
         trace: file for a Chrome trace of one more step of each kind, by torch's profiler.
+        whole_graph: of a compiled step, see `compile_stages`.
 
     Raises:
         UserError: sizes with a curriculum, or that the model does not take; an odd batch; a trace of more than one
@@ -174,17 +185,18 @@ def benchmark_step(
         cases = step_cases(sized)
         settings.append((sized, cases, _costs(sized, cases, num_classes)))
     precision = precision_on(device, config.train.precision)
-    rate, compiled = matmul_rate(device, precision), False
+    rate, seconds = matmul_rate(device, precision), list[float]()
     found: list[StageSpeed] = []
     schedules: list[ScheduleSpeed] = []
     for (sized, cases, costs), batch in product(settings, batches):
         full_size = sized.model.image_size
-        measured = _measured(sized, cases, batch, rounds, device, num_classes, trace)
+        measured = _measured(sized, cases, batch, rounds, device, num_classes, trace, whole_graph)
         release()
         if measured is None:
             found.append(StageSpeed(batch, full_size, full_size, costs[0], None, 1.0, None, None))
             continue
-        times, peaks, compiled = measured
+        times, peaks, took = measured
+        seconds += [took] if took is not None else []
         for case, cost, own, peak in zip(cases, costs, times, peaks, strict=True):
             taken = timing(own, times[0])
             flops = 3 * 2 * cost.macs * batch  # backward is twice forward
@@ -196,7 +208,9 @@ def benchmark_step(
         model=config.model.name,
         rounds=rounds,
         precision=precision,
-        compiled=compiled,
+        compiled=bool(seconds),
+        whole_graph=whole_graph and bool(seconds),
+        compile_seconds=seconds[0] if seconds else None,
         threads=torch.get_num_threads(),
         matmul_rate=rate,
         stages=tuple(found),
@@ -212,17 +226,18 @@ def _measured(
     device: torch.device,
     num_classes: int,
     trace: Path | None,
-) -> tuple[list[list[float]], list[int | None], bool] | None:
-    """Each case's times and peak of memory, and whether they were compiled; None where the memory does not hold one."""
+    whole_graph: bool,
+) -> tuple[list[list[float]], list[int | None], float | None] | None:
+    """Each case's times and peak of memory, and the seconds of compiling; None where the memory does not hold one."""
     try:
-        steps, compiled = timed_steps(config, cases, batch, device, num_classes)
+        steps, seconds = timed_steps(config, cases, batch, device, num_classes, whole_graph)
         times = take_turns(steps, rounds, device)
         peaks = [peak_memory(step, device) for step in steps]
         if trace is not None:
             _write_trace(trace, cases, steps)
     except torch.OutOfMemoryError:
         return None
-    return times, peaks, compiled
+    return times, peaks, seconds
 
 
 def _schedule(

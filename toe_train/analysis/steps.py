@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -38,10 +39,19 @@ def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int]:
 
 
 def timed_steps(
-    config: RunConfig, cases: list[EpochPlan], batch: int, device: torch.device, num_classes: int
-) -> tuple[list[Callable[[], None]], bool]:
-    """For each case a function that takes a step, cases of one size sharing a model; and whether they are compiled."""
-    layout, here, compiled = BatchLayout(batch, batch), Processes(0, 1, device), False
+    config: RunConfig,
+    cases: list[EpochPlan],
+    batch: int,
+    device: torch.device,
+    num_classes: int,
+    whole_graph: bool = False,
+) -> tuple[list[Callable[[], None]], float | None]:
+    """For each case a function that takes a step, cases of one size sharing a model; and the seconds of compiling.
+
+    Those are None where the step is not compiled. `whole_graph`: see `compile_stages`.
+    """
+    layout, here = BatchLayout(batch, batch), Processes(0, 1, device)
+    seconds: float | None = None
     clock = EpochClock(device)
     made = {}
     for size in dict.fromkeys(case.image_size for case in cases):
@@ -50,10 +60,12 @@ def timed_steps(
         built.model.to(device).train()
         task = build_task(config, built, num_classes, layout)
         step = build_step(config, built, task, layout, here, size)
-        if compile_now := build_compile(config, step, alike[0].loaded_size, [case.stage for case in alike]):
+        stages = [case.stage for case in alike]
+        if compile_now := build_compile(config, step, alike[0].loaded_size, stages, whole_graph):
+            begin = time.perf_counter()
             if reason := compile_now():
                 raise UserError(f"torch.compile does not work here ({reason}); set train.compile=false")
-            compiled = True
+            seconds = (seconds or 0.0) + time.perf_counter() - begin
         pixels, labels = (part.to(device) for part in example_batch(config, task, batch, alike[0].loaded_size))
         finish = build_finish(config, size)
         _, targets = task.mix(finish(pixels), labels, 0, 0, 0, 0)
@@ -65,7 +77,7 @@ def timed_steps(
         step.method.stage = case.stage
         step(images(), clock, 0, 0)
 
-    return [partial(take, case) for case in cases], compiled
+    return [partial(take, case) for case in cases], seconds
 
 
 def _finished(finish: Callable[[Pixels], Tensor], pixels: Pixels) -> Iterator[tuple[Tensor, None]]:

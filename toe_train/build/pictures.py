@@ -17,6 +17,7 @@ from toe_train.recipes import EpochPlan, RunConfig
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
 from toe_train.tasks.token_labelling import token_targets
+from toe_train.training.compiling import uncompiled
 
 PICTURES = 8  # images that are shown
 
@@ -64,7 +65,10 @@ def build_pictures(
 
     def pictures(now: EpochPlan) -> Mapping[str, Tensor]:
         former = plans[now.epoch - 1].stage if now.epoch else None
-        return {"kept_tokens": draw()} if now.stage != former else {}
+        if now.stage == former:
+            return {}
+        with uncompiled():
+            return {"kept_tokens": draw()}
 
     return pictures
 

@@ -58,7 +58,7 @@ def build_step(
 
 
 def build_compile(
-    config: RunConfig, step: TrainStep, loaded_size: int, stages: Sequence[int]
+    config: RunConfig, step: TrainStep, loaded_size: int, stages: Sequence[int], whole: bool = False
 ) -> Callable[[], str | None] | None:
     """What compiles the step for stages of its method, see `compile_stages`; None where it is not to be compiled."""
     wanted = step.processes.device.type == "cuda" if config.train.compile is None else config.train.compile
@@ -68,7 +68,7 @@ def build_compile(
     def compile_now() -> str | None:
         loaded = [example_batch(config, step.task, step.layout.micro_batch, loaded_size)]
         (example,) = DeviceBatches(loaded, step.processes.device, build_finish(config, step.image_size))
-        return compile_stages(step, stages, example)
+        return compile_stages(step, stages, example, whole)
 
     return compile_now
 

@@ -36,6 +36,11 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
     )
+    sub.add_argument(
+        "--graph",
+        choices=("blocks", "model"),
+        help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
+    )
     sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
@@ -61,7 +66,10 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         result = benchmark_expansion(config, batches[0], options.rounds, device)
     else:
         trace = Path(options.profile) if options.profile else None
-        result = benchmark_step(config, batches, options.rounds, device, options.sizes, trace=trace)
+        whole = options.graph == "model"
+        result = benchmark_step(config, batches, options.rounds, device, options.sizes, trace=trace, whole_graph=whole)
+        if options.graph and not result.compiled:
+            print(f"note: --graph {options.graph} had no effect, as the step is not compiled; set train.compile=true")
     origin = provenance(given, program="toe-tools")
     print(f"{origin['device']}, {origin['versions']}, {result.rounds} rounds")
     print(result.as_table())
@@ -77,8 +85,10 @@ def require_consistent(options: argparse.Namespace) -> None:
     """Raises UserError for an option that this benchmark would not read, or a value out of range."""
     if options.rounds < 1:
         raise UserError(f"--rounds {options.rounds} must be at least 1")
-    if options.what != "step" and (options.sizes or options.profile):
-        raise UserError(f"--sizes and --profile are of --what step, and this is {options.what}; leave them out")
+    if options.what != "step" and (options.sizes or options.profile or options.graph):
+        raise UserError(
+            f"--sizes, --graph and --profile are of --what step, and this is {options.what}; leave them out"
+        )
     if options.batch and options.what in ("loader", "end-to-end"):
         raise UserError(
             f"--batch is of --what step and expansion, and this is {options.what}, whose batch is the run's: set "

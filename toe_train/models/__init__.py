@@ -18,6 +18,7 @@ __all__ = [
     "DropPathDraws",
     "LvVit",
     "TokenMix",
+    "blocks_of",
     "box_share",
     "create_model",
     "draw_box",
@@ -26,6 +27,12 @@ __all__ = [
     "resize_positions",
     "swap_in_boxes",
 ]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The model's transformer blocks, in order; empty where it has no plain list `blocks` of them."""
+    blocks = getattr(model, "blocks", None)
+    return list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
 
 
 def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: int, **kwargs: Any) -> nn.Module:

@@ -9,49 +9,68 @@ Shapes: L drop-path layers, B samples in the micro-batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
 
 class DropPathDraws:
-    """The uniform draws of one micro-batch, shared by all layers of a model.
+    """The uniform draws of one micro-batch, handed to all layers of a model.
 
     Attributes:
-        count: number of layers L that draw.
-        uniform: (L, B) numbers in [0, 1) on the model's device, or None to draw from the global generator.
+        layers: those that draw, in order; their number is L.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self.uniform: Tensor | None = None
+        self.layers: list[GivenDropPath] = []
+
+    @property
+    def count(self) -> int:
+        """How many layers draw."""
+        return len(self.layers)
+
+    def give(self, uniform: Tensor | None) -> None:
+        """Sets what the layers draw: numbers (L, B) in [0, 1), or None for the device's global generator."""
+        for number, layer in enumerate(self.layers):
+            layer.uniform = None if uniform is None else uniform[number]  # (B,)
 
 
 class GivenDropPath(nn.Module):
-    """timm's `DropPath` with the draws of row `layer` of `draws.uniform`; drops where the draw is under `drop_prob`."""
+    """timm's `DropPath` with given draws; drops where the draw is under `drop_prob`.
 
-    def __init__(self, drop_prob: float, scale_by_keep: bool, draws: DropPathDraws) -> None:
+    Rate and draws are tensors and not numbers, so that a compiled block serves for all blocks.
+
+    Attributes:
+        uniform: (B,) numbers in [0, 1) on the input's device, or None to draw them.
+    """
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
         super().__init__()
-        self.drop_prob = drop_prob
-        self.scale_by_keep = scale_by_keep
-        self.draws = draws
-        self.layer = draws.count
-        draws.count += 1
+        self.uniform: Tensor | None = None
+        # Plain attributes: as buffers they would be saved, averaged and sent to the other processes.
+        self.rate = torch.tensor(drop_prob)  # ()
+        self.scale = torch.tensor(1 - drop_prob if scale_by_keep else 1.0)  # ()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, ...), whole samples zeroed in training."""
         if not self.training:
             return x
-        uniform = self.draws.uniform
-        draw = torch.rand(len(x), device=x.device) if uniform is None else uniform[self.layer]  # (B,)
-        mask = (draw >= self.drop_prob).to(x.dtype)
-        if self.scale_by_keep:
-            mask = mask / (1 - self.drop_prob)
-        return x * mask.view(-1, *[1] * (x.ndim - 1))
+        draw = torch.rand(len(x), device=x.device) if self.uniform is None else self.uniform  # (B,)
+        factor = ((draw >= self.rate) / self.scale).to(x.dtype)  # (B,)
+        return x * factor.view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         """Shown in the printed model."""
-        return f"drop_prob={self.drop_prob:.3f}"
+        return f"drop_prob={float(self.rate):.3f}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GivenDropPath:
+        """Moves rate and scale along with the model, in float32 whatever its type."""
+        super()._apply(fn, recurse)
+        device = fn(self.rate).device
+        self.rate, self.scale = self.rate.to(device), self.scale.to(device)
+        return self
 
 
 def give_drop_path(model: nn.Module) -> DropPathDraws:
@@ -60,5 +79,7 @@ def give_drop_path(model: nn.Module) -> DropPathDraws:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, DropPath) and child.drop_prob:
-                setattr(parent, name, GivenDropPath(child.drop_prob, child.scale_by_keep, draws))
+                layer = GivenDropPath(child.drop_prob, child.scale_by_keep)
+                setattr(parent, name, layer)
+                draws.layers.append(layer)
     return draws

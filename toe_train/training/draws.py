@@ -46,5 +46,5 @@ class ForwardDraws:
             return drawn.to(self.device, non_blocking=True)
 
         if self.drop_path.count:
-            self.drop_path.uniform = uniform("drop_path", self.drop_path.count).T.contiguous()  # (L, b)
+            self.drop_path.give(uniform("drop_path", self.drop_path.count).T.contiguous())  # (L, b)
         self.method.draw(uniform)

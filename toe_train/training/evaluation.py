@@ -11,6 +11,7 @@ from torch import nn
 from toe_train.errors import RunFailed
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
+from toe_train.training.compiling import uncompiled
 from toe_train.training.resolution import BothSizes
 
 Record = dict[str, Any]
@@ -74,7 +75,8 @@ class Evaluation:
             models = {name: self.sizes.at_own_size(one) for name, one in models.items()}
             models["full"] = self.sizes.at_full_size(model)
         try:
-            found = self._task.score(models, self._batches, self._processes, self._autocast, poll)
+            with uncompiled():
+                found = self._task.score(models, self._batches, self._processes, self._autocast, poll)
         except torch.OutOfMemoryError as error:
             raise RunFailed(
                 f"out of device memory in the evaluation ({str(error).split('. ')[0]})",
