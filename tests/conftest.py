@@ -33,6 +33,16 @@ TINY = {
     "train": {"global_batch": 256, "max_micro_batch": 256, "log_every": 1},
 }
 
+SMALL_LVVIT = {  # of lvvit_t_toe_r04.yaml
+    "epochs": 3,
+    "model": {"image_size": 32, "kwargs": {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}},
+    "expansion": {"stage_epochs": [0, 1, 2]},
+    "augment": {"mix_group": 8},
+    "optim": {"lr": 1e-3},
+    "schedule": {"warmup_epochs": 0, "cooldown_epochs": 1},
+    "train": {"global_batch": 16, "max_micro_batch": 8, "ema_decay": 0.9, "log_every": 1},
+}
+
 
 @pytest.fixture(scope="session")
 def configs() -> Path:
@@ -50,10 +60,8 @@ def tiny(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_labels() -> dict[str, torch.Tensor]:
-    """Token labels, targets and losses of the released code (as tests/golden/README.md says)."""
-    file = Path(os.environ.get("TOE_GOLDEN", REPOSITORY.parent / "shared" / "golden")) / "token_labels.npz"
-    if not file.is_file():
-        pytest.skip(f"no reference vectors at {file}: set TOE_GOLDEN to their folder")
+    """Token labels, targets and losses of the released code (tests/golden/README.md)."""
+    file = Path(__file__).parent / "golden" / "token_labels.npz"
     return {name: torch.from_numpy(np.asarray(values)) for name, values in np.load(file).items()}
 
 
@@ -174,6 +182,40 @@ class Job:
             os.kill(worker, 9)
         self.process.kill()
         self.process.wait()
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """Three classes of 16 train and 4 val images, and label files by a small network with random weights."""
+    root = tmp_path_factory.mktemp("labelled")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 4)):
+        for name in ("cat", "dog", "eel"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = noise.integers(0, 256, (36, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}_{number}.png")
+    made = ["--images", root / "train", "--output", root / "labels", "--teacher", "resnet10t", "--nproc", 1]
+    from toe_train.cli.tools import main as tools
+
+    assert (
+        tools(["labels", *map(str, made), "--teacher-weights", "random", "--image-size", "64", "--workers", "0"]) == 0
+    )
+    return root
+
+
+@pytest.fixture
+def lvvit(configs, labelled, tmp_path):
+    """File of an LV-ViT's run of seconds with ToE, on those images."""
+    given = {
+        "extends": str(configs / "lvvit_t_toe_r04.yaml"),
+        **SMALL_LVVIT,
+        "data": {"root": str(labelled), "workers": 0},
+        "token_labels": {"root": str(labelled / "labels")},
+    }
+    path = tmp_path / "lvvit.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
 
 
 @pytest.fixture

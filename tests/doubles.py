@@ -15,39 +15,42 @@ GROWS_AT = 2  # epoch
 
 
 class GrowingSection(MethodSection):
-    """As depth growth: a trainer of its own from an epoch on."""
+    """As depth growth: one block, and from an epoch on two, with a trainer of their own."""
 
     def segment(self, epoch):
         return int(epoch >= GROWS_AT)
 
+    def model_kwargs(self, segment):
+        return {"depth": 1 + segment}
+
 
 class Growing(Method):
-    """Carries a checkpoint over the growth: weights halved, averages from the new weights, moments anew."""
+    """The second block is a copy of the first one; averages start from the grown weights, and moments anew."""
 
-    def carry(self, state, segment):
-        assert segment == 1
-        halved = {name: value / 2 if value.is_floating_point() else value for name, value in state["model"].items()}
-        fresh = {**state["optimizer"], "state": {}}
-        return {**state, "model": halved, "ema": halved, "optimizer": fresh}
+    def carry(self, state, former, segment):
+        assert (former, segment) == (0, 1)
+        copied = {name.replace("blocks.0", "blocks.1"): value for name, value in state["model"].items()}
+        grown = {**state["model"], **copied}
+        return {**state, "model": grown, "ema": grown, "optimizer": None}
 
 
 class Masking(Method):
-    """As structured sparsity: a mask on the head's weights that its gradients move every third step, with state."""
+    """As structured sparsity: a mask on the head's weights that its gradients move every third good step."""
 
     def prepare(self, model):
         self.weight = model.head.weight
         self.mask = torch.ones_like(self.weight)
         self.steps = torch.zeros((), dtype=torch.int64)
-
-    def _on(self, device):
-        self.mask, self.steps = self.mask.to(device), self.steps.to(device)
+        self.averaged = False  # whether the averaged model's turn is between the two hooks
 
     def after_step(self, good):
-        self._on(self.weight.device)
+        assert self.weight.grad is not None
+        self.before = self.weight.detach().clone()
         with torch.no_grad():
             self.weight.mul_(torch.where(good, self.mask, torch.ones_like(self.mask)))
 
     def after_average(self, good):
+        assert self.weight.grad is not None
         self.steps = self.steps + good
         kept = (self.weight.grad.abs() >= self.weight.grad.abs().median()).to(self.mask.dtype)
         moves = good & (self.steps % 3 == 0)
@@ -57,7 +60,8 @@ class Masking(Method):
         return {"mask": self.mask, "steps": self.steps}
 
     def load_state(self, state):
-        self.mask, self.steps = state["mask"].clone(), state["steps"].clone()
+        if state:
+            self.mask, self.steps = state["mask"].clone(), state["steps"].clone()
 
 
 KINDS = {"growing": (GrowingSection, Growing), "masking": (MethodSection, Masking)}
@@ -75,7 +79,9 @@ if __name__ == "__main__":
 
     from toe_train.cli.train import main
 
-    put_in(sys.argv[1], pytest.MonkeyPatch())
+    if sys.argv[1] in KINDS:
+        put_in(sys.argv[1], pytest.MonkeyPatch())
     code = main(sys.argv[2:])
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)

@@ -16,18 +16,19 @@ ALLOWED = {
     "expansion": ({"expansion"}, {"torch"}),
     "models": ({"expansion", "models"}, {"torch", "timm"}),
     "methods": ({"expansion", "models", "methods"}, {"torch"}),
-    "runs": ({"runs"}, {"torch", "torchvision", "timm.__version__", "timm", "numpy", "tqdm"}),
+    "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm"}),
     "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm"}),
     "recipes": ({"recipes", "expansion.schedule"}, {"yaml", "pydantic"}),
     "tasks": ({"models", "runs", "data", "tasks"}, {"torch", "torchvision", "timm"}),
-    "training": (LOWER - {"build", "expansion"}, None),
+    "training": ({"models", "methods.method", "runs", "data", "recipes", "tasks.task", "training"}, None),
     "build": (LOWER, None),
     "analysis": (LOWER | {"analysis"}, None),
     "cli": (LOWER | {"analysis", "cli"}, None),
 }
 # What a folder may not name although it may import the package that has it.
-NOT_NAMED = {"training": {"RunConfig", "load_config"}}
-# Packages of which others import what `__init__` names, and no files; `recipes` does without torch.
+NOT_NAMED = {"training": {"RunConfig", "load_config", ""}}  # "": the whole package, by which all of it is named
+# Packages of which others import what `__init__` names, and no files; but `recipes` does without torch, which the
+# algorithm's package brings, and takes its schedule alone.
 BY_PACKAGE = ("data", "recipes", "expansion", "models")
 BY_FILE = {("recipes", "expansion.schedule")}
 
@@ -52,7 +53,7 @@ def fault(folder: str, name: str) -> str | None:
         package, _, inner = rest.partition(".")
         if package in ROOT_FILES:
             return "the algorithm stands alone" if folder == "expansion" else None
-        if inner in NOT_NAMED.get(folder, ()):
+        if package == "recipes" and inner in NOT_NAMED.get(folder, ()):
             return f"{folder} takes plain arguments and no {inner}"
         by_file = "." in inner
         if (
@@ -126,6 +127,11 @@ def test_a_file_fits_the_eye(path):
         ("runs", "toe_train.recipes.RunConfig"),
         ("methods", "toe_train.recipes.RunConfig"),
         ("training", "toe_train.recipes.RunConfig"),
+        ("training", "toe_train.recipes"),
+        ("training", "toe_train.tasks.classification.Classification"),
+        ("training", "toe_train.methods.token_expansion.TokenExpansionMethod"),
+        ("runs", "timm.create_model"),
+        ("tasks", "toe_train.methods.method.Method"),
         ("training", "toe_train.build.model.build_model"),
         ("training", "toe_train.analysis.flops"),
         ("build", "toe_train.data.sets.TrainSet"),

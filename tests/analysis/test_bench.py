@@ -14,7 +14,7 @@ from toe_train.analysis.loader_speed import benchmark_loader
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.cli import tools
 from toe_train.errors import RunFailed, UserError
-from toe_train.recipes import load_config, plan_epochs, segments
+from toe_train.recipes import load_config, plan_epochs, stretches
 
 CPU = torch.device("cpu")
 SPARSE = "expansion={stage_epochs: [0, 1], keep_rates: [0.5, 0.75], initial_keep_rate: 0.25}"
@@ -106,10 +106,10 @@ def test_a_later_batch_or_size_is_checked_before_anything_is_timed(tiny, monkeyp
 def test_a_setting_that_does_not_fit_leaves_the_others(tiny, tmp_path, capsys, monkeypatch):
     build = step_speed.timed_steps
 
-    def small_memory(config, cases, batch, device, num_classes):
+    def small_memory(config, cases, batch, device, num_classes, whole_graph):
         if batch == 4:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return build(config, cases, batch, device, num_classes)
+        return build(config, cases, batch, device, num_classes, whole_graph)
 
     monkeypatch.setattr(step_speed, "timed_steps", small_memory)
     output = tmp_path / "step.json"
@@ -133,7 +133,7 @@ def test_the_speed_up_of_the_whole_schedule(tiny, baseline):
     medians = {
         (speed.image_size, speed.cost.stage): speed.step.milliseconds for speed in result.stages if speed.batch == 4
     }
-    cut = segments(plan_epochs(config))
+    cut = stretches(plan_epochs(config))
     assert [(part.plan.image_size, part.stage, part.epochs) for part in cut] == [(8, 1, 1), (8, 2, 1), (16, 2, 3)]
     expected = (baseline or 5) * medians[16, 0] / (medians[8, 1] + medians[8, 2] + 3 * medians[16, 2])
     whole = result.schedules[1]

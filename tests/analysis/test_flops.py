@@ -19,10 +19,10 @@ def deit_macs(width, after, full=197, classes=1000):
 @pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384)])
 def test_stages_of_deit_at_r05(configs, name, width):
     planned = plan_costs(load_config(configs / f"deit_{name}_toe_r05.yaml"), 1000)
-    assert [part.cost.tokens_kept for part in planned.segments] == [98, 147, 196]
-    assert [part.cost.macs for part in planned.segments] == [deit_macs(width, kept + 1) for kept in (98, 147, 196)]
+    assert [part.cost.tokens_kept for part in planned.stretches] == [98, 147, 196]
+    assert [part.cost.macs for part in planned.stretches] == [deit_macs(width, kept + 1) for kept in (98, 147, 196)]
     own = [196 * kept * width for kept in (98, 147)]  # ToE's own: every token's similarity to the kept ones, once
-    assert [part.cost.expansion_macs for part in planned.segments] == [*own, 0]
+    assert [part.cost.expansion_macs for part in planned.stretches] == [*own, 0]
 
 
 # Schedule speed-ups with attention counted, recomputed for the paper's rows of Table 2 with the released models.
@@ -38,7 +38,7 @@ def test_stages_of_deit_at_r05(configs, name, width):
 )
 def test_speed_ups_of_table_2(configs, name, stages, whole):
     planned = plan_costs(load_config(configs / f"{name}.yaml"), 1000)
-    assert tuple(round(part.speedup, 3) for part in planned.segments) == stages
+    assert tuple(round(part.speedup, 3) for part in planned.stretches) == stages
     assert round(planned.speedup, 3) == whole
 
 
@@ -59,7 +59,7 @@ def test_lv_vit(configs, size, width, depth, thop, with_attention, speedup):
         "expansion.initial_keep_rate=0.2",
     ]
     planned = plan_costs(load_config(configs / "deit_small_toe_r05.yaml", overrides), 1000)
-    costs = [part.cost for part in planned.segments]
+    costs = [part.cost for part in planned.stretches]
     assert [cost.tokens_kept for cost in costs] == [78, 136, 196]
     assert tuple(round(cost.macs / 1e9, 4) for cost in costs) == with_attention
     assert round(planned.speedup, 3) == speedup
@@ -106,7 +106,7 @@ def test_table_4(configs, name, speedups):
     planned = plan_costs(load_config(configs / f"{name}.yaml"), 1000)
     assert (round(planned.thop_speedup, 3), round(planned.speedup, 3)) == speedups
     if "toe" in name:
-        timeline = [(p.segment.last, p.segment.plan.image_size, p.cost.tokens_kept) for p in planned.segments]
+        timeline = [(p.stretch.last, p.stretch.plan.image_size, p.cost.tokens_kept) for p in planned.stretches]
         assert timeline == [
             (59, 160, 60),
             (99, 160, 60),

@@ -221,6 +221,15 @@ def test_what_the_model_sees(config, tmp_path):
     trainer.log.close()
 
 
+def test_a_model_with_buffers_outside_its_state_is_evaluated_at_full_size(config, tmp_path):
+    """Rotary positions are such; nothing but positions and images changes in size."""
+    model = "model={name: vit_small_patch16_rope_224, kwargs: {patch_size: 4, embed_dim: 32, depth: 1, num_heads: 1}}"
+    given = [model, "model.image_size=16", "expansion=null", "epochs=1", "schedule.warmup_epochs=0"]
+    assert main(["--config", str(config), "--output", str(tmp_path / "run"), *given]) == 0
+    (epoch,) = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")
+    assert epoch["val_top1_full"] is not None
+
+
 @pytest.mark.parametrize("name", ["rand_augments", "model"])
 def test_what_a_later_stage_is_refused_for_is_said_at_once(config, tmp_path, capsys, name):
     given = {

@@ -233,6 +233,9 @@ sys.exit(main())
 """
 
 
+POISONED_APART = POISONED.replace("{places}", "[(1, 0), (1, 1), (1, 2)]").removesuffix("sys.exit(main())\n") + APART
+
+
 def test_what_the_main_process_reads_is_what_all_go_on_from(tiny, tmp_path, run):
     """Each rank has a run folder of its own, with another run's checkpoint in it: rank 0's counts for both."""
     (tmp_path / "apart.py").write_text(APART)
@@ -248,19 +251,32 @@ def test_what_the_main_process_reads_is_what_all_go_on_from(tiny, tmp_path, run)
     assert told["0"] == told["1"]
 
 
+def test_a_roll_back_takes_all_to_what_the_main_process_reads(tiny, tmp_path, run):
+    """The second process's run folder holds another run's checkpoint, to which it would go back by itself."""
+    (tmp_path / "apart.py").write_text(POISONED_APART)
+    other = ["--config", tiny, "--output", "run1", "epochs=1", "seed=1"]
+    assert run(*other).process.returncode == 0
+    limit = "train.max_skipped_steps=2"
+    done = run("--config", tiny, "--output", "run", limit, "epochs=2", module="apart", processes=2)
+    assert done.process.returncode == 0, done.stderr
+    assert "roll-back 1 of" in done.stdout
+    told = dict(re.findall(r"digest (\d) (\w+)", done.stdout))
+    assert told["0"] == told["1"]
+
+
 ASTRAY = """
 import sys
 from toe_train.cli.train import main
 from toe_train.training.step import TrainStep
 
-join = TrainStep.join
+load = TrainStep.load_state
 
-def astray(self):
-    join(self)
+def astray(self, state):
+    load(self, state)
     if self.processes.rank == 1:
         self.ema.module.head.bias.data[0] += 1e-6
 
-TrainStep.join = astray
+TrainStep.load_state = astray
 sys.exit(main())
 """
 
@@ -268,5 +284,7 @@ sys.exit(main())
 def test_processes_that_do_not_hold_the_same_numbers_end_before_the_first_step(tiny, tmp_path, run):
     (tmp_path / "astray.py").write_text(ASTRAY)
     done = run("--config", tiny, "--output", "run", module="astray", processes=2)
+    assert done.process.returncode == 1  # torchrun's own; it prints the processes'
+    assert "exitcode  : 3" in done.stderr
     assert "rank 1 differs from rank 0" in done.stderr
     assert read_metrics(tmp_path / "run/metrics.jsonl", "step") == []

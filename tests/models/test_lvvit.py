@@ -254,10 +254,10 @@ def test_given_drop_path_makes_training_repeatable():
     draws = give_drop_path(model)
     assert draws.count == 4  # block 0 has rate 0
     assert not any(isinstance(module, DropPath) for module in model.modules())
-    draws.uniform = torch.rand(4, 4)
+    draws.give(torch.rand(4, 4))
     first = model(images())
     assert all(torch.equal(value, again) for value, again in zip(first, model(images()), strict=True))
-    draws.uniform = torch.rand(4, 4)
+    draws.give(torch.rand(4, 4))
     assert not torch.equal(first[0], model(images())[0])
 
 

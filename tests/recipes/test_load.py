@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, curriculum_stages, dump_config, load_config, plan_epochs, segments
+from toe_train.recipes import RunConfig, curriculum_stages, dump_config, load_config, plan_epochs, stretches
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_rows_of_table_2(configs, name, model, rates, initial, boundaries):
 
 
 def test_a_plan_is_cut_where_the_stage_changes(configs):
-    cut = segments(plan_epochs(load_config(configs / "deit_base_toe_hyper_r04.yaml")))
+    cut = stretches(plan_epochs(load_config(configs / "deit_base_toe_hyper_r04.yaml")))
     assert [(part.first, part.last, part.stage, part.epochs) for part in cut] == [
         (0, 129, 1, 130),
         (130, 259, 2, 130),

@@ -12,7 +12,7 @@ from toe_train.recipes import (
     curriculum_stages,
     load_config,
     plan_epochs,
-    segments,
+    stretches,
 )
 
 
@@ -32,7 +32,7 @@ def test_a_plain_run_is_one_stage_of_one_segment():
     plans = plan_epochs(RunConfig())
     assert {plan.curriculum for plan in plans} == {CurriculumStage(224, 224, "rand-m9-mstd0.5-inc1", 256, 256)}
     assert {(plan.stage, plan.segment) for plan in plans} == {(0, 0)}
-    assert [(part.first, part.last) for part in segments(plans)] == [(0, 299)]
+    assert [(part.first, part.last) for part in stretches(plans)] == [(0, 299)]
 
 
 def test_an_epoch_reads_its_stage_of_the_curriculum(configs):
@@ -52,7 +52,7 @@ def test_a_segment_of_the_method_has_a_trainer_of_its_own(growing):
     plans = plan_epochs(RunConfig())
     assert [plan.segment for plan in plans] == [0] * 100 + [1] * 200
     assert [(plan.epoch, plan.segment) for plan in curriculum_stages(plans)] == [(0, 0), (100, 1)]
-    assert [(part.first, part.last) for part in segments(plans)] == [(0, 99), (100, 299)]
+    assert [(part.first, part.last) for part in stretches(plans)] == [(0, 99), (100, 299)]
     assert [plan.clock.done for plan in plans] == list(range(300))
 
 

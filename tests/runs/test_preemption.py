@@ -95,8 +95,9 @@ def test_asked_at_any_time(trainer_in, monkeypatch, ask, place):
     whole.fit()
     ask(broken)
     message = "by a signal, "
-    with broken.stop.listening(), pytest.raises(Preempted, match=message):
+    with broken.stop.listening(), pytest.raises(Preempted, match=message) as caught:
         broken.fit()
+    assert caught.value.told("it").endswith("; it continues")
     progress = read(broken.keeper.checkpoints.last)["progress"]
     assert (progress["epoch"], progress["step"]) == place
     resumed = trainer_in("broken")

@@ -2,12 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import support
 import torch
-import yaml
-from PIL import Image
 
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
@@ -19,46 +16,6 @@ from toe_train.runs.log import read_metrics
 from toe_train.runs.processes import Processes
 
 HERE = Processes(0, 1, torch.device("cpu"))
-SMALL = {  # of lvvit_t_toe_r04.yaml
-    "epochs": 3,
-    "model": {"image_size": 32, "kwargs": {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}},
-    "expansion": {"stage_epochs": [0, 1, 2]},
-    "augment": {"mix_group": 8},
-    "optim": {"lr": 1e-3},
-    "schedule": {"warmup_epochs": 0, "cooldown_epochs": 1},
-    "train": {"global_batch": 16, "max_micro_batch": 8, "ema_decay": 0.9, "log_every": 1},
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Three classes of 16 train and 4 val images, and label files by a small network with random weights."""
-    root = tmp_path_factory.mktemp("labelled")
-    noise = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 4)):
-        for name in ("cat", "dog", "eel"):
-            (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = noise.integers(0, 256, (36, 48, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{name}_{number}.png")
-    made = ["--images", root / "train", "--output", root / "labels", "--teacher", "resnet10t", "--nproc", 1]
-    assert (
-        tools(["labels", *map(str, made), "--teacher-weights", "random", "--image-size", "64", "--workers", "0"]) == 0
-    )
-    return root
-
-
-@pytest.fixture
-def config(configs, data, tmp_path):
-    given = {
-        "extends": str(configs / "lvvit_t_toe_r04.yaml"),
-        **SMALL,
-        "data": {"root": str(data), "workers": 0},
-        "token_labels": {"root": str(data / "labels")},
-    }
-    path = tmp_path / "lvvit.yaml"
-    path.write_text(yaml.safe_dump(given))
-    return path
 
 
 def trainer_of(config, root, *overrides):
@@ -71,10 +28,10 @@ def losses(folder):
     return [record["train_loss"] for record in read_metrics(folder / "metrics.jsonl", "step")]
 
 
-def test_all_stages_in_one_process_and_in_two(config, tmp_path, start):
+def test_all_stages_in_one_process_and_in_two(lvvit, tmp_path, start):
     """Batch norm sees a micro-batch, so the two are alike as long as they cut the global batch into the same ones."""
-    assert main(["--config", str(config), "--output", str(tmp_path / "one")]) == 0
-    job = start("--config", config, "--output", "two", processes=2)
+    assert main(["--config", str(lvvit), "--output", str(tmp_path / "one")]) == 0
+    job = start("--config", lvvit, "--output", "two", processes=2)
     assert job.end(timeout=200) == 0, job.stderr
     epochs = read_metrics(tmp_path / "one/metrics.jsonl", "epoch")
     assert [(epoch["stage"], epoch["tokens_kept"]) for epoch in epochs] == [(1, 24), (2, 43), (3, 64)]
@@ -84,10 +41,10 @@ def test_all_stages_in_one_process_and_in_two(config, tmp_path, start):
     assert tools(["eval", "--config", str(tmp_path / "one/config.yaml"), *checkpoint]) == 0
 
 
-def test_resumed_within_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(config, tmp_path):
+def test_resumed_within_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(lvvit, tmp_path):
     every = "checkpoint.every_steps=2"
-    trainer_of(config, tmp_path / "whole", every).fit()
-    broken = trainer_of(config, tmp_path / "broken", every)
+    trainer_of(lvvit, tmp_path / "whole", every).fit()
+    broken = trainer_of(lvvit, tmp_path / "broken", every)
     save = broken.keeper.checkpoints.save
 
     def dying(state, is_best):
@@ -98,7 +55,7 @@ def test_resumed_within_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(config,
     broken.keeper.checkpoints.save = dying
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
-    trainer_of(config, tmp_path / "broken", every).fit()
+    trainer_of(lvvit, tmp_path / "broken", every).fit()
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     whole, resumed = (read(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "broken"))
     for part in ("model", "ema"):
@@ -106,8 +63,8 @@ def test_resumed_within_an_epoch_it_is_the_uninterrupted_run_bit_for_bit(config,
 
 
 @pytest.mark.parametrize("restore", ["zero", "copy", "ignore"])
-def test_what_stands_at_dropped_positions_reaches_the_loss(config, tmp_path, restore):
-    trainer = trainer_of(config, tmp_path / "run", f"expansion.restore={restore}", "epochs=2")
+def test_what_stands_at_dropped_positions_reaches_the_loss(lvvit, tmp_path, restore):
+    trainer = trainer_of(lvvit, tmp_path / "run", f"expansion.restore={restore}", "epochs=2")
     seen = []
     loss = trainer.step.task._criterion
     loss.register_forward_hook(
@@ -129,11 +86,11 @@ def test_what_stands_at_dropped_positions_reaches_the_loss(config, tmp_path, res
     assert alike <= 8 * 24 + (restore != "copy")
 
 
-def test_compiled_training_has_the_same_statistics(config, tmp_path, graphs):
+def test_compiled_training_has_the_same_statistics(lvvit, tmp_path, graphs):
     """Nothing that is tried beforehand reaches the batch norm's statistics or the boxes."""
     runs = []
     for compiled in ("false", "true"):
-        trainer = trainer_of(config, tmp_path / compiled, f"train.compile={compiled}")
+        trainer = trainer_of(lvvit, tmp_path / compiled, f"train.compile={compiled}")
         trainer.fit()
         runs.append(trainer.model.state_dict())
     assert graphs
@@ -141,8 +98,8 @@ def test_compiled_training_has_the_same_statistics(config, tmp_path, graphs):
         torch.testing.assert_close(runs[1][name], value, atol=1e-5, rtol=1e-4)
 
 
-def test_boxes_are_a_function_of_the_place_in_the_run(config, tmp_path):
-    trainer = trainer_of(config, tmp_path / "run", "epochs=1", "schedule.cooldown_epochs=0")
+def test_boxes_are_a_function_of_the_place_in_the_run(lvvit, tmp_path):
+    trainer = trainer_of(lvvit, tmp_path / "run", "epochs=1", "schedule.cooldown_epochs=0")
     boxes = []
     trainer.model.register_forward_hook(
         lambda model, given, output: boxes.append(model.last_mix.boxes.clone()) if model.training else None
@@ -159,8 +116,8 @@ def test_boxes_are_a_function_of_the_place_in_the_run(config, tmp_path):
     assert draw_box((8, 8)).shape == (4,)
 
 
-def test_pictures_show_image_labels_kept_tokens_and_restored_grid(config, tmp_path):
-    trainer = trainer_of(config, tmp_path / "run")
+def test_pictures_show_image_labels_kept_tokens_and_restored_grid(lvvit, tmp_path):
+    trainer = trainer_of(lvvit, tmp_path / "run")
     trainer.method.begin_epoch(0)
     shown = trainer.pictures(trainer.cadence.plans[0])["kept_tokens"]
     image, labels, kept, restored = shown.split(32, dim=3)
@@ -188,13 +145,13 @@ def test_pictures_show_image_labels_kept_tokens_and_restored_grid(config, tmp_pa
         (["model.kwargs.dense=false", "token_labels=null", "expansion.restore=copy"], "leave restore at 'zero'"),
     ],
 )
-def test_what_does_not_go_together_is_refused(config, tmp_path, capsys, overrides, message):
+def test_what_does_not_go_together_is_refused(lvvit, tmp_path, capsys, overrides, message):
     for dry in ([], ["--dry-run"]):
-        assert main(["--config", str(config), "--output", str(tmp_path / "run"), *dry, *overrides]) == 2
+        assert main(["--config", str(lvvit), "--output", str(tmp_path / "run"), *dry, *overrides]) == 2
         assert message in capsys.readouterr().err
 
 
-def test_without_labels_the_class_head_trains_alone(config, tmp_path):
+def test_without_labels_the_class_head_trains_alone(lvvit, tmp_path):
     given = [
         "token_labels=null",
         "model.kwargs.dense=false",
@@ -202,17 +159,17 @@ def test_without_labels_the_class_head_trains_alone(config, tmp_path):
         "epochs=1",
         "schedule.cooldown_epochs=0",
     ]
-    assert main(["--config", str(config), "--output", str(tmp_path / "run"), *given]) == 0
+    assert main(["--config", str(lvvit), "--output", str(tmp_path / "run"), *given]) == 0
 
 
-def test_a_missing_label_file_is_named(config, data, tmp_path, capsys):
-    moved = data / "labels/eel/eel_3.pt"
+def test_a_missing_label_file_is_named(lvvit, labelled, tmp_path, capsys):
+    moved = labelled / "labels/eel/eel_3.pt"
     moved.rename(tmp_path / "elsewhere.pt")
     try:
-        assert main(["--config", str(config), "--output", str(tmp_path / "run")]) == 2
+        assert main(["--config", str(lvvit), "--output", str(tmp_path / "run")]) == 2
         assert "1 of 48 training images that were looked at have no label file" in capsys.readouterr().err
-        assert tools(["doctor", "--config", str(config)]) == 2
+        assert tools(["doctor", "--config", str(lvvit)]) == 2
         assert "eel/eel_3.pt" in capsys.readouterr().out
     finally:
         (tmp_path / "elsewhere.pt").rename(moved)
-    assert json.loads((data / "labels/labels.json").read_text())["teacher"] == "resnet10t"
+    assert json.loads((labelled / "labels/labels.json").read_text())["teacher"] == "resnet10t"

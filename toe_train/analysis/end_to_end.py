@@ -22,7 +22,7 @@ from toe_train.build.inputs import batch_layout, build_finish, build_skipped, bu
 from toe_train.build.model import build_model
 from toe_train.build.step import build_compile, build_step
 from toe_train.build.task import build_task
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, segments
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, stretches
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.processes import Processes
 from toe_train.training.device_batches import DeviceBatches
@@ -106,7 +106,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
     plain_plan = plan_epochs(plain_run)[0]
     plain = replace(_speed(plain_run, plain_plan, rounds, device), stage=None, epochs=baseline_epochs(config))
     parts = []
-    for segment in segments(plan_epochs(config)):
+    for segment in stretches(plan_epochs(config)):
         plan = segment.plan
         dense = config.cheaper.is_dense(plan.stage)
         if dense and plan.curriculum == plain_plan.curriculum:

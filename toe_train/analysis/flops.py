@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toe_train.build.model import BuiltModel, build_model
-from toe_train.recipes import RunConfig, Segment, plan_epochs, segments
+from toe_train.recipes import EpochPlan, RunConfig, Stretch, config_at, plan_epochs, stretches
 
 
 @dataclass(frozen=True)
@@ -46,21 +46,22 @@ def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
     model, method = built.model, built.method
     image = torch.zeros(1, 3, image_size, image_size)
     was_training, former = model.training, method.stage
-    model.eval()
-    method.measured(True)
-    method.stage = stage
     counter = FlopCounterMode(display=False)
     thop: list[int] = []
     hooks = [module.register_forward_hook(partial(_note_thop, thop)) for module in model.modules()]
     try:
+        model.eval()
+        method.measured(True)
+        method.stage = stage
         kept = method.tokens_kept(built.num_tokens, stage)
         with torch.no_grad(), counter:
             model(image)
     finally:
         for hook in hooks:
             hook.remove()
-        model.train(was_training)
+        method.measured(False)
         method.stage = former
+        model.train(was_training)
     counts = counter.get_flop_counts()
     own = sum(counts.get(f"{type(model).__name__}.{method.own_module}", {}).values())
     return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2, sum(thop))
@@ -89,10 +90,10 @@ def make_countable(model: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class PlannedSegment:
+class PlannedStretch:
     """A segment of the plan with its cost; `speedup` is over a step with all tokens of full-size images, by FLOPs."""
 
-    segment: Segment
+    stretch: Stretch
     cost: StageCost
     speedup: float
 
@@ -102,14 +103,14 @@ class PlannedRun:
     """The whole schedule with its costs; the speed-ups are over plain epochs, with all tokens of full-size images.
 
     Attributes:
-        segments: in order.
+        stretches: in order.
         full: a step of those epochs.
         baseline_epochs: their number.
         speedup: attention counted.
         thop_speedup: as the paper counts.
     """
 
-    segments: tuple[PlannedSegment, ...]
+    stretches: tuple[PlannedStretch, ...]
     full: StageCost
     baseline_epochs: int
     speedup: float
@@ -117,19 +118,23 @@ class PlannedRun:
 
 
 def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
-    """The run's segments with exact FLOPs, and the speed-up that they predict."""
-    cut = segments(plan_epochs(config))
-    sizes = {config.model.image_size, *(segment.plan.image_size for segment in cut)}
-    models = {size: build_model(config, num_classes, size) for size in sizes}
-    for built in models.values():
-        make_countable(built.model)
-    full = stage_cost(models[config.model.image_size], config.model.image_size, 0)
+    """The run's stretches with exact FLOPs, and the speed-up that they predict."""
+    plans = plan_epochs(config)
+    last = plans[-1]  # with which the model is the run's own
+    models: dict[tuple[int, int], BuiltModel] = {}
+
+    def cost_of(plan: EpochPlan, size: int, stage: int) -> StageCost:
+        if (size, plan.segment) not in models:
+            models[size, plan.segment] = build_model(config_at(config, plan), num_classes, size)
+            make_countable(models[size, plan.segment].model)
+        return stage_cost(models[size, plan.segment], size, stage)
+
+    full = cost_of(last, config.model.image_size, 0)
     found = []
-    for segment in cut:
-        size = segment.plan.image_size
-        cost = stage_cost(models[size], size, segment.stage)
-        found.append(PlannedSegment(segment, cost, full.macs / cost.macs))
+    for stretch in stretches(plans):
+        cost = cost_of(stretch.plan, stretch.plan.image_size, stretch.stage)
+        found.append(PlannedStretch(stretch, cost, full.macs / cost.macs))
     epochs = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
-    total = sum(planned.cost.macs * planned.segment.epochs for planned in found)
-    thop = sum(planned.cost.thop_macs * planned.segment.epochs for planned in found)
+    total = sum(planned.cost.macs * planned.stretch.epochs for planned in found)
+    thop = sum(planned.cost.thop_macs * planned.stretch.epochs for planned in found)
     return PlannedRun(tuple(found), full, epochs, full.macs * epochs / total, full.thop_macs * epochs / thop)

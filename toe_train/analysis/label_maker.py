@@ -123,7 +123,8 @@ def make_labels(
     model = teacher.model.to(here.device).eval()
     autocast = autocast_on(here.device, precision)
     left = iter(todo)
-    with torch.inference_mode(), tqdm(desc="making labels", unit="file", total=len(todo), disable=not shown) as bar:
+    bar = tqdm(desc="making labels", unit="file", total=len(todo), disable=not shown)
+    with torch.inference_mode(), batches.watching(), bar:
         for pictures, _ in batches:
             with autocast:
                 logits = dense_logits(model, pictures.to(here.device, non_blocking=True))

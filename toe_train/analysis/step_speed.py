@@ -32,7 +32,7 @@ from toe_train.analysis.timing import (
 from toe_train.build.model import build_model
 from toe_train.data import BatchLayout
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, segments
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, stretches
 from toe_train.runs.memory import release
 from toe_train.training.precision import precision_on
 
@@ -179,11 +179,7 @@ def benchmark_step(
         raise UserError("--sizes: the curriculum of this configuration has sizes of its own; set curriculum=null")
     for batch in batches:
         BatchLayout(batch, batch)  # legal
-    settings = []
-    for size in sizes or [config.model.image_size]:
-        sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
-        cases = step_cases(sized)
-        settings.append((sized, cases, _costs(sized, cases, num_classes)))
+    settings = [_setting(config, size, num_classes) for size in sizes or [config.model.image_size]]
     precision = precision_on(device, config.train.precision)
     rate, seconds = matmul_rate(device, precision), list[float]()
     found: list[StageSpeed] = []
@@ -218,6 +214,13 @@ def benchmark_step(
     )
 
 
+def _setting(config: RunConfig, size: int, num_classes: int) -> tuple[RunConfig, list[EpochPlan], list[StageCost]]:
+    """The run at another image size, its cases and their costs."""
+    sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
+    cases = step_cases(sized)
+    return sized, cases, _costs(sized, cases, num_classes)
+
+
 def _measured(
     config: RunConfig,
     cases: list[EpochPlan],
@@ -245,7 +248,7 @@ def _schedule(
 ) -> ScheduleSpeed:
     """The whole run's speed-up, from each case's cost and times; the first one is the full step."""
     places = {kind(config, case): place for place, case in enumerate(cases)}
-    parts = [(segment.epochs, places[kind(config, segment.plan)]) for segment in segments(plan_epochs(config))]
+    parts = [(stretch.epochs, places[kind(config, stretch.plan)]) for stretch in stretches(plan_epochs(config))]
     epochs = baseline_epochs(config)
     medians = [median(own) for own in times]
     return ScheduleSpeed(
@@ -257,10 +260,13 @@ def _schedule(
 
 
 def _costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[StageCost]:
-    counted = {case.image_size: build_model(config, num_classes, case.image_size) for case in cases}
+    counted = {
+        (case.image_size, case.segment): build_model(config_at(config, case), num_classes, case.image_size)
+        for case in cases
+    }
     for built in counted.values():
         make_countable(built.model)
-    return [stage_cost(counted[case.image_size], case.image_size, case.stage) for case in cases]
+    return [stage_cost(counted[case.image_size, case.segment], case.image_size, case.stage) for case in cases]
 
 
 def _write_trace(path: Path, cases: list[EpochPlan], steps: list[Callable[[], None]]) -> None:

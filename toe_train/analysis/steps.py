@@ -17,15 +17,17 @@ from toe_train.build.step import build_compile, build_step
 from toe_train.build.task import build_task
 from toe_train.data import BatchLayout, Pixels
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, plan_epochs
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.processes import Processes
+from toe_train.tasks.task import Task
 
 
 def step_cases(config: RunConfig) -> list[EpochPlan]:
     """The full step, then an epoch of each kind that the run has besides, by size and by what ToE drops."""
     plans = plan_epochs(config)
-    whole = replace(plans[0].curriculum, image_size=config.model.image_size, loaded_size=config.model.image_size)
+    size = config.model.image_size
+    whole = replace(plans[0].curriculum, image_size=size, loaded_size=size, segment=plans[-1].segment)
     found = [replace(plans[0], stage=0, curriculum=whole)]
     for plan in plans:
         if all(kind(config, case) != kind(config, plan) for case in found):
@@ -33,9 +35,9 @@ def step_cases(config: RunConfig) -> list[EpochPlan]:
     return found
 
 
-def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int]:
-    """An epoch's image size and stage, 0 where training is plain."""
-    return plan.image_size, 0 if config.cheaper.is_dense(plan.stage) else plan.stage
+def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int, int]:
+    """An epoch's image size, stage, 0 where training is plain, and segment."""
+    return plan.image_size, 0 if config.cheaper.is_dense(plan.stage) else plan.stage, plan.segment
 
 
 def timed_steps(
@@ -54,9 +56,9 @@ def timed_steps(
     seconds: float | None = None
     clock = EpochClock(device)
     made = {}
-    for size in dict.fromkeys(case.image_size for case in cases):
-        alike = [case for case in cases if case.image_size == size]
-        built = build_model(config, num_classes, size)
+    for size, segment in dict.fromkeys((case.image_size, case.segment) for case in cases):
+        alike = [case for case in cases if (case.image_size, case.segment) == (size, segment)]
+        built = build_model(config_at(config, alike[0]), num_classes, size)
         built.model.to(device).train()
         task = build_task(config, built, num_classes, layout)
         step = build_step(config, built, task, layout, here, size)
@@ -69,11 +71,11 @@ def timed_steps(
         pixels, labels = (part.to(device) for part in example_batch(config, task, batch, alike[0].loaded_size))
         finish = build_finish(config, size)
         _, targets = task.mix(finish(pixels), labels, 0, 0, 0, 0)
-        setattr(task, "mix", partial(_mixed_before, targets))  # noqa: B010  (an instance's own)
-        made[size] = step, partial(_finished, finish, pixels)
+        step.task = _MixedBefore(task, targets)
+        made[size, segment] = step, partial(_finished, finish, pixels)
 
     def take(case: EpochPlan) -> None:
-        step, images = made[case.image_size]
+        step, images = made[case.image_size, case.segment]
         step.method.stage = case.stage
         step(images(), clock, 0, 0)
 
@@ -84,5 +86,30 @@ def _finished(finish: Callable[[Pixels], Tensor], pixels: Pixels) -> Iterator[tu
     yield finish(pixels), None
 
 
-def _mixed_before(targets: Any, images: Tensor, *_: Any) -> tuple[Tensor, Any]:
-    return images, targets
+class _MixedBefore(Task):
+    """A task whose images are mixed already, so that a step is timed without it.
+
+    Args:
+        task: whose loss it has.
+        targets: of the mixed images.
+    """
+
+    def __init__(self, task: Task, targets: Any) -> None:
+        self._task = task
+        self._targets = targets
+
+    def example_targets(self, batch: int) -> Any:
+        """The task's."""
+        return self._task.example_targets(batch)
+
+    def mix(self, images: Tensor, targets: Any, epoch: int, step: int, rank: int, micro: int) -> tuple[Tensor, Any]:
+        """Images as they are, and the given targets."""
+        return images, self._targets
+
+    def loss(self, output: Any, targets: Any) -> Tensor:
+        """The task's."""
+        return self._task.loss(output, targets)
+
+    def score(self, *given: Any) -> dict[str, float]:
+        """The task's."""
+        return self._task.score(*given)

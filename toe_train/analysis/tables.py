@@ -25,17 +25,17 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     side = math.isqrt(planned.full.tokens_kept)  # patches along an edge
     rows = [
         (
-            f"{part.segment.first + 1}-{part.segment.last + 1}",
-            str(part.segment.stage),
-            str(part.segment.plan.image_size),
-            f"{part.cost.tokens_kept}/{(part.segment.plan.image_size * side // config.model.image_size) ** 2}",
-            f"{schedule.mean(part.segment.first):.2e} .. {schedule.mean(part.segment.last):.2e}",
+            f"{part.stretch.first + 1}-{part.stretch.last + 1}",
+            str(part.stretch.stage),
+            str(part.stretch.plan.image_size),
+            f"{part.cost.tokens_kept}/{(part.stretch.plan.image_size * side // config.model.image_size) ** 2}",
+            f"{schedule.mean(part.stretch.first):.2e} .. {schedule.mean(part.stretch.last):.2e}",
             f"{part.cost.macs / 1e9:.4f}",
             f"{part.cost.thop_macs / 1e9:.4f}",
             f"{part.cost.expansion_macs / 1e9:.4f}",
             f"{part.speedup:.3f}x",
         )
-        for part in planned.segments
+        for part in planned.stretches
     ]
     heads = (
         "epochs",
@@ -71,7 +71,7 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     Measured speed-up is over the full-token stage of the same run; without one there is nothing to compare with.
     """
     epochs = read_metrics(folder.metrics, "epoch")
-    predicted = {(part.segment.stage, part.segment.plan.image_size): part.speedup for part in planned.segments}
+    predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
     stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], e["image_size"]))]
     full_tokens = planned.full.tokens_kept
     dense = [record for record in epochs if record["tokens_kept"] == full_tokens]

@@ -45,6 +45,8 @@ def evaluate_checkpoint(
         indices = data.evaluation_indices(len(eval_set), processes.rank, processes.world_size)
         pin = processes.device.type == "cuda"
         batches = data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
-        scores = evaluate([model], batches, processes, autocast)[0]
+        with batches.watching():
+            scores = evaluate([model], batches, processes, autocast)[0]
+        batches.close()
         processes.together(skipped.require_within_limit)  # each for its own share
     return scores

@@ -38,7 +38,10 @@ def check_data(config: RunConfig) -> None:
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
     """Train and val images, listed by the main process and handed to the others; all call it together."""
-    return processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
+    images = processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
+    for source in images:
+        processes.together(source.require_here)
+    return images
 
 
 def batch_layout(config: RunConfig, world_size: int, largest: int | None = None) -> data.BatchLayout:
@@ -142,7 +145,7 @@ def build_inputs(
             processes.device,
             build_finish(config, plan.image_size),
         ),
-        val=data.eval_loader(eval_set, indices, config.evaluate.batch, workers, pin),
+        val=data.eval_loader(eval_set, indices, config.evaluate.batch, workers, pin, task.eval_collate),
         skipped=skipped,
         image_size=plan.image_size,
         num_tokens=num_tokens,

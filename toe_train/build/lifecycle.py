@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,10 +20,10 @@ from toe_train.build.inputs import (
     open_images,
 )
 from toe_train.build.model import build_model, load_initial, require_resizable
-from toe_train.build.resume import require_same_experiment, resume_point
+from toe_train.build.resume import Found, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, build_step, micro_batches
 from toe_train.build.task import build_task
-from toe_train.build.trainer import Found, Setting, build_trainer
+from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import (
     RunConfig,
     config_at,
@@ -36,7 +37,7 @@ from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder, provenance, versions
 from toe_train.runs.log import read_metrics
 from toe_train.runs.preemption import StopRequest
-from toe_train.runs.processes import Processes, jobs
+from toe_train.runs.processes import Processes, jobs, restarted_jobs
 from toe_train.runs.progress import Progress
 from toe_train.training.loop import Trainer
 from toe_train.training.precision import describe_precision
@@ -88,8 +89,7 @@ class Run:
                 return
             del trainer  # a stage is over, and its model makes room for the next one's
             memory.release()
-            found = find_checkpoint(setting, "auto")
-            trainer = here.together(partial(build_trainer, setting, found))
+            trainer = here.together(partial(build_trainer, setting, find_checkpoint(setting, "auto")))
             if here.is_main:
                 plan = trainer.cadence.plans[epoch]
                 print(f"from epoch {epoch + 1} on: {plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}")
@@ -117,6 +117,42 @@ class Run:
                 **self.started,
             }
         )
+
+
+def complete(
+    config: RunConfig,
+    folder: RunFolder,
+    resume: str,
+    here: Processes,
+    given: list[str],
+    stop: StopRequest,
+    opened: Callable[[int], None] = lambda num_classes: None,
+) -> bool:
+    """Trains a run to its end, from its checkpoint again where the device's memory ran out; see `open_run`.
+
+    Args:
+        config, folder, resume, here, given, stop: see `open_run`.
+        opened: called before the training, with the width of the classifier.
+
+    Returns:
+        Whether there was anything left to train.
+    """
+    if here.from_main(lambda: Checkpoints(folder.checkpoints).is_of_any(restarted_jobs())):
+        resume = "auto"  # else it would begin there again each time
+    while True:
+        try:
+            run = open_run(config, folder, resume, here, given, stop)
+            opened(run.num_classes)
+            if run.trainer is not None:
+                run.train()
+                return True
+            return False
+        except memory.RanOut as fault:
+            if here.world_size > 1:  # the others wait for this process in vain, and end with it
+                raise
+            print(fault)
+        memory.release()
+        resume = "auto"
 
 
 def open_run(
@@ -190,7 +226,7 @@ def dry_build(
         build_train_transform(now, plan.loaded_size)
         build_eval_transform(config, plan.loaded_size)
         layout = batch_layout(now, world_size)
-        built = build_model(config, num_classes, size)
+        built = build_model(now, num_classes, size)
         if begins:
             load_initial(config, built)
         build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from toe_train import data
 from toe_train.build.inputs import Images, batch_layout, build_inputs, build_skipped, loads_pairs
 from toe_train.build.model import BuiltModel, build_model, load_initial
 from toe_train.build.pictures import build_pictures
-from toe_train.build.resume import changes, does_not_fit, kept_aside
+from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
 from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step
 from toe_train.build.task import build_task
 from toe_train.errors import UserError
@@ -29,8 +28,6 @@ from toe_train.training.loop import Trainer
 from toe_train.training.recovery import Limits, Recovery
 from toe_train.training.resolution import BothSizes
 from toe_train.training.step import TrainStep
-
-Found = tuple[Path, dict[str, Any]]  # a checkpoint's path and content
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,15 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     config, processes = run.config, run.processes
     progress = Progress(**found[1]["progress"]) if found else Progress()
     plans = plan_epochs(config)
-    plan = plans[min(progress.epoch, config.epochs - 1)]
+    plan = plans[progress.epoch]
     now = config_at(config, plan)
     train_images, _ = run.images
 
     layout = batch_layout(now, processes.world_size, run.limits[plan.curriculum] if run.limits else None)
     order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
-    built = build_model(config, len(train_images.classes), plan.image_size)
-    started_from = load_initial(config, built) if found is None else None
+    built = build_model(now, len(train_images.classes), plan.image_size)
+    # The others take the main process's over, see `Trainer.fit`.
+    started_from = load_initial(config, built) if found is None and processes.is_main else None
     built.model.to(processes.device)
     task = build_task(now, built, len(train_images.classes), layout)
     step = build_step(now, built, task, layout, processes, plan.image_size)
@@ -94,7 +92,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         inputs=inputs,
         cadence=_cadence(config, plans, plan, step, order),
         progress=progress,
-        evaluation=_evaluation(config, plan, built, task, inputs, step),
+        evaluation=_evaluation(now, plan, built, task, inputs, step),
         keeper=Keeper(
             checkpoints,
             run.belongs_to,
@@ -137,8 +135,7 @@ def _evaluation(
     sizes = None
     if plan.image_size < config.model.image_size:
         num_classes = int(getattr(built.model, "num_classes"))  # noqa: B009
-        whole = build_model(config, num_classes).model.to("meta")
-        sizes = BothSizes(plan.image_size, loads_pairs(config, plan), whole)
+        sizes = BothSizes(plan.image_size, loads_pairs(config, plan), lambda: build_model(config, num_classes).model)
     return Evaluation(task, inputs.val, step.processes, step.autocast, sizes, config.checkpoint.best_metric)
 
 
@@ -146,8 +143,7 @@ def _log(run: Setting, found: Found | None, progress: Progress, task: Task, note
     """The run's log, with what is to be said of its beginning; nothing but on the main process."""
     if not run.processes.is_main:
         return RunLog()
-    over = progress.epoch >= run.config.epochs
-    if found is not None and not over:
+    if found is not None:
         notes = [*kept_aside(run.folder, found, run.belongs_to), *notes, *changes(found[1], run.belongs_to)]
     log = Several(
         [

@@ -57,7 +57,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         return launch(count, _for_each_process(options), module="toe_train.cli.tools")
     output = Path(options.output)
     with processes() as here:
-        images = here.together(lambda: FolderImages(Path(options.images)))
+        images = here.from_main(lambda: FolderImages(Path(options.images)))
+        here.together(images.require_here)
         teacher = here.together(
             lambda: open_teacher(options.teacher, options.teacher_weights, options.image_size, images.classes)
         )

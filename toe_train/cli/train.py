@@ -8,19 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from toe_train._version import __version__
-from toe_train.analysis.flops import plan_costs
+from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split
-from toe_train.build.lifecycle import begins, dry_build, open_run, warnings
+from toe_train.build.lifecycle import begins, complete, dry_build, warnings
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
-from toe_train.runs import memory
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.preemption import StopRequest, preempted
-from toe_train.runs.processes import processes, restarted_jobs
+from toe_train.runs.processes import processes
 
 HELP = {
     "--resume": "auto: from the run folder's last checkpoint if there is one; never: start anew, an earlier run is set "
@@ -74,39 +73,28 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
     config = load_config(options.config, options.overrides)
     if options.output == "":
         raise UserError("--output is empty; name a folder, or leave it out")
-    anew = begins(folder, options.resume)
     if options.dry_run:
-        return _dry_run(config, process_count(options.nproc), anew)
+        return _dry_run(config, process_count(options.nproc), begins(folder, options.resume))
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
-            dry_build(config, count, begins=anew)
+            dry_build(config, count, begins=begins(folder, options.resume))
         if stop.signal:
             raise preempted("in start-up")
         return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
     with stop.listening(), processes() as here:
-        resume = options.resume
-        if here.from_main(lambda: Checkpoints(folder.checkpoints).is_of_any(restarted_jobs())):
-            resume = "auto"  # else it would begin there again each time
-        while True:
-            try:
-                run = open_run(config, folder, resume, here, given, stop)
-                # Before the training rather than after it, so that nothing can go wrong once the time is spent.
-                planned = plan_costs(config, run.num_classes) if here.is_main else None
-                if run.trainer is not None:
-                    run.train()
-                elif here.is_main:
-                    print(f"all {config.epochs} epochs in {folder.root} are done: nothing to train")
-                    print("to train anew: --resume never (sets this run aside), or another --output")
-                if planned is not None:
-                    print(summary_table(planned, folder))
-                return 0
-            except memory.RanOut as fault:
-                if here.world_size > 1:  # the others wait for this process in vain, and end with it
-                    raise
-                print(fault)
-            memory.release()
-            resume = "auto"
+        planned: list[PlannedRun] = []
+
+        def plan(num_classes: int) -> None:
+            """Before the training rather than after it, so that nothing can go wrong once the time is spent."""
+            planned[:] = [plan_costs(config, num_classes)] if here.is_main else []
+
+        if not complete(config, folder, options.resume, here, given, stop, plan) and here.is_main:
+            print(f"all {config.epochs} epochs in {folder.root} are done: nothing to train")
+            print("to train anew: --resume never (sets this run aside), or another --output")
+        for done in planned:
+            print(summary_table(done, folder))
+        return 0
 
 
 def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:

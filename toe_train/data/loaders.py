@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -52,13 +53,20 @@ class CleanErrors:
                 raise
             raise _gone(lost) from fault
 
-    def require_workers(self) -> None:
-        """Raise WorkerGone where a worker has ended by itself; not once `close` was called.
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around what uses the batches: raise WorkerGone for what the end of a worker makes of the block.
 
-        torch raises RuntimeError wherever the main thread is when a worker ends; whoever catches it asks here.
+        torch raises RuntimeError wherever the main thread is when a worker ends by itself.
         """
-        if lost := self._lost(0):
-            raise _gone(lost)
+        try:
+            yield
+        except Reported:
+            raise
+        except RuntimeError as fault:
+            if lost := self._lost(0):
+                raise _gone(lost) from fault
+            raise
 
     def close(self) -> None:
         """Stop the workers; a later pass starts new ones.
@@ -104,7 +112,12 @@ def train_loader(
 
 
 def eval_loader(
-    eval_set: EvalSet, indices: Sequence[int], batch_size: int, workers: int, pin_memory: bool = False
+    eval_set: EvalSet,
+    indices: Sequence[int],
+    batch_size: int,
+    workers: int,
+    pin_memory: bool = False,
+    collate: Callable[[list[Any]], Any] = default_collate,
 ) -> CleanErrors:
     """Return a loader of (images (b, C, S, S) float32, labels (b,) int64) over `indices`; the last batch may be short.
 
@@ -112,7 +125,7 @@ def eval_loader(
     """
     return CleanErrors(
         DataLoader(
-            _Batches(eval_set, default_collate),
+            _Batches(eval_set, collate),
             batch_size=batch_size,
             sampler=indices,
             collate_fn=_as_it_is,

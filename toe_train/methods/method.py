@@ -29,12 +29,18 @@ class Method:
             ValueError: the method does not go with the model; the message names the reason and the remedy.
         """
 
-    def carry(self, state: dict[str, Any], segment: int) -> dict[str, Any]:
-        """Makes of a checkpoint of the segment before one that `segment`, this trainer's, goes on from.
+    def carry(self, state: dict[str, Any], former: int, segment: int) -> dict[str, Any]:
+        """Makes of a checkpoint of another segment one that this trainer's goes on from.
 
         Args:
-            state: see `TrainStep.state`: model, ema, optimizer, scaler, method.
-            segment: see `EpochPlan`.
+            state: see `TrainStep.state`: model, ema, optimizer, scaler, method. Where the optimizer is None in what
+                comes back, it begins anew.
+            former: the checkpoint's segment, see `MethodSection.segment`; where the configuration is another now, it
+                may be any.
+            segment: the trainer's.
+
+        Raises:
+            ValueError: it cannot be.
         """
         return state
 

@@ -3,7 +3,7 @@
 from toe_train.recipes.compare import differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
 from toe_train.recipes.load import dump_config, load_config
-from toe_train.recipes.plan import EpochPlan, Segment, config_at, curriculum_stages, plan_epochs, segments
+from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
 
@@ -14,7 +14,7 @@ __all__ = [
     "ExpansionConfig",
     "MethodSection",
     "RunConfig",
-    "Segment",
+    "Stretch",
     "config_at",
     "curriculum_stages",
     "differences",
@@ -23,5 +23,5 @@ __all__ = [
     "experiment",
     "load_config",
     "plan_epochs",
-    "segments",
+    "stretches",
 ]

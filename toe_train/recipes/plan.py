@@ -60,7 +60,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class Segment:
+class Stretch:
     """Consecutive epochs `first ... last` (both included) that train alike, as `plan` says for the first."""
 
     plan: EpochPlan
@@ -126,20 +126,22 @@ def curriculum_stages(plans: Sequence[EpochPlan]) -> list[EpochPlan]:
 
 
 def config_at(config: RunConfig, plan: EpochPlan) -> RunConfig:
-    """The configuration with the augmentation and micro-batches of `plan`'s epoch in their sections."""
+    """The configuration with the model, augmentation and micro-batches of `plan`'s epoch in their sections."""
+    kwargs = config.cheaper.model_kwargs(plan.segment)
     augment = {"rand_augment": plan.rand_augment, "mix_group": plan.mix_group}
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update={"kwargs": {**config.model.kwargs, **kwargs}}),
             "augment": config.augment.model_copy(update=augment),
             "train": config.train.model_copy(update={"max_micro_batch": plan.micro_batch}),
         }
     )
 
 
-def segments(plans: tuple[EpochPlan, ...]) -> tuple[Segment, ...]:
+def stretches(plans: tuple[EpochPlan, ...]) -> tuple[Stretch, ...]:
     """The plan as runs of equal epochs, in order."""
     found = []
     for _, group in groupby(plans, key=lambda plan: (plan.stage, plan.curriculum)):
         alike = list(group)
-        found.append(Segment(alike[0], alike[-1].epoch))
+        found.append(Stretch(alike[0], alike[-1].epoch))
     return tuple(found)

@@ -94,6 +94,10 @@ class MethodSection(Section):
         """What a trainer is built for in an epoch (from 0). Where it changes, the run goes on with another trainer."""
         return 0
 
+    def model_kwargs(self, segment: int) -> dict[str, Any]:
+        """What a segment's model is built with over `model.kwargs`; nothing where it is the run's own model."""
+        return {}
+
     def is_dense(self, stage: int) -> bool:
         """Whether a stage trains as the plain model does, at its full cost."""
         return True

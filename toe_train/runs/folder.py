@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy
-import timm
 import torch
-import torchvision
+from timm import __version__ as timm_version
+from torchvision import __version__ as torchvision_version
 
 from toe_train._version import __version__
 from toe_train.errors import UserError
@@ -115,8 +115,8 @@ def versions() -> dict[str, str]:
         "toe-train": __version__,
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),  # a subclass of str, which a checkpoint could not be read with
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        "torchvision": torchvision_version,
+        "timm": timm_version,
         "numpy": numpy.__version__,
     }
 

@@ -31,7 +31,7 @@ class _Packer(pickle.Pickler):
             return None
         if id(value) not in self._numbers:
             self._numbers[id(value)] = len(self.parts)
-            self.parts.append(value)
+            self.parts.append(value.cpu() if isinstance(value, Tensor) else value)
         return self._numbers[id(value)]
 
 
@@ -45,7 +45,7 @@ class _Unpacker(pickle.Unpickler):
 
 
 def pack(value: Any) -> tuple[bytes, list[Part]]:
-    """The pickle of `value` without its parts, and the parts."""
+    """The pickle of `value` without its parts, and the parts, on the CPU."""
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(value)
@@ -80,5 +80,5 @@ def _is_part(value: Any) -> bool:
     """Not of a subclass, whose type would be lost: a parameter is pickled around its tensor."""
     if type(value) is Tensor:
         plain = value.layout is torch.strided and not (value.is_quantized or value.is_conj() or value.is_neg())
-        return plain and value.device.type == "cpu" and not value.requires_grad
+        return plain and not value.is_meta and not value.requires_grad
     return type(value) is numpy.ndarray and value.nbytes > SMALL_ARRAY and not value.dtype.hasobject

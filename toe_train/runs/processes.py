@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +24,9 @@ Result = TypeVar("Result")
 
 # How long a process waits for the others. One that dies is noticed at once, by its closed sockets or by torchrun; this
 # ends a run in which one hangs. It is longer than any may be at work alone: the main one reads checkpoints through and
-# writes them, each lists the images and compiles by itself, on a slow disk for minutes (NCCL's own 10 are few).
+# lists the images and writes, each compiles by itself, on a slow disk for minutes (NCCL's own 10 are few).
 PATIENCE = timedelta(minutes=30)
+COMMUNICATING = ("torch/distributed/", "torch/nn/parallel/distributed.py", "torch/autograd/")
 
 
 def jobs() -> dict[str, str]:
@@ -50,15 +52,22 @@ def restarted_jobs() -> dict[str, str]:
 def communicating(backend: str) -> Iterator[None]:
     """Around what the processes do together over `backend`: where another process is gone, raises Interrupted.
 
-    NCCL says so by a DistError, gloo by a RuntimeError of no subclass (one is that memory ran out). So with gloo little
-    else that may raise one belongs in the block.
+    NCCL says so by a DistError, gloo by a RuntimeError of no subclass; that one counts where torch's collectives, DDP
+    or autograd, whose backward pass communicates, raised it. A model's own fault comes from another place.
     """
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or (backend == "gloo" and type(error) is RuntimeError):
+        by_gloo = backend == "gloo" and type(error) is RuntimeError and _comes_from_communication(error)
+        if isinstance(error, dist.DistError) or by_gloo:
             raise _lost(error) from error
         raise
+
+
+def _comes_from_communication(error: RuntimeError) -> bool:
+    """Whether the innermost line of Python is one from which torch communicates."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return any(place in frame.f_code.co_filename for place in COMMUNICATING)
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ class Processes:
             wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
             model.eval()
             with torch.compiler.set_stance("force_eager"):
-                wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device)).sum().backward()
+                output = wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device))
+                outputs = output if isinstance(output, (tuple, list)) else (output,)
+                sum((part.sum() for part in outputs), start=torch.zeros((), device=self.device)).backward()
         model.zero_grad(set_to_none=True)
         return wrapped
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from toe_train import data
 from toe_train.runs.processes import Processes
@@ -41,6 +42,10 @@ class Task(ABC):
     def collate(self, samples: list[Any]) -> tuple[Any, Any]:
         """A batch of the training set's samples: images and targets, both with `to`."""
         return data.collate(samples)
+
+    def eval_collate(self, samples: list[Any]) -> Any:
+        """A batch of the evaluation set's samples, as `score` takes it."""
+        return default_collate(samples)
 
     @abstractmethod
     def example_targets(self, batch: int) -> Any:

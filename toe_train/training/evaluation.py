@@ -48,9 +48,9 @@ class Evaluation:
         self.sizes = sizes
         self._full_name = f"val_{task.headline}_full"
         self._averaged_name = f"ema_{task.headline}"
-        self._best_name = best_name
+        assert best_name in self.none(), best_name
         # Averaged weights are not evaluated at full size, and scores at another size do not compare.
-        self._best_at_full_size = sizes is not None
+        self._best_name = best_name if sizes is None else f"{best_name}_full"
 
     def none(self) -> Record:
         """The scores of an epoch that is not evaluated."""
@@ -90,8 +90,7 @@ class Evaluation:
 
     def worth(self, record: Record) -> float | None:
         """What is compared for the best checkpoint, more is better; None where nothing can be."""
-        name = f"{self._best_name}_full" if self._best_at_full_size else self._best_name
-        value = record.get(name)
+        value = record.get(self._best_name)
         if value is None:
             return None
         return float(value) if self._task.higher_is_better else -float(value)

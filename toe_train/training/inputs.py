@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from toe_train.data import CleanErrors, SkippedImages, TrainBatchSampler
@@ -42,11 +44,12 @@ class Inputs:
         if self.skipped is not None:
             processes.main_only(self.skipped.require_within_limit)
 
-    def require_workers(self) -> None:
-        """Raises WorkerGone where a loader process of a pass in progress is not alive any more."""
-        for loader in (self.train.loader, self.val):
-            if isinstance(loader, CleanErrors):
-                loader.require_workers()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Around all that reads: what a loader process that is gone makes of the block is raised as WorkerGone."""
+        assert isinstance(self.train.loader, CleanErrors)
+        with self.train.loader.watching(), self.val.watching():
+            yield
 
     def close(self) -> None:
         """Stops the loaders' workers."""

@@ -69,8 +69,9 @@ def require_same_everywhere(tensors: dict[str, Tensor], processes: Processes) ->
     if others := [rank for rank, found in enumerate(digests) if found != digests[0]]:
         failure = RunFailed(
             f"the processes do not hold the same weights, averages and moments: rank {', '.join(map(str, others))} "
-            "differs from rank 0; nothing was trained with them. Start again; if it comes back, a device computes "
-            "wrong or memory is damaged"
+            "differs from rank 0, which read them for all; nothing was trained with them. Memory or a connection is "
+            "damaged, or a device computes wrong",
+            then="start {command} again, without that machine if it comes back",
         )
         failure.shared = True
         raise failure

@@ -82,10 +82,8 @@ class Trainer:
             Preempted: a signal asked a process to stop; the place is saved.
         """
         try:
-            self._fit()
-        except RuntimeError:
-            self.inputs.require_workers()  # torch tells of one that is gone at any line, as an error of no kind
-            raise
+            with self.inputs.watching():
+                self._fit()
         finally:
             self.inputs.close()
             self.log.close()
@@ -94,10 +92,11 @@ class Trainer:
         if self.processes.max(self.stop.signal):
             raise preempted("before its first step; nothing was to save")
         if self.processes.max(not self.keeper.saved):
+            self.step.load_state(self.processes.from_main(self.step.state))  # of a new run, or an older checkpoint
             self._save_beginning()
         self._compile()
-        self.step.join()
         require_same_everywhere(self.step.tensors(), self.processes)
+        self.step.join()
         while self.cadence.is_for(self.progress.epoch):
             try:
                 self._run_epoch(self.cadence.plans[self.progress.epoch])
@@ -254,7 +253,7 @@ class Trainer:
         if self.cadence.is_for(self.progress.epoch):
             segment = self.cadence.curriculum.segment
             if state.get("segment", 0) != segment:
-                state = self.method.carry(state, segment)
+                state = self.method.carry(state, state.get("segment", 0), segment)
             self.step.load_state(state)
 
     def _roll_back(self, fault: NotFinite) -> None:
@@ -267,9 +266,9 @@ class Trainer:
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
         self.step.guard.forget()
-        require_same_everywhere(self.step.tensors(), self.processes)
         # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self.cadence.is_for(self.progress.epoch):
+            require_same_everywhere(self.step.tensors(), self.processes)
             self._save()
         else:
             state["progress"]["rollbacks"] = done + 1

@@ -6,6 +6,7 @@ evaluation at full size and a resumed run take the weights over through `fit_pos
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,13 +52,16 @@ class BothSizes:
     Args:
         image_size: that the model sees.
         in_pairs: whether the images come in pairs.
-        whole: the model for full size, on meta: it lends its forward pass and brings no weights of its own.
+        build: makes the model for full size, when it is first asked for. It lends its forward pass alone, so that its
+            parameters go to meta.
     """
 
-    def __init__(self, image_size: int, in_pairs: bool, whole: nn.Module) -> None:
+    def __init__(self, image_size: int, in_pairs: bool, build: Callable[[], nn.Module]) -> None:
         self._smaller: nn.Module = Take(0) if in_pairs else LowFrequencyCrop(image_size)
         self._whole_images: nn.Module = Take(1) if in_pairs else nn.Identity()
-        self._whole = whole
+        self._build = build
+        self._whole: nn.Module | None = None
+        self._buffers: dict[str, Tensor] = {}
 
     def at_own_size(self, model: nn.Module) -> nn.Module:
         """`model` on the smaller images."""
@@ -65,7 +69,12 @@ class BothSizes:
 
     def at_full_size(self, model: nn.Module) -> nn.Module:
         """The weights of `model` on whole images."""
-        weights = fit_positions(model.state_dict(), self._whole)
+        if self._whole is None:
+            whole = self._build()
+            device = next(model.parameters()).device
+            self._buffers = {name: buffer.to(device) for name, buffer in whole.named_buffers()}
+            self._whole = whole.to("meta")
+        weights = {**self._buffers, **fit_positions(model.state_dict(), self._whole)}
         return nn.Sequential(self._whole_images, WithWeights(self._whole, weights))
 
 
@@ -74,7 +83,7 @@ class WithWeights(nn.Module):
 
     Args:
         model: whose own weights are not read; it may be on meta.
-        weights: a state_dict for it.
+        weights: a state_dict for it, with the buffers that are not in one.
     """
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:

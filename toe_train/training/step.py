@@ -47,13 +47,14 @@ class TrainStep:
         self._buffers = list(self.model.buffers())  # a batch norm's statistics; DeiT has none
 
     def tensors(self) -> dict[str, Tensor]:
-        """The numbers in `state`, by name: weights, buffers, their averages, the optimiser's moments."""
+        """The numbers in `state`, by name: weights, buffers, their averages, moments, the method's."""
         named = dict(self.model.state_dict())
         if self.ema is not None:
             named.update({f"ema.{name}": value for name, value in self.ema.module.state_dict().items()})
         for name, parameter in self.model.named_parameters():
             for moment, value in self.optimizer.state.get(parameter, {}).items():
                 named[f"{moment} of {name}"] = value
+        named.update({f"method.{name}": value for name, value in self.method.state().items() if torch.is_tensor(value)})
         return named
 
     def state(self) -> dict[str, Any]:
@@ -69,15 +70,17 @@ class TrainStep:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes up a checkpoint's state; the optimiser's options stay those of the configuration.
 
-        Positions and their moments are brought to the model's number of patches.
+        Positions and their moments are brought to the model's number of patches. Without an `optimizer`, as a method
+        may carry it over, its moments begin anew.
         """
         self.model.load_state_dict(fit_positions(state["model"], self.model))
         if self.ema is not None:
             self.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], self.model))
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(fit_moments(state["optimizer"], self.model, self.optimizer))
-        for group, own in zip(self.optimizer.param_groups, options, strict=True):
-            group.update(own)
+        if state["optimizer"] is not None:
+            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(fit_moments(state["optimizer"], self.model, self.optimizer))
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                group.update(own)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state(state.get("method", {}))

@@ -33,6 +33,9 @@ class ArrayImages:
         """Return the image's number and the data set's name."""
         return f"image {index} of {self._name}"
 
+    def require_here(self) -> None:
+        """They are in memory."""
+
     def digest(self) -> str:
         """Return the SHA-256 of the pixels and labels; it is summed up once."""
         if self._digest is None:

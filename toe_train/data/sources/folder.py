@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,6 +71,15 @@ class FolderImages:
         place = range(len(self))[index]
         path = self._paths[self._offsets[place] : self._offsets[place + 1]].tobytes()
         return os.path.join(self._folder, path.decode("utf-8", "surrogateescape"))
+
+    def require_here(self) -> None:
+        """Raise UserError where the first or the last image is not there: another machine may have listed them."""
+        for index in (0, len(self) - 1):
+            if not os.path.exists(path := self.describe(index)):
+                raise UserError(
+                    f"{path} is not on this machine ({platform.node()}), and rank 0 lists it: data.root must hold the "
+                    "same files on all nodes"
+                )
 
     def digest(self) -> str:
         """Return the SHA-256 of the relative paths and labels; what is in the files does not count."""

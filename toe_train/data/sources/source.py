@@ -18,6 +18,10 @@ class ImageSource(Protocol):
         """Name an image so that a person finds it."""
         ...
 
+    def require_here(self) -> None:
+        """Raise UserError where the images cannot be read on this machine, though another one listed them."""
+        ...
+
     def digest(self) -> str:
         """Sum up which images stand in which order under which labels; the same wherever the data set lies."""
         ...
