@@ -37,6 +37,12 @@ def test_deit_starts_as_published():
     assert model.blocks[0].norm1.eps == model.norm.eps == 1e-6
 
 
+def test_a_name_and_a_width_are_enough():
+    model = create_model("lvvit_t", num_classes=10)
+    assert model.patch_embed.img_size == (224, 224)
+    assert not any(isinstance(module, DropPath) for module in model.modules())
+
+
 def test_an_unknown_model_names_the_nearest():
     with pytest.raises(UserError, match=r"'deit_tinny_patch16_224'.*did you mean deit_tiny_patch16_224"):
         create_model("deit_tinny_patch16_224", 10, 0.0, 224)

@@ -218,3 +218,29 @@ class OneFailing:
 
         for module, name in ((os, "replace"), (os, "link"), (os, "fsync"), (Path, "write_bytes"), (torch, "save")):
             monkeypatch.setattr(module, name, counting(getattr(module, name)))
+
+
+class Full:
+    """A file on a disk with room for 2000 bytes."""
+
+    def __init__(self, file):
+        self.file, self.left = file, 2000
+
+    def write(self, data):
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_what_a_full_disk_says_is_raised_and_not_what_torch_makes_of_it(tmp_path, monkeypatch):
+    """torch raises a RuntimeError of its own where the disk fails in the middle of its archive."""
+    sealed.write(tmp_path / "a.pt", {"old": torch.zeros(1)})
+    monkeypatch.setattr(sealed, "_SummingFile", lambda file, real=sealed._SummingFile: real(Full(file)))
+    with pytest.raises(OSError, match="No space left"):
+        sealed.write(tmp_path / "a.pt", {"new": torch.zeros(5000), "more": torch.zeros(5000)})
+    assert sealed.read(tmp_path / "a.pt").keys() == {"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]

@@ -45,6 +45,9 @@ def changes(state: dict[str, Any], belongs_to: dict[str, Any]) -> list[str]:
     """What the run has otherwise than its checkpoint, in words; nothing where all is the same."""
     found = differences(state["config"], belongs_to["config"])
     found += differences(state["versions"], belongs_to["versions"], "version of ")
+    before, now = state["images"], belongs_to["images"]
+    if before["digest"] != now["digest"]:
+        found.append(f"training images: {before['count']} in the checkpoint, {now['count']} now, not the same ones")
     if not found:
         return []
     return [

@@ -19,8 +19,8 @@ def build_task(config: RunConfig, built: BuiltModel, num_classes: int, layout: d
     Raises:
         UserError: token labels for a model without an output for each patch, or such a model without token labels.
     """
-    section, augment, name = config.token_labels, config.augment, config.model.name
-    if section is None:
+    augment, name = config.augment, config.model.name
+    if config.task_kind == "classification":
         if built.is_dense:
             raise UserError(
                 f"model.name = {name}: has an output for each patch, which token_labels train, and the run has none; "
@@ -42,6 +42,8 @@ def build_task(config: RunConfig, built: BuiltModel, num_classes: int, layout: d
             f"model.name = {name}: has no output for each patch, which token_labels train; use lvvit_t, lvvit_s or "
             "lvvit_m (without model.kwargs.dense=false), or token_labels=null"
         )
+    section = config.token_labels
+    assert section is not None
     return TokenLabelling(
         built.model,
         built.grid,

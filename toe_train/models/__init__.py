@@ -35,7 +35,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
 
 
-def create_model(name: str, num_classes: int, drop_path_rate: float, img_size: int, **kwargs: Any) -> nn.Module:
+def create_model(
+    name: str, num_classes: int, drop_path_rate: float = 0.0, img_size: int = 224, **kwargs: Any
+) -> nn.Module:
     """A freshly initialised model.
 
     Args:

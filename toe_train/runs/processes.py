@@ -231,7 +231,7 @@ def processes() -> Iterator[Processes]:
 
 
 def _lost(error: RuntimeError) -> Interrupted:
-    reason = (str(error).strip() or repr(error)).splitlines()[-1][-200:]
+    reason = (str(error).strip() or repr(error)).splitlines()[-1][:200]
     lost = Interrupted(
         f"another process of the run is gone ({reason}); what it printed, or torchrun's report, says why",
         then="{command} continues from the last checkpoint",

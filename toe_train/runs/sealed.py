@@ -32,9 +32,14 @@ class _SummingFile:
         self.file = file
         self.sum = hashlib.sha256()
         self.length = 0
+        self.fault: OSError | None = None  # of the disk
 
     def write(self, data: bytes) -> int:
-        self.file.write(data)
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.fault = error
+            raise
         self.sum.update(data)
         self.length += len(data)
         return len(data)
@@ -66,7 +71,12 @@ def written(path: Path, state: dict[str, Any]) -> Iterator[Path]:
     try:
         with open(temporary, "wb") as file:
             summing = _SummingFile(file)
-            torch.save(state, summing)  # type: ignore[arg-type]  # it writes from front to back, and no more
+            try:
+                torch.save(state, summing)  # type: ignore[arg-type]  # it writes from front to back, and no more
+            except RuntimeError:  # torch's, as it closes its archive, in place of the disk's own fault
+                if summing.fault is not None:
+                    raise summing.fault from None
+                raise
             summing.seal()
             file.flush()
             os.fsync(file.fileno())
