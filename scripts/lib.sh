@@ -77,6 +77,12 @@ mkdir -p "$output"
 output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
 script=$(basename "$self" .sh)
 runs=() # run folders, in the order of the table
+note=''
+if [ "$scale" = smoke ]; then
+    note="Smoke test on scikit-learn's digits, no result"
+    echo "$note"
+    trap 'echo "$note"' EXIT
+fi
 
 # run CONFIG PROXY: the row of a shipped configuration, with --proxy of the second one, which names it; "-" is none.
 run() {
@@ -172,5 +178,5 @@ END
 
 # report TITLE: the table of the runs beside the paper's, printed and in $output/report/<script>.
 report() {
-    toe-tools report "${runs[@]}" --title "$1" --output "$output/report/$script"
+    toe-tools report "${runs[@]}" --title "${note:+$note: }$1" --output "$output/report/$script"
 }

@@ -63,8 +63,8 @@ def test_the_summary_compares_with_the_full_token_stage_of_the_same_run(configs,
     )
     rows = cells(summary_table(plan_costs(load_config(configs / "quickstart.yaml"), 10), folder))[2:]
     assert rows == [
-        ["1", "1-3", "32/64", "170", "1.70x", "1.76x", "60.00", "-"],
-        ["2", "11-11", "48/64", "130", "1.30x", "1.28x", "70.00", "-"],
+        ["1", "1-3", "32/64", "170", "1.70x", "1.54x", "60.00", "-"],
+        ["2", "11-11", "48/64", "130", "1.30x", "1.22x", "70.00", "-"],
         ["3", "21-21", "64/64", "100", "1.00x", "1.00x", "80.00", "-"],
     ]
 
@@ -76,6 +76,30 @@ def test_without_a_full_token_stage_nothing_is_compared(configs, finished):
         )
     )
     assert rows[2][4] == "-"
+
+
+STEADY = [epoch(n, 1, 32, 180.0 + n % 3, 50.0) for n in range(6)] + [
+    epoch(n, 3, 64, 100.0 + n % 3, 80.0) for n in range(6, 12)
+]
+START = {"kind": "start", "device": "H100", "world_size": 8, "versions": "torch 2.14"}
+
+
+@pytest.mark.parametrize(
+    "changed, reason",
+    [
+        ([START, *STEADY], None),
+        ([START, *STEADY, epoch(12, 3, 64, 20.0, 80.0)], None),  # one slow epoch moves no quartile far
+        ([START, *STEADY, *(epoch(n, 3, 64, 50.0, 80.0) for n in range(12, 16))], "quartiles 50 .. 101 images/s"),
+        ([START, *STEADY[:6], {**START, "device": "A100"}, *STEADY[6:]], "changed its device on the way (A100, H100)"),
+        ([START, *STEADY[:6], {**START, "world_size": 4}, *STEADY[6:]], "number of processes on the way (4, 8)"),
+    ],
+)
+def test_no_speed_up_is_called_measured_where_the_conditions_changed(configs, finished, changed, reason):
+    told = summary_table(plan_costs(load_config(configs / "quickstart.yaml"), 10), finished(changed))
+    measured = [row[4] for row in cells(told)[2:]]
+    assert measured == (["-", "-"] if reason else ["1.79x", "1.00x"])
+    assert reason is None or f"{reason}" in told.replace("\n", " ")
+    assert ("speed-ups measured are left out" in told) == bool(reason)
 
 
 def test_the_benchmark_times_every_stage(tiny, tmp_path, capsys):
