@@ -4,11 +4,11 @@ Nothing here skips. A file that is missing is a fault of the clone.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden_figures import GOLDEN, by_rule, cases, figures, near
 from timm.data.mixup import mixup_target
 from torch import nn
 
@@ -16,24 +16,6 @@ from toe_train import ExpansionSchedule, TokenExpansion, attach
 from toe_train.data import low_frequency_crop
 from toe_train.models import create_model
 from toe_train.tasks.token_labelling import TokenLabelLoss, token_targets
-
-GOLDEN = Path(__file__).with_name("golden")
-
-
-def figures(name):
-    """The arrays of a file as tensors, by name, without its `meta`."""
-    with np.load(GOLDEN / name) as file:
-        return {key: torch.from_numpy(np.asarray(file[key])) for key in file.files if key != "meta"}
-
-
-def cases(name):
-    """What the `meta` of a file says of its cases, each with its number."""
-    with np.load(GOLDEN / name) as file:
-        return list(enumerate(json.loads(str(file["meta"]))))
-
-
-def near(actual, expected, atol):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
 
 
 def test_the_figures_are_small_enough_for_a_clone():
@@ -75,32 +57,14 @@ def test_the_expansion_cases_are_of_every_kind():
     assert any(case["stage"] == len(case["rates"]) for case in kinds)  # the last stage, where it drops tokens too
 
 
-def by_rule(model):
-    """Give the model the weights of the golden folder's rule, and its BatchNorm the running statistics to work with."""
-    state = model.state_dict()
-    for index, key in enumerate(sorted(state)):
-        value = state[key]
-        if not value.is_floating_point():
-            continue
-        drawn = np.random.RandomState(index).standard_normal(value.numel()).astype(np.float32)
-        drawn = torch.from_numpy(drawn).view(value.shape)
-        if key.endswith("running_var"):
-            state[key] = 1 + 0.1 * drawn.abs()
-        elif value.ndim > 1:
-            state[key] = 0.05 * drawn
-        else:
-            state[key] = 1 + 0.1 * drawn if key.endswith("weight") else 0.1 * drawn
-    model.load_state_dict(state, strict=True)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-    return model
-
-
 @pytest.fixture
 def lvvit():
     """LV-ViT-T by the rule, with ToE attached, and two images."""
-    model = by_rule(create_model("lvvit_t", num_classes=10, drop_path_rate=0.0, img_size=224).train())
+    model = create_model("lvvit_t", num_classes=10, drop_path_rate=0.0, img_size=224).train()
+    model.load_state_dict(by_rule(model.state_dict()), strict=True)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # with the running statistics that the rule gave
+            module.eval()
     model.mix_token = False
     expansion = TokenExpansion(ExpansionSchedule([1, 2, 3], [0.4, 0.7, 1.0], 0.2, 2))
     attach(model, expansion, after_block=1)

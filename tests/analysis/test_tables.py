@@ -85,7 +85,7 @@ START = {"kind": "start", "device": "H100", "world_size": 8, "versions": "torch 
 
 
 @pytest.mark.parametrize(
-    "changed, reason",
+    ("changed", "reason"),
     [
         ([START, *STEADY], None),
         ([START, *STEADY, epoch(12, 3, 64, 20.0, 80.0)], None),  # one slow epoch moves no quartile far
@@ -98,7 +98,7 @@ def test_no_speed_up_is_called_measured_where_the_conditions_changed(configs, fi
     told = summary_table(plan_costs(load_config(configs / "quickstart.yaml"), 10), finished(changed))
     measured = [row[4] for row in cells(told)[2:]]
     assert measured == (["-", "-"] if reason else ["1.79x", "1.00x"])
-    assert reason is None or f"{reason}" in told.replace("\n", " ")
+    assert reason is None or reason in told
     assert ("speed-ups measured are left out" in told) == bool(reason)
 
 

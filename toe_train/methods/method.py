@@ -21,11 +21,13 @@ class Method:
 
     Attributes:
         stage: what it does now; 0 is plain training.
+        note: what a run says of it at its beginning, where its figures mean something else than usual.
         own_module: name of the submodule of the model whose FLOPs are the method's own and not the network's.
     """
 
     stage: int = 0
     own_module: str | None = None
+    note: str | None = None
 
     def prepare(self, model: nn.Module) -> None:
         """Changes a newly built model, on the CPU or on meta.
@@ -49,12 +51,31 @@ class Method:
         """
         return state
 
+    def join(self, average: Callable[[Tensor], Tensor], steps: int) -> None:
+        """Learns of the run, when its parts are put together.
+
+        Args:
+            average: gives the mean of a tensor over all processes, which must all call it.
+            steps: of the whole run.
+        """
+
     def begin_epoch(self, epoch: int) -> None:
         """Enters the stage of an epoch, counted from 0."""
 
     def tokens_kept(self, num_tokens: int, stage: int) -> int:
         """Patch tokens of `num_tokens` that training at a stage keeps."""
         return num_tokens
+
+    def idle(self, num_tokens: int) -> tuple[int, int]:
+        """MACs of a forward pass of one image that nothing depends on, though they are computed.
+
+        Args:
+            num_tokens: of a block, prefix tokens included.
+
+        Returns:
+            those of linear layers, and of attention's two products.
+        """
+        return 0, 0
 
     def measured(self, on: bool) -> None:
         """Lets the model in eval mode do what it does in training at the stage, or no longer: its cost is measured."""

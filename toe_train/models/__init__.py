@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from toe_train.errors import UserError
-from toe_train.models.drop_path import DropPathDraws, give_drop_path
+from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
 from toe_train.models.positions import resize_positions
@@ -26,6 +26,7 @@ __all__ = [
     "no_mix",
     "resize_positions",
     "swap_in_boxes",
+    "switch_off",
 ]
 
 

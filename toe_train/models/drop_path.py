@@ -73,6 +73,14 @@ class GivenDropPath(nn.Module):
         return self
 
 
+def switch_off(block: nn.Module) -> None:
+    """Lets the drop paths in `block` keep every sample; they still take their draws."""
+    for layer in block.modules():
+        if isinstance(layer, GivenDropPath):
+            layer.rate.zero_()
+            layer.scale.fill_(1.0)
+
+
 def give_drop_path(model: nn.Module) -> DropPathDraws:
     """Replaces every active timm `DropPath` in `model`, in module order, and returns the draws that they will read."""
     draws = DropPathDraws()

@@ -1,0 +1,191 @@
+"""S2ViTE against the released code's figures, and masks in training."""
+
+import numpy as np
+import pytest
+import torch
+from golden_figures import by_rule, figures, meta, near
+from timm.models.vision_transformer import VisionTransformer
+from torch.nn import functional as F
+
+from toe_train.methods.structured_sparsity import (
+    StructuredSparsityMethod,
+    death_rate,
+    unit_magnitude,
+    update,
+)
+
+CASES = meta("s2vite.npz")
+
+
+def stored(case):
+    """The figures of a case; not those of a case whose name goes on from it."""
+    longer = tuple(f"{other}_" for other in CASES if other != case and other.startswith(case))
+    found = figures("s2vite.npz")
+    return {
+        name.removeprefix(f"{case}_"): value
+        for name, value in found.items()
+        if name.startswith(f"{case}_") and not (longer and name.startswith(longer))
+    }
+
+
+@pytest.mark.parametrize("case", ["given", "given6"])
+def test_updates_of_the_released_code(case):
+    figure = stored(case)
+    heads, units = figure["heads0"], figure["units0"]
+    for number in (1, 2):
+        names = ("head_score", "head_grad_norm", "unit_score", "unit_grad")
+        scores = [figure[f"{name}{number}"] for name in names]
+        rate = float(figure[f"death_rate{number}"])
+        steps = CASES[case]["update_steps"][number - 1]
+        assert rate == pytest.approx(death_rate(steps, CASES[case]["total_steps"], CASES[case]["death_rate"]))
+        heads, units = update(heads, units, rate, *scores)
+        assert torch.equal(heads, figure[f"heads{number}"])
+        assert torch.equal(units, figure[f"units{number}"])
+
+
+def model_of(case):
+    torch.manual_seed(0)
+    return VisionTransformer(
+        img_size=case["img"],
+        patch_size=case["patch"],
+        embed_dim=case["dim"],
+        depth=case["depth"],
+        num_heads=case["heads"],
+        mlp_ratio=case["mlp_ratio"],
+        num_classes=case["classes"],
+    )
+
+
+def method(revive="released", every=1, until=0.8, seed=0, kept=0.7):
+    return StructuredSparsityMethod(kept, kept, every, until, 0.5, revive, seed)
+
+
+@pytest.mark.parametrize("name", ["real", "real_zero_bias"])
+def test_a_step_of_the_released_code(name):
+    """Scores of a whole model's forward and backward pass, and the masks that they make."""
+    case, figure = CASES[name], stored(name)
+    model = model_of(case)
+    weights = by_rule(model.state_dict(), case["weights"])
+    if case["zero_bias"]:
+        weights = {key: torch.zeros_like(value) if key.endswith("bias") else value for key, value in weights.items()}
+    sparse = method(until=1.0)
+    sparse.prepare(model)
+    sparse.join(lambda values: values, 10**9)  # so many that the death rate is 0.5
+    sparse.heads, sparse.units = figure["heads0"], figure["units0"]
+    model.load_state_dict(weights)
+    sparse.begin_epoch(0)
+    images = np.random.RandomState(7).standard_normal((case["batch"], 3, case["img"], case["img"]))
+    labels = np.random.RandomState(8).randint(0, case["classes"], case["batch"])
+    logits = model.train()(torch.from_numpy(images.astype(np.float32)))
+    loss = F.cross_entropy(logits, torch.from_numpy(labels))
+    loss.backward()
+    near(logits, figure["logits"], 1e-5)
+    near(loss, figure["loss"].float(), 1e-5)
+    near(torch.stack([scores.score for scores in sparse._scores]), figure["head_score"], 1e-5)
+    near(torch.stack([scores.growth for scores in sparse._scores]), figure["head_grad_norm"], 1e-5)
+    layers = [(block.mlp.fc1.weight, block.mlp.fc2.weight) for block in model.blocks]
+    near(unit_magnitude(layers), figure["unit_score"], 1e-4)
+    sparse.after_average(torch.tensor(True))
+    assert torch.equal(sparse.heads, figure["heads1"])
+    assert torch.equal(sparse.units, figure["units1"])
+    assert case["zero_bias"] == torch.equal(sparse.units, figure["units0"])
+
+
+def test_a_threshold_of_zero_switches_all_units_on_as_released():
+    units = torch.tensor([[True, True, True, False]])
+    score = torch.tensor([[1.0, 2.0, 3.0, 0.0]])
+    heads, head = torch.ones(1, 2, dtype=torch.bool), torch.ones(1, 2)
+    _, found = update(heads, units, 0.5, head, head, score, torch.zeros(1, 4))
+    assert found.all()
+
+
+def train(sparse, model, steps, lr=0.05, good=True):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    torch.manual_seed(1)
+    masks = []
+    for _ in range(steps):
+        loss = F.cross_entropy(model.train()(torch.randn(8, 3, 32, 32)), torch.randint(0, 10, (8,)))
+        loss.backward()
+        if good:
+            optimizer.step()
+        sparse.after_step(torch.tensor(good))
+        assert_at_rest(sparse, model)
+        sparse.after_average(torch.tensor(good))
+        optimizer.zero_grad()
+        masks.append((sparse.heads.clone(), sparse.units.clone()))
+    return masks
+
+
+def assert_at_rest(sparse, model):
+    """What is off adds nothing: values and the perceptron's second layer are 0 there."""
+    for heads, units, block in zip(sparse.heads, sparse.units, model.blocks, strict=True):
+        values = block.attn.qkv.weight.view(3, block.attn.num_heads, -1)[2]
+        assert not values[~heads].any()
+        assert values[heads].any()
+        assert not block.mlp.fc2.weight[:, ~units].any()
+
+
+def prepared(**options):
+    model = model_of(CASES["given"])
+    sparse = method(**options)
+    sparse.prepare(model)
+    sparse.join(lambda values: values, 20)
+    sparse.begin_epoch(0)
+    return sparse, model
+
+
+def test_the_share_that_is_on_stays_and_the_masks_move_only_where_they_should():
+    sparse, model = prepared(every=3, until=0.6)
+    before = (sparse.heads.clone(), sparse.units.clone())
+    masks = [before, *train(sparse, model, 20)]
+    assert all(heads.sum(dim=1).tolist() == [2] * 3 for heads, _ in masks)
+    moved = [step for step in range(1, 21) if not torch.equal(masks[step][0], masks[step - 1][0])]
+    assert moved
+    assert set(moved) <= {3, 6, 9}  # multiples of 3 below 0.6 of 20
+
+
+def test_from_zero_biases_released_units_never_move_and_the_mended_ones_do():
+    released, model = prepared()
+    units = released.units.clone()
+    train(released, model, 10)
+    assert torch.equal(released.units, units)
+    mended, model = prepared(revive="small_weights")
+    units = mended.units.clone()
+    train(mended, model, 10)
+    assert not torch.equal(mended.units, units)
+    assert mended.units.sum(dim=1).tolist() == [67] * 3
+
+
+def test_a_step_that_is_not_taken_moves_no_mask():
+    sparse, model = prepared()
+    before = (sparse.heads.clone(), sparse.units.clone())
+    for heads, units in train(sparse, model, 4, good=False):
+        assert torch.equal(heads, before[0])
+        assert torch.equal(units, before[1])
+
+
+def test_masks_are_a_function_of_the_seed_and_go_through_a_checkpoint():
+    first, model = prepared(seed=1)
+    second, _ = prepared(seed=1)
+    other, _ = prepared(seed=2)
+    assert torch.equal(first.units, second.units)
+    assert not torch.equal(first.units, other.units)
+    train(first, model, 3)
+    second.load_state(first.state())
+    assert torch.equal(second.heads, first.heads)
+    assert second.state()["steps"] == 3
+
+
+def test_the_state_dict_stays_the_plain_models_and_the_saving_is_counted():
+    sparse, model = prepared()
+    assert list(model.state_dict()) == list(model_of(CASES["given"]).state_dict())
+    linear, attention = sparse.idle(5)
+    # 3 blocks: 1 of 3 heads of width 8 off, 29 of 96 units off, 24 wide.
+    assert linear == 3 * 5 * 24 * (3 * 8 + 2 * 29)
+    assert attention == 3 * 2 * 25 * 8
+
+
+@pytest.mark.parametrize(("kept", "what"), [(0.3, "heads_kept"), (0.001, "heads_kept")])
+def test_masks_that_keep_nothing_are_refused(kept, what):
+    with pytest.raises(ValueError, match=what):
+        method(kept=kept).prepare(model_of(CASES["given"]))
