@@ -179,7 +179,8 @@ def test_masks_are_a_function_of_the_seed_and_go_through_a_checkpoint():
 def test_the_state_dict_stays_the_plain_models_and_the_saving_is_counted():
     sparse, model = prepared()
     assert list(model.state_dict()) == list(model_of(CASES["given"]).state_dict())
-    linear, attention = sparse.idle(5)
+    linear, attention = sparse.idle(5, 1)
+    assert sparse.idle(5, 0) == (0, 0)
     # 3 blocks: 1 of 3 heads of width 8 off, 29 of 96 units off, 24 wide.
     assert linear == 3 * 5 * 24 * (3 * 8 + 2 * 29)
     assert attention == 3 * 2 * 25 * 8

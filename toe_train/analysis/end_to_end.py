@@ -102,7 +102,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
         RunFailed: more images than data.max_skipped cannot be read, where data.on_error=skip.
     """
     check_data(config)
-    plain_run = config.model_copy(update={"expansion": None, "curriculum": None})
+    plain_run = config.model_copy(update={"expansion": None, "method": None, "curriculum": None})
     plain_plan = plan_epochs(plain_run)[0]
     plain = replace(_speed(plain_run, plain_plan, rounds, device), stage=None, epochs=baseline_epochs(config))
     parts = []

@@ -63,8 +63,11 @@ def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
         method.stage = former
         model.train(was_training)
     counts = counter.get_flop_counts()
+    prefix = int(getattr(model, "num_prefix_tokens", 1))
+    linear, attention = method.idle(built.num_tokens + prefix, stage)
     own = sum(counts.get(f"{type(model).__name__}.{method.own_module}", {}).values())
-    return StageCost(stage, kept, (counter.get_total_flops() - own) // 2, own // 2, sum(thop))
+    macs = (counter.get_total_flops() - own) // 2 - linear - attention
+    return StageCost(stage, kept, macs, own // 2, sum(thop) - linear)
 
 
 def _note_thop(counts: list[int], module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:

@@ -132,7 +132,8 @@ class Row:
 
     def is_baseline_of(self, other: Row) -> bool:
         """Whether it is plain training of the other's model on the same data by the same recipe."""
-        plain = self.config.expansion is None and self.config.curriculum is None
+        config = self.config
+        plain = config.expansion is None and config.method is None and config.curriculum is None
         return plain and self._recipe() == other._recipe()
 
     def _recipe(self) -> tuple[object, ...]:

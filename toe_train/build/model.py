@@ -60,7 +60,7 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     try:
         method.prepare(model)
     except ValueError as error:
-        raise UserError(f"expansion: {error}") from None
+        raise UserError(f"{'expansion' if config.expansion else 'method'}: {error}") from None
     return BuiltModel(model, method, drop_path, grid)
 
 

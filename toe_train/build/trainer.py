@@ -73,6 +73,8 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     # The others take the main process's over, see `Trainer.fit`.
     started_from = load_initial(config, built) if found is None and processes.is_main else None
     built.model.to(processes.device)
+    steps = config.epochs * order.steps_per_epoch
+    built.method.join(lambda values: processes.sum(values) / processes.world_size, steps)
     task = build_task(now, built, len(train_images.classes), layout)
     step = build_step(now, built, task, layout, processes, plan.image_size)
     stages = {other.stage: None for other in plans[plan.epoch :] if other.curriculum == plan.curriculum}
@@ -109,7 +111,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
-    trainer.log = _log(run, found, progress, task, [] if started_from is None else [started_from])
+    trainer.log = _log(run, found, progress, task, [text for text in (started_from, built.method.note) if text])
     return trainer
 
 

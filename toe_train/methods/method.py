@@ -66,11 +66,12 @@ class Method:
         """Patch tokens of `num_tokens` that training at a stage keeps."""
         return num_tokens
 
-    def idle(self, num_tokens: int) -> tuple[int, int]:
-        """MACs of a forward pass of one image that nothing depends on, though they are computed.
+    def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
+        """MACs of a forward pass of one image at a stage that nothing depends on, though they are computed.
 
         Args:
             num_tokens: of a block, prefix tokens included.
+            stage: of the method.
 
         Returns:
             those of linear layers, and of attention's two products.

@@ -158,6 +158,7 @@ class StructuredSparsityMethod(Method):
         self._heads_kept, self._units_kept = heads_kept, units_kept
         self._every, self._until, self._rate = update_every, update_until, death_rate
         self._small, self._seed = revive == "small_weights", seed
+        self.stage = 1
         self._steps = 0  # taken in the run
         self._total = 1
         self._average: Callable[[Tensor], Tensor] = lambda values: values
@@ -206,7 +207,9 @@ class StructuredSparsityMethod(Method):
 
     @torch.no_grad()
     def set_to_rest(self) -> None:
-        """Sets what is off to its resting weights, in place."""
+        """Sets what is off to its resting weights, in place; nothing in stage 0."""
+        if not self.stage:
+            return
         for index, block in enumerate(self._blocks):
             attn, mlp = block.attn, block.mlp
             on = self.heads[index].view(1, -1, 1, 1)  # (1, H, 1, 1)
@@ -261,9 +264,11 @@ class StructuredSparsityMethod(Method):
         self.heads, self.units = self.heads.to(device), self.units.to(device)
         self._rest = [tuple(part.to(device) for part in parts) for parts in self._rest]
 
-    def idle(self, num_tokens: int) -> tuple[int, int]:
+    def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
         """Rows of what is off, and its heads' attention; the projection behind the heads stays whole."""
         linear = attention = 0
+        if not stage:
+            return linear, attention
         for heads, units, block in zip(self.heads, self.units, self._blocks, strict=True):
             width = block.attn.qkv.in_features
             columns = int((~heads).sum()) * block.attn.head_dim

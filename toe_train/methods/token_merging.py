@@ -134,11 +134,16 @@ def counts(r: int | Sequence[int], depth: int, inflection: float = 0.0) -> list[
 
 
 class TokenMerging(nn.Module):
-    """The merging of one model: no parameters, nothing in the state_dict."""
+    """The merging of one model: no parameters, nothing in the state_dict.
+
+    Attributes:
+        on: whether the model merges now; without, it is the plain one.
+    """
 
     def __init__(self, num_prefix_tokens: int) -> None:
         super().__init__()
         self.num_prefix_tokens = num_prefix_tokens
+        self.on = True
 
     def forward(self, x: Tensor, metric: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `merge`."""
@@ -194,7 +199,10 @@ class MergingBlock(nn.Module):
         size = self.before.size
         attended, metric = self._attend(self._through(x, "norm1"), size if self.proportional else None)
         x = torch.add(x, self._through(attended, "ls1", "drop_path1"), alpha=self.branch_scale)
-        x, self.after.size, self.after.row = self._merging[0](x, metric, size, self.r)
+        if self._merging[0].on:
+            x, self.after.size, self.after.row = self._merging[0](x, metric, size, self.r)
+        else:
+            self.after.size = self.after.row = None
         return torch.add(x, self._through(x, "norm2", "mlp", "ls2", "drop_path2"), alpha=self.branch_scale)
 
     def _through(self, x: Tensor, *names: str) -> Tensor:
@@ -228,6 +236,8 @@ class _RestoreGrid:
         self.between = between
 
     def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.between[0].row is None:  # nothing is merged now
+            return output
         return _take(output, rows(self.between))  # (B, P+N, D)
 
 
@@ -348,13 +358,22 @@ class TokenMergingMethod(Method):
     ) -> None:
         self._r, self._inflection, self._proportional = r, inflection, proportional_attention
 
+    @property
+    def stage(self) -> int:
+        """1 where it merges, 0 where the model is the plain one."""
+        return int(self._merging.on)
+
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        self._merging.on = stage > 0
+
     def prepare(self, model: nn.Module) -> None:
         """Attaches the merging."""
-        attach(model, self._r, self._proportional, self._inflection)
+        self._merging = attach(model, self._r, self._proportional, self._inflection).merging
         self._counts = counts(self._r, len(blocks_of(model)), self._inflection)
 
     def tokens_kept(self, num_tokens: int, stage: int) -> int:
         """Patch tokens that the last block's perceptron sees."""
-        for count in self._counts:
+        for count in self._counts if stage else ():
             num_tokens -= min(count, num_tokens // 2)
         return num_tokens

@@ -3,6 +3,7 @@
 from toe_train.recipes.compare import differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
 from toe_train.recipes.load import dump_config, load_config
+from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
@@ -10,11 +11,14 @@ from toe_train.recipes.sections import ExpansionConfig, MethodSection
 __all__ = [
     "Clock",
     "CurriculumStage",
+    "DepthGrowthConfig",
     "EpochPlan",
     "ExpansionConfig",
     "MethodSection",
     "RunConfig",
     "Stretch",
+    "StructuredSparsityConfig",
+    "TokenMergingConfig",
     "config_at",
     "curriculum_stages",
     "differences",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
+from toe_train.recipes.methods import OtherMethod, StructuredSparsityConfig
 from toe_train.recipes.sections import (
     AugmentConfig,
     CheckpointConfig,
@@ -33,6 +34,7 @@ class RunConfig(Section):
     epochs: Annotated[Integer, Field(gt=0, le=100_000)] = 300
     model: ModelConfig = ModelConfig()
     expansion: ExpansionConfig | None = None
+    method: OtherMethod | None = None  # another one than Token Expansion
     curriculum: CurriculumConfig | None = None
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -52,7 +54,7 @@ class RunConfig(Section):
     @property
     def cheaper(self) -> MethodSection:
         """The section of the method that makes training cheaper; without one, the base, which changes nothing."""
-        return self.expansion or MethodSection()
+        return self.expansion or self.method or MethodSection()
 
     @property
     def task_kind(self) -> TaskKind:
@@ -65,6 +67,22 @@ class RunConfig(Section):
         if self.optim.lr_base_batch is None:
             return self.optim.lr
         return self.optim.lr * self.train.global_batch / self.optim.lr_base_batch
+
+
+def _one_method(config: RunConfig) -> None:
+    if config.expansion is not None and config.method is not None:
+        raise ValueError(
+            f"method: {config.method.kind} stands beside expansion, and a run has one method; set expansion=null, or "
+            "method=null for Token Expansion"
+        )
+
+
+def _sparsity_is_not_compiled(config: RunConfig) -> None:
+    if isinstance(config.method, StructuredSparsityConfig) and config.train.compile:
+        raise ValueError(
+            "train.compile: structured_sparsity looks at gradients within blocks, which a graph does not show; set "
+            "train.compile=false"
+        )
 
 
 def _best_metric_is_measured(config: RunConfig) -> None:
@@ -147,6 +165,8 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 
 # Rules between sections, in order: the first one that is broken is reported.
 CROSS_CHECKS = (
+    _one_method,
+    _sparsity_is_not_compiled,
     _best_metric_is_measured,
     _cooldown_leaves_a_cosine,
     _curriculum_ends_at_full_size,

@@ -1,0 +1,108 @@
+"""Sections of the methods that the paper compares with: `method: {kind: ..., ...}`. Token Expansion's is `expansion`.
+
+Each is read by one file of `toe_train/methods/`. Values and their sources: docs/fidelity.md.
+"""
+
+from __future__ import annotations
+
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from toe_train.recipes.sections import Integer, MethodSection, Number, PositiveInteger, Probability
+
+Share = Annotated[Number, Field(gt=0, le=1)]
+
+
+class AlwaysSection(MethodSection):
+    """Base of methods that act in every epoch: their stage is 1 throughout, 0 being plain training."""
+
+    def stage(self, epoch: int) -> int:
+        """1."""
+        return 1
+
+    def is_dense(self, stage: int) -> bool:
+        """In stage 0 alone, which no epoch has: what the others are measured against."""
+        return stage == 0
+
+
+class TokenMergingConfig(AlwaysSection):
+    """ToMe: r tokens fewer in every block, in training and in evaluation."""
+
+    kind: Literal["token_merging"]
+    r: Annotated[Integer, Field(ge=0)] | tuple[Annotated[Integer, Field(ge=0)], ...] = 8  # a list is by block
+    inflection: Annotated[Number, Field(ge=-1, le=1)] = (
+        0.0  # of a number r: from r (1 - i) to r (1 + i) over the blocks
+    )
+    proportional_attention: bool = True  # a token counts as many times as it has patches
+
+    @model_validator(mode="after")
+    def _one_schedule(self) -> TokenMergingConfig:
+        if self.inflection and not isinstance(self.r, int):
+            raise ValueError(f"inflection: {self.inflection} is of a number r, and r is by block; leave it at 0")
+        return self
+
+
+with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, gives way to the key's name
+    warnings.filterwarnings("ignore", message='Field name "copy"')
+
+    class DepthGrowthConfig(MethodSection):
+        """NetworkExpansion and StackBERT: fewer blocks at first, copies of them later."""
+
+        kind: Literal["depth_growth"]
+        depths: tuple[PositiveInteger, ...]  # blocks of each segment
+        from_epochs: tuple[Annotated[Integer, Field(ge=0)], ...]  # first epoch of each, from 0
+        copy: Literal["insert", "stack", "double"] = "insert"  # type: ignore[assignment]
+        source: Literal["raw", "ema"] = "ema"  # what insert and stack copy: the weights, or their averages
+        # spread: each block has its linear share of model.drop_path. released: as NetworkExpansion's code, in which
+        # copies of the first block stay without.
+        drop_path: Literal["spread", "released"] = "spread"
+
+        @model_validator(mode="after")
+        def _legal_growth(self) -> DepthGrowthConfig:
+            _require_growth(self.depths, self.from_epochs, self.copy)
+            return self
+
+        def segment(self, epoch: int) -> int:
+            """The number of growths so far."""
+            return bisect_right(self.from_epochs, epoch) - 1
+
+        def model_kwargs(self, segment: int) -> dict[str, Any]:
+            """Its depth."""
+            return {"depth": self.depths[segment]}
+
+
+def _require_growth(depths: Sequence[int], from_epochs: Sequence[int], how: str) -> None:
+    if len(depths) < 2 or len(depths) != len(from_epochs):
+        raise ValueError(
+            f"depths: {len(depths)} of them and {len(from_epochs)} from_epochs; give the same number, at least 2"
+        )
+    if from_epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(from_epochs)):
+        raise ValueError(f"from_epochs: {list(from_epochs)} must begin with 0 and rise")
+    for depth, grown in pairwise(depths):
+        if how == "double" and (grown <= depth or grown % depth):
+            raise ValueError(f"depths: {grown} is no multiple of {depth}, which copy=double needs; use {2 * depth}")
+        if how != "double" and not depth < grown <= 2 * depth:
+            near = min(max(grown, depth + 1), 2 * depth)
+            raise ValueError(f"depths: {depth} blocks grow to {depth + 1} ... {2 * depth}, not {grown}; use {near}")
+
+
+class StructuredSparsityConfig(AlwaysSection):
+    """S2ViTE: a part of the heads and hidden units is off, and which ones moves."""
+
+    kind: Literal["structured_sparsity"]
+    heads_kept: Share = 0.7  # of each block, rounded down
+    units_kept: Share = 0.7
+    update_every: PositiveInteger = 15_000  # steps
+    update_until: Probability = 0.8  # share of the run's steps
+    death_rate: Probability = 0.5  # of an update at the beginning; 0.005 at the end, by a cosine
+    # released: what is off is 0 throughout. small_weights: queries, keys and fc1 rest at small random weights, so that
+    # what is off has gradients, which under released it has not.
+    revive: Literal["released", "small_weights"] = "released"
+
+
+OtherMethod = Annotated[TokenMergingConfig | DepthGrowthConfig | StructuredSparsityConfig, Field(discriminator="kind")]
