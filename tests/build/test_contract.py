@@ -2,7 +2,8 @@
 it is the uninterrupted run, in one process and in two; and two processes train what one trains.
 """
 
-import doubles
+from itertools import pairwise
+
 import pytest
 import torch
 from support import trainer_of
@@ -14,7 +15,16 @@ from toe_train.runs.log import read_metrics
 
 SMALL = ["epochs=4", "train.max_micro_batch=128", "checkpoint.every_steps=2"]
 PLAIN = [*SMALL, "expansion=null"]
-EXPANDING = [*SMALL, "expansion.stage_epochs=[0, 1, 3]", "expansion.initialization=random"]
+METHODS = {
+    "plain": PLAIN,
+    "token_expansion": [*SMALL, "expansion.stage_epochs=[0, 1, 3]", "expansion.initialization=random"],
+    "token_merging": [*PLAIN, "method={kind: token_merging, r: 3}"],
+    "depth_growth": [*PLAIN, "method={kind: depth_growth, depths: [1, 2], from_epochs: [0, 2]}"],
+    "structured_sparsity": [
+        *PLAIN,
+        "method={kind: structured_sparsity, heads_kept: 0.5, update_every: 3, update_until: 1, revive: small_weights}",
+    ],
+}
 # Ends of epochs, (e, 0), and places in the middle: stage switches, a growth, a mask's update.
 WORST = [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
 
@@ -48,31 +58,24 @@ def train(config, root, stop_at=None):
     assert stop_at is None, f"nothing was saved at {stop_at}"
 
 
-def masked(state):
-    """How many of the head's weights are held at zero."""
-    return int((state["model"]["head.weight"][state["method"]["mask"] == 0] == 0).sum())
-
-
-@pytest.fixture
-def method(request, monkeypatch):
-    if request.param in doubles.KINDS:
-        doubles.put_in(request.param, monkeypatch)
-    return request.param
-
-
-@pytest.mark.parametrize("method", ["plain", "token_expansion", *doubles.KINDS], indirect=True)
+@pytest.mark.parametrize("method", list(METHODS))
 def test_broken_off_at_its_worst_places_it_is_the_uninterrupted_run(method, tiny, tmp_path, assert_same_run):
-    config = load_config(tiny, EXPANDING if method == "token_expansion" else PLAIN)
+    config = load_config(tiny, METHODS[method])
     train(config, tmp_path / "quiet")
     for place in [*WORST, None]:
         train(config, tmp_path / "broken", stop_at=place)
     assert_same_run(tmp_path / "quiet", tmp_path / "broken")
+    train(config, tmp_path / "start", stop_at=(0, 2))
     last = read(tmp_path / "quiet/checkpoints/last.pt")
-    if method == "masking":
+    if method == "structured_sparsity":
         assert last["method"]["steps"] == 20
-        assert 0 < masked(last) < last["model"]["head.weight"].numel()
-        assert not torch.equal(last["method"]["mask"], torch.ones_like(last["method"]["mask"]))
-    if method == "growing":
+        off = ~last["method"]["units"][0]
+        assert 0 < int(off.sum()) < len(off)
+        assert not last["model"]["blocks.0.mlp.fc2.weight"][:, off].any()
+        assert last["model"]["blocks.0.mlp.fc2.weight"][:, ~off].all()
+        first = read(tmp_path / "start/checkpoints/last.pt")
+        assert not torch.equal(first["method"]["units"], last["method"]["units"])
+    if method == "depth_growth":
         assert "blocks.1.norm1.weight" in last["model"]
 
 
@@ -84,21 +87,29 @@ def test_token_labelling_too(lvvit, tmp_path, assert_same_run):
     assert_same_run(tmp_path / "quiet", tmp_path / "broken")
 
 
-@pytest.mark.parametrize("method", ["masking"], indirect=True)
-def test_a_step_that_is_not_finite_moves_no_mask(method, tiny, tmp_path):
+def test_a_step_that_is_not_finite_moves_no_mask(tiny, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    trainer = trainer_of(load_config(tiny, [*PLAIN, "epochs=1", "train.max_skipped_steps=5"]), folder)
+    overrides = [*METHODS["structured_sparsity"], "epochs=1", "method.update_every=1", "train.max_skipped_steps=5"]
+    trainer = trainer_of(load_config(tiny, overrides), folder)
+    masks = [trainer.method.units.clone()]
+    after = trainer.method.after_average
+
+    def noting(good):
+        after(good)
+        masks.append(trainer.method.units.clone())
+
+    trainer.method.after_average = noting
     loss, steps = trainer.step.task.loss, iter(range(100))
     trainer.step.task.loss = lambda output, targets: loss(output, targets) * (torch.nan if next(steps) < 4 else 1)
     trainer.fit()
-    assert trainer.method.steps == 3  # two micro-batches a step: the first two of five are left out
-    assert int((trainer.step.ema.module.head.weight == 0).sum()) == 0  # the mask came after the last average
+    moved = [not torch.equal(before, now) for before, now in pairwise(masks)]
+    assert not any(moved[:2])  # two micro-batches a step: the first two of five are left out
+    assert any(moved[2:])
 
 
-@pytest.mark.parametrize("method", ["growing"], indirect=True)
-def test_a_growth_is_a_segment_of_its_own(method, tiny, tmp_path):
-    config = load_config(tiny, PLAIN)
+def test_a_growth_is_a_segment_of_its_own(tiny, tmp_path):
+    config = load_config(tiny, METHODS["depth_growth"])
     assert [plan.curriculum.segment for plan in plan_epochs(config)] == [0, 0, 1, 1]
     train(config, tmp_path / "run", stop_at=(2, 0))
     before = read(tmp_path / "run/checkpoints/last.pt")
@@ -108,35 +119,32 @@ def test_a_growth_is_a_segment_of_its_own(method, tiny, tmp_path):
     trainer.log.close()
     grown = trainer.state()
     assert grown["segment"] == 1  # and is not carried once more
-    assert torch.equal(grown["model"]["blocks.1.mlp.fc1.weight"], before["model"]["blocks.0.mlp.fc1.weight"])
+    assert torch.equal(grown["model"]["blocks.1.mlp.fc1.weight"], before["ema"]["blocks.0.mlp.fc1.weight"])
+    assert torch.equal(grown["ema"]["blocks.0.mlp.fc1.weight"], before["model"]["blocks.0.mlp.fc1.weight"])
+    assert not grown["optimizer"]["state"]
     trainer.load_state({**before, **grown})
-    assert torch.equal(trainer.model.blocks[1].mlp.fc1.weight, before["model"]["blocks.0.mlp.fc1.weight"])
+    assert torch.equal(trainer.model.blocks[1].mlp.fc1.weight, before["ema"]["blocks.0.mlp.fc1.weight"])
 
 
 def losses(root):
     return [line["train_loss"] for line in read_metrics(root / "metrics.jsonl", "step")]
 
 
-@pytest.mark.parametrize("kind", list(doubles.KINDS))
-def test_two_processes_train_what_one_trains(kind, tiny, tmp_path, run):
+@pytest.mark.parametrize("method", ["token_merging", "depth_growth", "structured_sparsity"])
+def test_two_processes_train_what_one_trains(method, tiny, tmp_path, run):
     for name, processes in (("one", 1), ("two", 2)):
-        given = [kind, "--config", tiny, "--output", name, *PLAIN, "epochs=3"]
-        done = run(*given, module="doubles", processes=processes)
+        done = run("--config", tiny, "--output", name, *METHODS[method], "epochs=3", processes=processes)
         assert done.end() == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 KILLED = """
 import os, sys
-import pytest
 from toe_train.cli.train import main
 from toe_train.runs.checkpoints import Checkpoints
-import doubles
 
-kind, epoch, step = sys.argv[1], *map(int, sys.argv[2:4])
-del sys.argv[1:4]
-if kind in doubles.KINDS:
-    doubles.put_in(kind, pytest.MonkeyPatch())
+epoch, step = map(int, sys.argv[1:3])
+del sys.argv[1:3]
 save = Checkpoints.save
 
 def dying(self, state, is_best):
@@ -152,13 +160,20 @@ sys.exit(main())
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "place"),
-    [("token_expansion", (1, 0)), ("growing", (2, 0)), ("growing", (2, 2)), ("masking", (2, 2)), ("labels", (1, 0))],
+    [
+        ("token_expansion", (1, 0)),
+        ("token_merging", (1, 2)),
+        ("depth_growth", (2, 0)),
+        ("depth_growth", (2, 2)),
+        ("structured_sparsity", (2, 2)),
+        ("labels", (1, 0)),
+    ],
 )
 def test_broken_off_in_two_processes(kind, place, tiny, lvvit, tmp_path, run, assert_same_run):
     (tmp_path / "killed.py").write_text(KILLED)
     config = lvvit if kind == "labels" else tiny
-    overrides = {"labels": ["checkpoint.every_steps=2"], "token_expansion": EXPANDING}.get(kind, PLAIN)
+    overrides = METHODS.get(kind, ["checkpoint.every_steps=2"])
     for name, place_now, code in (("quiet", (9, 9), 0), ("broken", place, 1), ("broken", (9, 9), 0)):
-        done = run(kind, *place_now, "--config", config, "--output", name, *overrides, module="killed", processes=2)
+        done = run(*place_now, "--config", config, "--output", name, *overrides, module="killed", processes=2)
         assert done.process.returncode == code, done.stderr
     assert_same_run(tmp_path / "quiet", tmp_path / "broken")

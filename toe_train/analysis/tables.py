@@ -69,14 +69,13 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
 def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     """Per stage: tokens kept, images/s (median over its epochs), speed-up measured and predicted, last top-1.
 
-    Measured speed-up is over the full-token stage of the same run; without one there is nothing to compare with, and
+    Measured speed-up is over the stage of the same run that trains plainly; without one there is nothing to compare with, and
     where the conditions changed within the run it is left out, with the reason under the table.
     """
     epochs = read_metrics(folder.metrics, "epoch")
     predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
     stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], e["image_size"]))]
-    full_tokens = planned.full.tokens_kept
-    dense = [record for record in epochs if record["tokens_kept"] == full_tokens]
+    dense = [record for record in epochs if predicted.get((record["stage"], record["image_size"])) == 1]
     changed = _change(folder, [records for _, records in stages])
     base = _rate(dense) if dense and not changed else None
     rows = []

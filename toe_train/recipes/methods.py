@@ -67,6 +67,10 @@ with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, g
             _require_growth(self.depths, self.from_epochs, self.copy)
             return self
 
+        def stage(self, epoch: int) -> int:
+            """1 for the first depth, 2 for the next."""
+            return self.segment(epoch) + 1
+
         def segment(self, epoch: int) -> int:
             """The number of growths so far."""
             return bisect_right(self.from_epochs, epoch) - 1
