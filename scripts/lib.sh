@@ -121,10 +121,12 @@ train() {
 # scale_down CONFIG: adds to `given` what brings a configuration of the proxy to its scale; stages keep their shares.
 scale_down() {
     local thirds="[0, 5, 10]" fifths="[0, 3, 6, 9, 12]" batch=64 width=64 depth=6
+    local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=146
     if [ "$scale" = cpu ]; then
         given+=(epochs=15 evaluate.every_epochs=5 optim.lr=1e-3)
     else
         thirds="[0, 2, 4]" fifths="[0, 1, 2, 3, 4]" batch=128 width=32 depth=4
+        halves="[0, 2]" half=2 doubled="[1, 2, 4]" doublings="[0, 1, 2]" merged=8 updates=5
         digits
         given+=(epochs=5 evaluate.every_epochs=1 data.root="$output/digits")
     fi
@@ -137,6 +139,17 @@ scale_down() {
     *) given+=("model.kwargs={patch_size: 4, embed_dim: $width, depth: $depth, num_heads: 2}") ;;
     esac
     case $1 in *_toe_* | *_random) given+=("expansion.stage_epochs=$thirds") ;; esac
+    case $1 in
+    *_tome) given+=("method.r=$merged") ;;
+    *_stackbert) given+=("method.depths=$doubled" "method.from_epochs=$doublings") ;;
+    *_s2vite) given+=(method.heads_kept=0.5 "method.update_every=$updates") ;; # of two heads
+    *_networkexpansion) given+=("method.from_epochs=$halves") ;;
+    esac
+    case $1-$scale in
+    *_lvvit_networkexpansion-smoke) given+=("method.depths=[2, 3]") ;;
+    *_lvvit_networkexpansion-cpu) ;;
+    *_networkexpansion-*) given+=("method.depths=[$half, $depth]") ;;
+    esac
     case $1 in *_et | *_et_*)
         given+=("curriculum.stage_epochs=$fifths" "curriculum.micro_batches=[$batch, $batch, $batch, $batch, $batch]")
         ;;

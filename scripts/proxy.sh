@@ -8,6 +8,10 @@ set -- --proxy "$@"
 run - proxy
 run - proxy_toe_r05
 run - proxy_random
+run - proxy_tome
+run - proxy_networkexpansion
+run - proxy_stackbert
+run - proxy_s2vite
 vary deit_tiny no_merging expansion.merging=false
 vary deit_tiny no_expansion_even expansion.expansion=uniform
 run - proxy_toe_r04
@@ -16,5 +20,6 @@ run - proxy_et
 run - proxy_et_toe_r06
 token_labels
 run - proxy_lvvit
+run - proxy_lvvit_networkexpansion
 run - proxy_lvvit_toe_r04
 report "The proxy"

@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
-# Table 2: DeiT-T/S/B on ImageNet-1K, plain and with ToE. scripts/table2.sh data.root=/path/to/imagenet
+# Table 2: DeiT-T/S/B on ImageNet-1K, plain, with ToE and with the methods that it is compared with.
+# scripts/table2.sh data.root=/path/to/imagenet
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 run deit_tiny proxy
+run deit_tiny_s2vite proxy_s2vite
+run deit_tiny_tome_r8 proxy_tome
+run deit_tiny_networkexpansion_6_12 proxy_networkexpansion
 run deit_tiny_toe_r05 proxy_toe_r05
 run deit_small -
+run deit_small_tome_r8 -
+run deit_small_networkexpansion_6_12 -
 run deit_small_toe_r05 -
 run deit_base -
+run deit_base_stackbert proxy_stackbert
+run deit_base_networkexpansion_6_12 -
 run deit_base_toe_r05 -
 run deit_base_toe_r04 -
 run deit_base_toe_hyper_r05 -
