@@ -69,8 +69,8 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
 def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     """Per stage: tokens kept, images/s (median over its epochs), speed-up measured and predicted, last top-1.
 
-    Measured speed-up is over the stage of the same run that trains plainly; without one there is nothing to compare with, and
-    where the conditions changed within the run it is left out, with the reason under the table.
+    Measured speed-up is over the stage of the same run that trains plainly; without one there is nothing to compare
+    with, and where the conditions changed within the run it is left out, with the reason under the table.
     """
     epochs = read_metrics(folder.metrics, "epoch")
     predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
