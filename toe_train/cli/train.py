@@ -10,7 +10,7 @@ from pathlib import Path
 from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
-from toe_train.build.inputs import batch_layout, describe_split
+from toe_train.build.inputs import batch_layout, describe_split, listing_notes
 from toe_train.build.lifecycle import begins, complete, dry_build, warnings
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
@@ -115,12 +115,13 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
 
 
 def _dry_run(config: RunConfig, world_size: int, anew: bool) -> int:
-    classes = dry_build(config, world_size, begins=anew)
+    images = dry_build(config, world_size, begins=anew)
     print(dump_config(config))
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
-    print(plan_table(config, len(classes)))
-    print("\n".join(warnings(config)), end="\n" if warnings(config) else "")
+    print(plan_table(config, len(images[0].classes)))
+    for line in [*listing_notes(images), *warnings(config)]:
+        print(line)
     return 0
 
 

@@ -1,0 +1,258 @@
+"""Which folders are classes and which files are images: one rule for every command that lists an image folder.
+
+A class is a folder in the root; its images are the files below it whose suffix is an image's. What a system or a
+program leaves among a user's images is neither, and a link to a folder that is listed anyway is not followed. What is
+passed over is counted, so that a command can say it.
+"""
+
+import errno
+import os
+from collections import defaultdict
+from enum import Enum
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from toe_train.data.sources.names import NAMES_SHOWN, legible, lookalikes, quoted, shorten
+
+SPLITS = ("train", "val")
+
+# Beside all names that begin with a dot (.DS_Store, ._x.jpg, .ipynb_checkpoints); compared without case.
+LEFT_BEHIND = frozenset(
+    [
+        "@eadir",  # thumbnails of a Synology server
+        "@tmp",
+        "@recycle",  # of a QNAP server
+        "@recently-snapshot",
+        "#recycle",
+        "#snapshot",
+        "__macosx",  # of an archive that was packed on a Mac
+        "__pycache__",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+    ]
+)
+
+
+class Reason(Enum):
+    """Why something in an image folder is passed over; the value says it of one, and of several."""
+
+    LEFT_BEHIND = ("that a system or a program left there", "that a system or a program left there")
+    LINKED = ("link to a folder that is listed anyway", "links to folders that are listed anyway")
+    NO_IMAGE = ("file whose suffix is no image's", "files whose suffix is no image's")
+    OUTSIDE = ("file outside the class folders", "files outside the class folders")
+
+
+class PassedOver:
+    """How much of an image folder was passed over for each reason, with the first few paths."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Reason, int] = defaultdict(int)
+        self.examples: dict[Reason, list[str]] = defaultdict(list)
+
+    def add(self, reason: Reason, path: str) -> None:
+        """Count one."""
+        self.counts[reason] += 1
+        if len(self.examples[reason]) < NAMES_SHOWN:
+            self.examples[reason].append(path)
+
+    def update(self, other: "PassedOver") -> None:
+        """Count what another counted."""
+        for reason, count in other.counts.items():
+            self.counts[reason] += count
+            self.examples[reason] = (self.examples[reason] + other.examples[reason])[:NAMES_SHOWN]
+
+    def lines(self, root: str | Path) -> list[str]:
+        """Return a line for each reason, in a fixed order."""
+        return [f"{root}: passed over {text}" for text in self.texts()]
+
+    def texts(self) -> list[str]:
+        """Return the same without the folder."""
+        found = []
+        for reason in Reason:
+            if count := self.counts.get(reason):
+                more = f", ... ({count} in all)" if count > NAMES_SHOWN else ""
+                known = f" (known are {' '.join(IMG_EXTENSIONS)})" if reason is Reason.NO_IMAGE else ""
+                shown = ", ".join(map(legible, self.examples[reason]))
+                found.append(f"{count} {reason.value[count > 1]}{known}: {shown}{more}")
+        return found
+
+
+class ClassFolders:
+    """The classes of a folder of class folders, in the order of their sorted names, and the images of each.
+
+    Where nothing is passed over, classes, images and order are those of torchvision's ImageFolder.
+
+    `loose` are the names of the files beside the class folders. `always`: names that are taken whatever they link to.
+
+    Raises OSError where the folder, or one below it, cannot be listed.
+    """
+
+    def __init__(self, root: str | Path, always: tuple[str, ...] = ()) -> None:
+        self._root = os.path.expanduser(str(root))
+        self._passed: dict[str | None, PassedOver] = {None: PassedOver()}
+        folders, self.loose = self._entries()
+        above = _with_all_above(os.path.realpath(self._root))
+        own = {real for real, is_link in folders.values() if not is_link}
+        for name, (real, is_link) in list(folders.items()):
+            if is_link and name not in always and (real in own or real in above):
+                self._passed[None].add(Reason.LINKED, name)
+                del folders[name]
+        self._real = {name: real for name, (real, _) in folders.items()}
+        self._held = above | set(self._real.values())
+        self.classes = sorted(folders)
+
+    def _entries(self) -> tuple[dict[str, tuple[str, bool]], list[str]]:
+        """Return the folders, with where they really are and whether they are links, and the other files' names."""
+        folders, loose, real = {}, [], os.path.realpath(self._root)
+        for entry in _sorted_entries(self._root):
+            if is_left_behind(entry.name):
+                self._passed[None].add(Reason.LEFT_BEHIND, entry.name)
+            elif _is_folder(entry):
+                folders[entry.name] = _where(entry, real)
+            else:
+                loose.append(entry.name)
+        return folders, loose
+
+    def images(self, name: str) -> list[str]:
+        """Return the paths of a class's images, below the root."""
+        passed = self._passed[name] = PassedOver()
+        return _images_below(self._root, name, passed, self._held - {self._real[name]}, self._real[name])
+
+    def everything(self) -> tuple[list[str], PassedOver]:
+        """Return the paths below the root of all images, the loose ones too, and what is passed over then."""
+        names = list(filter(is_image, self.loose))
+        for name in self.classes:
+            names += self.images(name)
+        total = self._total()
+        for name in self.loose:
+            if not is_image(name):
+                total.add(Reason.NO_IMAGE, name)
+        return names, total
+
+    def passed_over(self) -> PassedOver:
+        """Return what was passed over in the root and in the classes whose images were asked for."""
+        total = self._total()
+        for name in self.loose:
+            total.add(Reason.OUTSIDE, name)
+        return total
+
+    def _total(self) -> PassedOver:
+        total = PassedOver()
+        for part in self._passed.values():
+            total.update(part)
+        return total
+
+    def aside(self) -> str:
+        """Return what was passed over as the end of a message about what is missing; empty for nothing."""
+        texts = self.passed_over().texts()
+        return f" (passed over: {'; '.join(texts)})" if texts else ""
+
+    def notes(self) -> list[str]:
+        """Return a line on each thing that a person should know of the listing."""
+        found = self.passed_over().lines(self._root)
+        for alike in lookalikes(self.classes):
+            found.append(
+                f"{self._root}: classes {' and '.join(map(quoted, alike))} look the same, and count as several"
+            )
+        shared = defaultdict(list)
+        for name in self.classes:
+            shared[self._real[name]].append(name)
+        for group in filter(lambda names: len(names) > 1, shared.values()):
+            found.append(f"{self._root}: classes {shorten(group)} are links to one folder, and have the same images")
+        return found
+
+    def inner(self, name: str) -> list[str]:
+        """Return the names of the folders in a class that hold images, if all of its images lie in such."""
+        parts = [path.split(os.sep)[1:] for path in self.images(name)]
+        return sorted({part[0] for part in parts}) if all(len(part) > 1 for part in parts) else []
+
+
+def all_images(root: Path) -> tuple[list[str], list[str]]:
+    """Return the sorted paths below a folder of what a run would take for images, and lines on what is passed over.
+
+    root: holds train and val, or class folders. Images outside the class folders are taken too.
+
+    Raises OSError where a folder cannot be listed.
+    """
+    top = ClassFolders(root, always=SPLITS)
+    splits = [name for name in top.classes if name in SPLITS]
+    top.classes = [name for name in top.classes if name not in SPLITS]
+    names, passed = top.everything()
+    notes = passed.lines(root)
+    for split in splits:
+        below, passed = ClassFolders(root / split).everything()
+        names += [os.path.join(split, name) for name in below]
+        notes += passed.lines(root / split)
+    return sorted(names), notes
+
+
+def _images_below(root: str, below: str, passed: PassedOver, held: set[str], real: str) -> list[str]:
+    """Return the paths below `root` of the images in its folder `below`, sorted by folder and then by name.
+
+    passed: counts what is passed over. held: real paths of folders that are not to be visited. real: where the folder
+    really is.
+    """
+    seen = set(held)
+    found: list[tuple[str, list[str]]] = []
+    folders, links = [(below, real)], list[tuple[str, str]]()
+    while folders or links:  # links last: a folder is listed under its own name where it has one
+        below, real = folders.pop() if folders else links.pop(0)
+        if real in seen:
+            passed.add(Reason.LINKED, below)
+            continue
+        seen.add(real)
+        names = []
+        for entry in _sorted_entries(os.path.join(root, below)):
+            path = os.path.join(below, entry.name)
+            if is_left_behind(entry.name):
+                passed.add(Reason.LEFT_BEHIND, path)
+            elif _is_folder(entry):
+                inner, is_link = _where(entry, real)
+                (links if is_link else folders).append((path, inner))
+            elif is_image(entry.name):
+                names.append(path)
+            else:
+                passed.add(Reason.NO_IMAGE, path)
+        found.append((below, names))
+    return [path for _, names in sorted(found) for path in names]
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a file or folder of this name is what systems and programs leave among a user's images."""
+    return name.startswith(".") or name.casefold() in LEFT_BEHIND
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _sorted_entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as fault:
+        if fault.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
+
+
+def _where(entry: os.DirEntry[str], real: str) -> tuple[str, bool]:
+    """Return where a folder really is and whether it is a link; `real` is where the one that holds it is."""
+    if entry.is_symlink():
+        return os.path.realpath(entry.path), True
+    return os.path.join(real, entry.name), False
+
+
+def _with_all_above(folder: str) -> set[str]:
+    return {folder, *map(str, Path(folder).parents)}
