@@ -6,7 +6,7 @@ import pytest
 
 from toe_train.cli import tools, train
 
-LEFT = "passed over 1 that a system or a program left there: cat/@eaDir"
+LEFT = "passed over 1 file or folder that a system or a program left there: cat/@eaDir"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from toe_train.data import (
 )
 from toe_train.errors import UserError
 
+LEFT = "that a system or a program left there"
 FOLDERS_LEFT = ("@eaDir", "__MACOSX", "lost+found", ".ipynb_checkpoints", "$RECYCLE.BIN", "#recycle", "__pycache__")
 FILES_LEFT = ("._cat_0.JPEG", ".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png")
 
@@ -36,9 +37,7 @@ def test_folders_that_a_system_leaves_are_neither_classes_nor_hold_images(image_
         shutil.copy(train / "cat/cat_0.JPEG", train / place / name / inner)
     train_images, _ = open_datasets("image_folder", image_root)
     assert (train_images.classes, listed(train)) == (["bird", "cat", "dog"], before)
-    told = (
-        f"{train}: passed over 1 that a system or a program left there: {os.path.normpath(os.path.join(place, name))}"
-    )
+    told = f"{train}: passed over 1 file or folder {LEFT}: {os.path.normpath(os.path.join(place, name))}"
     assert train_images.notes() == [told]
     for sample in (64, None):
         found = examine("image_folder", image_root, sample)
@@ -52,7 +51,9 @@ def test_files_that_a_system_leaves_are_no_images(image_root, name, place):
     shutil.copy(image_root / "val/cat/cat_0.JPEG", image_root / "val" / place / name)
     assert listed(image_root / "val") == before
     (note,) = examine("image_folder", image_root).notes
-    assert note.endswith(f"passed over 1 that a system or a program left there: {os.path.normpath(f'{place}/{name}')}")
+    assert note.endswith(
+        f"passed over 1 file or folder that a system or a program left there: {os.path.normpath(f'{place}/{name}')}"
+    )
 
 
 def test_a_root_in_a_hidden_folder_is_the_users(image_root, tmp_path):
@@ -77,8 +78,8 @@ def test_a_class_of_nothing_but_what_is_passed_over_says_so(image_root):
     for path in (image_root / "train/cat").iterdir():
         path.rename(path.with_name(f"._{path.name}"))
     (fault,) = check_datasets("image_folder", image_root)
-    assert "hold no images: cat (passed over: 4 that a system or a program left there: cat/._cat_0.JPEG, " in fault
-    with pytest.raises(UserError, match=r"classes cat\. .*passed over: 4 that a system"):
+    assert f"hold no images: cat (passed over: 4 files and folders {LEFT}: cat/._cat_0.JPEG, " in fault
+    with pytest.raises(UserError, match=r"classes cat\. .*passed over: 4 files and folders that a system"):
         open_datasets("image_folder", image_root)
 
 

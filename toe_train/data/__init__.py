@@ -18,7 +18,7 @@ from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
 from toe_train.data.check import check_datasets, examine, require_healthy
-from toe_train.data.findings import Fault, Findings
+from toe_train.data.findings import ClassFound, Fault, Findings
 from toe_train.data.labels.files import (
     ALIGNMENTS,
     TokenLabelFiles,
@@ -45,7 +45,7 @@ from toe_train.data.sources.arrays import ArrayImages
 from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS
-from toe_train.data.sources.names import compare_classes, legible, shorten
+from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
 from toe_train.data.sources.opening import only_class, open_datasets
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
@@ -57,6 +57,7 @@ __all__ = [
     "SPLITS",
     "ArrayImages",
     "BatchLayout",
+    "ClassFound",
     "CleanErrors",
     "DrawView",
     "EvalSet",
@@ -87,6 +88,7 @@ __all__ = [
     "compare_classes",
     "derive_seed",
     "ending_in_pixels",
+    "escaped",
     "eval_loader",
     "eval_transform",
     "evaluation_indices",

@@ -42,7 +42,10 @@ LEFT_BEHIND = frozenset(
 class Reason(Enum):
     """Why something in an image folder is passed over; the value says it of one, and of several."""
 
-    LEFT_BEHIND = ("that a system or a program left there", "that a system or a program left there")
+    LEFT_BEHIND = (
+        "file or folder that a system or a program left there",
+        "files and folders that a system or a program left there",
+    )
     LINKED = ("link to a folder that is listed anyway", "links to folders that are listed anyway")
     NO_IMAGE = ("file whose suffix is no image's", "files whose suffix is no image's")
     OUTSIDE = ("file outside the class folders", "files outside the class folders")

@@ -25,8 +25,13 @@ def legible(name: str) -> str:
 
 def quoted(name: str) -> str:
     """Return a name in quotes, in which every character beyond ASCII is an escape; bytes that are no text as \\xNN."""
-    parts = (f"\\x{byte:02x}" if (byte := _byte(char)) is not None else ascii(char)[1:-1] for char in name)
-    return f"'{''.join(parts)}'"
+    return f"'{escaped(name)}'"
+
+
+def escaped(text: str) -> str:
+    """Return a text in ASCII: every other character is an escape, and so is one that is not printed."""
+    parts = (f"\\x{byte:02x}" if (byte := _byte(char)) is not None else ascii(char)[1:-1] for char in text)
+    return "".join(parts)
 
 
 def lookalikes(names: Iterable[str]) -> list[tuple[str, ...]]:
