@@ -52,6 +52,7 @@ def test_a_folder_takes_the_place_of_a_runs(doctor, image_root, of_run):
     [
         ([], "toe-tools doctor FOLDER, which holds train/ and val/, or --config FILE"),
         (["data.root=x"], "name it with --config FILE, or give a folder"),
+        ([""], "the folder's name is empty"),
         (["a", "b"], "a and b are given: leave out all but one"),
     ],
 )

@@ -117,6 +117,13 @@ def test_links_that_lead_to_each_other_end(image_root):
     assert str(train / "dog/self.png") in fault
 
 
+def test_a_pipe_is_no_image(image_root):
+    os.mkfifo(image_root / "train/cat/pipe.png")
+    found = examine("image_folder", image_root)
+    assert (found.faults, found.count("train")) == ([], 12)
+    assert found.notes == [f"{image_root / 'train'}: passed over 1 pipe, socket or device: cat/pipe.png"]
+
+
 def test_links_to_folders_elsewhere_are_followed(image_root, tmp_path):
     (image_root / "train/dog").rename(tmp_path / "dogs")
     (image_root / "train/dog").symlink_to(tmp_path / "dogs")

@@ -81,6 +81,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
 def _asked(options: argparse.Namespace) -> _Asked:
     folders = [text for text in options.overrides if "=" not in text or os.path.isdir(text)]
     overrides = [text for text in options.overrides if text not in folders]
+    if "" in folders:
+        raise UserError("the folder's name is empty: give the one that holds train/ and val/")
     if len(folders) > 1:
         raise UserError(
             f"doctor looks at one folder at a time, and {' and '.join(folders)} are given: leave out all but one"

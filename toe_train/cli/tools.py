@@ -11,8 +11,8 @@ from toe_train._version import __version__
 from toe_train.analysis.tables import plan_table
 from toe_train.build.evaluation import evaluate_checkpoint
 from toe_train.cli import bench, doctor, export, labels, pack, report, view
-from toe_train.cli.console import print_any_name
 from toe_train.cli.exits import guarded
+from toe_train.cli.printing import print_any_name
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.runs import checkpoints

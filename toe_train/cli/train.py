@@ -12,9 +12,9 @@ from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split, listing_notes
 from toe_train.build.lifecycle import begins, complete, dry_build, warnings
-from toe_train.cli.console import print_any_name
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
+from toe_train.cli.printing import print_any_name
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints

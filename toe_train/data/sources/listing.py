@@ -48,6 +48,7 @@ class Reason(Enum):
     )
     LINKED = ("link to a folder that is listed anyway", "links to folders that are listed anyway")
     NO_IMAGE = ("file whose suffix is no image's", "files whose suffix is no image's")
+    NO_FILE = ("pipe, socket or device", "pipes, sockets or devices")
     OUTSIDE = ("file outside the class folders", "files outside the class folders")
 
 
@@ -218,6 +219,8 @@ def _images_below(root: str, below: str, passed: PassedOver, held: set[str], rea
             elif _is_folder(entry):
                 inner, is_link = _where(entry, real)
                 (links if is_link else folders).append((path, inner))
+            elif not _is_file(entry):
+                passed.add(Reason.NO_FILE, path)
             elif is_image(entry.name):
                 names.append(path)
             else:
@@ -248,6 +251,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         if fault.errno == errno.ELOOP:  # a link to itself
             return False
         raise
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it can be opened without waiting for a writer; a link to nothing is a file that cannot be read."""
+    return entry.is_symlink() or entry.is_file()
 
 
 def _where(entry: os.DirEntry[str], real: str) -> tuple[str, bool]:

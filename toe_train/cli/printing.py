@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import sys
 
 from toe_train.data import escaped
@@ -15,8 +14,8 @@ def print_any_name() -> None:
     """From now on stdout and stderr show what they cannot encode as escapes, a byte that is no text as \\xNN."""
     codecs.register_error(HANDLER, _escape)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=HANDLER)
+        if reconfigure := getattr(stream, "reconfigure", None):  # not every stand-in for a console has it
+            reconfigure(errors=HANDLER)
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
