@@ -47,7 +47,7 @@ def test_labels_of_a_single_class_are_refused(image_root, tmp_path, capsys):
     (image_root / "moved").mkdir()
     (image_root / "train").rename(image_root / "moved/train")
     assert tools.main([*given, "--teacher", "resnet10t", "--teacher-weights", "random", "--nproc", "1"]) == 2
-    assert "which look like the classes (bird, cat, dog); move these up" in capsys.readouterr().err
+    assert "which look like the classes (bird, cat, dog); move these to" in capsys.readouterr().err
 
 
 def test_pack_says_it(with_thumbnails, tmp_path, capsys):

@@ -46,6 +46,10 @@ def test_root_one_level_too_deep(image_root):
     assert f"did you mean its parent, {image_root}?" in only_fault(image_root / "train")
 
 
+def test_root_one_level_too_high(image_root):
+    assert f"did you mean {image_root}?" in only_fault(image_root.parent)
+
+
 def test_flat_val(image_root):
     for path in list((image_root / "val").glob("*/*")):
         path.rename(image_root / "val" / path.name)

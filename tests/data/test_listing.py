@@ -155,17 +155,17 @@ def test_a_folder_that_cannot_be_listed_is_named(image_root, monkeypatch):
     ]
 
 
-def test_a_single_class_is_refused_with_the_likely_cause(image_root):
+@pytest.mark.parametrize("inner", ["images", "images/all"])
+def test_a_single_class_is_refused_with_the_likely_cause(image_root, inner):
     for split in ("train", "val"):
         (image_root / split).rename(image_root / "moved")
-        (image_root / split).mkdir()
-        (image_root / "moved").rename(image_root / split / "images")
+        (image_root / split / inner).parent.mkdir(parents=True)
+        (image_root / "moved").rename(image_root / split / inner)
     (fault,) = check_datasets("image_folder", image_root)
     train = image_root / "train"
     assert fault == (
         f"{train} holds a single class, images, and there is nothing to learn from one: its images lie in folders of "
-        f"their own, which look like the classes (bird, cat, dog); move these up a level, to {train / 'bird'} and so "
-        "on, in train and in val"
+        f"{train / inner}, which look like the classes (bird, cat, dog); move these to {train}, in train and in val"
     )
     for refuse in (open_datasets, require_healthy):
         with pytest.raises(UserError) as raised:
@@ -179,6 +179,10 @@ def test_a_single_class_without_folders_within_is_refused(image_root):
             shutil.rmtree(image_root / split / name)
     (fault,) = check_datasets("image_folder", image_root)
     assert "holds a single class, cat, and there is nothing to learn from one: put the images of each class" in fault
+    for split in ("train", "val"):
+        shutil.copytree(image_root / split / "cat", image_root / split / ".dog")
+    (fault,) = check_datasets("image_folder", image_root)
+    assert f"a single class, cat (passed over: 1 file or folder {LEFT}: .dog), and there" in fault
 
 
 def test_a_packed_copy_holds_what_a_run_would_read(image_root, tmp_path):

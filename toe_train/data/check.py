@@ -140,6 +140,9 @@ def _missing_splits(root: Path, missing: list[str]) -> str:
     )
     if all((root.parent / split).is_dir() for split in SPLITS):
         return f"{fault}: did you mean its parent, {root.parent}?"
+    inner = [entry for entry in root.iterdir() if all((entry / split).is_dir() for split in SPLITS)]
+    if inner:
+        return f"{fault}: did you mean {' or '.join(sorted(map(str, inner)))}?"
     present = shorten(sorted(entry.name for entry in root.iterdir() if not is_left_behind(entry.name))) or "nothing"
     return f"{fault} (it holds {present}): create or rename the folders"
 

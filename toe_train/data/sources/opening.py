@@ -40,11 +40,12 @@ def only_class(root: Path, classes: list[str]) -> str | None:
     """Return the fault of a folder with a single class, and what it likely comes from; None where there are more."""
     if len(classes) != 1:
         return None
-    (name,) = classes
-    fault = f"{root} holds a single class, {legible(name)}, and there is nothing to learn from one"
-    if inner := ClassFolders(root).inner(name):
+    (name,), listing = classes, ClassFolders(root)
+    fault = f"{root} holds a single class, {legible(name)}{listing.aside()}, and there is nothing to learn from one"
+    below, inner = listing.inner(name)
+    if inner:
         return (
-            f"{fault}: its images lie in folders of their own, which look like the classes ({shorten(inner)}); move "
-            f"these up a level, to {root / inner[0]} and so on, in train and in val"
+            f"{fault}: its images lie in folders of {root / below}, which look like the classes ({shorten(inner)}); "
+            f"move these to {root}, in train and in val"
         )
     return f"{fault}: put the images of each class into a folder of its own, {root / '<class>' / '<image>'}"
