@@ -45,6 +45,7 @@ def examine(
     try:
         _look_at_folder(Path(root).expanduser(), sample, progress, label_root, label_geometry, found)
     except PermissionError as fault:
+        found.classes.clear()  # a part of them would mislead
         found.add(f"{fault.filename} cannot be listed ({fault.strerror}): give this user the right to read it")
     return found
 
