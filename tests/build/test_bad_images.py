@@ -1,6 +1,7 @@
 """Unreadable images: the run ends and names them, or passes them over with everything else in its place."""
 
 import json
+import resource
 
 import pytest
 import torch
@@ -58,6 +59,22 @@ def test_skip_lists_them_and_goes_on(tiny, broken, tmp_path, workers):
     last = read_metrics(output / "metrics.jsonl", "epoch")[-1]
     assert (last["val_images"], last["skipped_images"]) == (11, 5)
     assert len(read_metrics(output / "metrics.jsonl", "step")) == 9 * 3  # 48 images: as many steps as with all of them
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_a_thin_image_takes_no_gigabytes(tiny, broken, tmp_path, on_error):
+    """1 x 65,000 pixels, in train and val: read and evaluated as any other."""
+    root, bad = broken
+    for path in bad:
+        Image.new("RGB", (16, 16)).save(path)
+    Image.new("RGB", (1, 65_000)).save(root / "val/cat/thin.png")
+    Image.new("RGB", (65_000, 1)).save(root / "train/dog/thin.png")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    more = [f"data.on_error={on_error}", "model.image_size=64", "evaluate.crop_pct=0.875", "epochs=1"]
+    assert main(arguments(tiny, root, tmp_path / "run", *more)) == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+    last = read_metrics(tmp_path / "run/metrics.jsonl", "epoch")[-1]
+    assert (last["val_images"], last["skipped_images"]) == (13, 0)
 
 
 def test_an_evaluation_that_skipped_too_much_is_not_the_best(tiny, broken, tmp_path, capsys):

@@ -119,7 +119,7 @@ def make_labels(
         std=teacher.std,
     )
     pin = here.device.type == "cuda"
-    batches = data.eval_loader(data.EvalSet(images, transform), todo, batch, workers, pin)
+    batches = data.eval_loader(data.EvalSet(images, data.cutting_thin_ones(transform)), todo, batch, workers, pin)
     model = teacher.model.to(here.device).eval()
     autocast = autocast_on(here.device, precision)
     left = iter(todo)

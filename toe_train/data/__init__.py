@@ -16,6 +16,7 @@ from toe_train.data.augmentation.device_augment import DrawView, Views, made
 from toe_train.data.augmentation.joint_transform import GEOMETRIES, JointTransform
 from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
+from toe_train.data.augmentation.thin import cutting_thin_ones
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
 from toe_train.data.check import check_datasets, require_healthy
 from toe_train.data.labels.files import (
@@ -79,6 +80,7 @@ __all__ = [
     "check_datasets",
     "collate",
     "compare_classes",
+    "cutting_thin_ones",
     "derive_seed",
     "ending_in_pixels",
     "eval_loader",

@@ -21,7 +21,7 @@ from toe_train.data.labels.record import record_fault
 from toe_train.data.sources.folder import compare_classes, shorten
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.opening import open_datasets
-from toe_train.errors import UserError
+from toe_train.errors import NoMemory, UserError
 
 SPLITS = ("train", "val")
 FAULTS_SHOWN = 10
@@ -206,7 +206,7 @@ def _fault_of_labels(files: TokenLabelFiles, item: tuple[Path, int]) -> str | No
 def _fault_of_image(path: Path) -> str | None:
     try:
         load_rgb(path)
-    except UserError as fault:
+    except (UserError, NoMemory) as fault:
         return str(fault)
     return None
 
