@@ -163,9 +163,9 @@ def loads_pairs(config: RunConfig, plan: EpochPlan) -> bool:
     return plan.loaded_size < config.model.image_size
 
 
-def build_skipped(config: RunConfig, path: Path) -> data.SkippedImages | None:
-    """Where images that cannot be read are listed; None where one ends the run."""
-    return data.SkippedImages(path, config.data.max_skipped) if config.data.on_error == "skip" else None
+def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedImages | None:
+    """Where images that cannot be read are listed by a process; None where one ends the run."""
+    return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
 def example_batch(config: RunConfig, task: Task, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:
