@@ -45,6 +45,11 @@ class Preempted(Reported, RuntimeError):
     """A run that a signal asked to stop and that saved its place. Exit code 75, for a scheduler to start it again."""
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is text, which can be written to a file; Python holds other bytes of a name as lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
 def of_system(error: OSError) -> UserError | RunFailed:
     """What a fault of the file system means: another path is to be named, or room or rights to be given."""
     wrong_path = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)

@@ -219,14 +219,14 @@ def test_an_unreadable_image_that_the_sample_missed_is_named_when_met(refused, f
 
 def test_the_doctor_finds_every_fault(run, folder):
     code, out, _ = run(*of(folder), command=lambda given: tools.main(["doctor", *given]))
-    assert (code, out) == (0, "healthy: 24 train and 6 val images in 2 classes\n")
+    assert code == 0
+    assert out.endswith("\nhealthy: 24 train and 6 val images in 2 classes\n")
     (folder / "train/cat/3.jpg").write_text("not an image")
     (folder / "train/dog/4.jpg").write_bytes(b"")
-    (folder / "train/dog/notes.doc").write_text("x")
     code, out, _ = run(*of(folder), command=lambda given: tools.main(["doctor", *given]))
     assert code == 2
-    assert out.startswith("3 faults in image_folder")
-    assert all(name in out for name in ("3.jpg", "4.jpg", "notes.doc"))
+    assert "2 images of 24 train and 6 val images in 2 classes cannot be read:" in out
+    assert all(name in out for name in ("3.jpg", "4.jpg"))
 
 
 def test_the_doctor_looks_at_token_labels_too(run, folder, tmp_path):
@@ -237,7 +237,9 @@ def test_the_doctor_looks_at_token_labels_too(run, folder, tmp_path):
     given = [*of(folder), f"token_labels.root={labels}", "augment.mixup=0", "augment.cutmix=0"]
     code, out, error = run(*given, command=lambda rest: tools.main(["doctor", *rest]))
     assert (code, error) == (0, "")
-    assert out == f"healthy: 24 train and 6 val images in 2 classes; token labels of all train images in {labels}\n"
+    assert out.endswith(
+        f"healthy: 24 train and 6 val images in 2 classes; token labels of all train images in {labels}\n"
+    )
     (labels / "cat/3.pt").unlink()
     (labels / "dog/4.pt").write_text("x")
     code, out, _ = run(*given, command=lambda rest: tools.main(["doctor", *rest]))

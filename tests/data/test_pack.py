@@ -138,7 +138,7 @@ def test_copies_whose_originals_are_gone_are_named(source, tmp_path, capsys):
     (source / "train/cat/tall.png").unlink()
     (source / "val/dog/wide.JPEG").rename(source / "val/dog/renamed.jpg")
     capsys.readouterr()
-    assert tools([*command, "--workers", "1"]) == 2
+    assert tools([*command, "--workers", "1"]) == 0  # it did its work
     out = capsys.readouterr().out
     assert "1 images written, 10 were there" in out
     assert "2 in the copy without an original; remove them:" in out
@@ -194,7 +194,7 @@ def test_killed_at_any_moment_it_leaves_whole_files_alone(tmp_path):
 def test_unreadable_images_are_named_and_the_others_packed(source, tmp_path, capsys):
     (source / "train/cat/wide.JPEG").write_bytes(b"broken")
     command = ["pack", "--images", str(source), "--output", str(tmp_path / "packed"), "--short-side", "32"]
-    assert tools([*command, "--workers", "1"]) == 2
+    assert tools([*command, "--workers", "1"]) == 0  # it did its work
     out = capsys.readouterr().out
     assert "11 images written, 0 were there" in out
     assert "1 left out:" in out
@@ -204,6 +204,14 @@ def test_unreadable_images_are_named_and_the_others_packed(source, tmp_path, cap
         "short_side": 32,
         "quality": 95,
     }
+
+
+def test_a_copy_without_an_image_is_no_success(source, tmp_path, capsys):
+    for path in source.rglob("*.*"):
+        path.write_bytes(b"broken")
+    command = ["pack", "--images", str(source), "--output", str(tmp_path / "packed"), "--workers", "1"]
+    assert tools(command) == 2
+    assert "12 left out:" in capsys.readouterr().out
 
 
 def test_what_cannot_be_packed(source, tmp_path):

@@ -75,7 +75,7 @@ def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> V
     transform = build_eval_transform(config)
     images = torch.stack([transform(data.load_rgb(path)) for path in paths])  # (B, 3, H, W)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
-    names = tuple(path.name for path in paths)
+    names = tuple(data.legible(path.name) for path in paths)
     # Of random initialisation, the same draws for every image and each time.
     noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))
     return Viewer(built, expansion, names, images, (images * std + mean).clamp(0, 1), noise)
@@ -178,7 +178,7 @@ def draw_kept(viewer: Viewer) -> Any:
             place.imshow(pictures[row].permute(1, 2, 0).numpy(), interpolation="nearest")
             place.set(xticks=[], yticks=[], title=title if row == 0 else "")
             if column == 0:
-                place.set_ylabel(viewer.names[row][:24], fontsize="small")
+                place.set_ylabel(viewer.names[row][:24], fontsize="small", parse_math=False)
     return figure
 
 
@@ -196,7 +196,7 @@ def draw_features(viewer: Viewer, sets: Sequence[Sequence[TokenSets]]) -> Any:
             place.scatter(*found.reduced.T, s=9, color="tab:red", label=label)
             place.set(xticks=[], yticks=[], title=f"block {found.block}" if row == 0 else "")
             place.legend(fontsize="x-small", loc="upper right")
-        axes[row, 0].set_ylabel(viewer.names[row][:24], fontsize="small")
+        axes[row, 0].set_ylabel(viewer.names[row][:24], fontsize="small", parse_math=False)
     return figure
 
 

@@ -37,11 +37,21 @@ def check_data(config: RunConfig) -> None:
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
-    """Train and val images, listed by the main process and handed to the others; all call it together."""
+    """Train and val images, listed by the main process and handed to the others; all call it together.
+
+    What was passed over is said.
+    """
     images = processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
     for source in images:
         processes.together(source.require_here)
+    for line in listing_notes(images) if processes.is_main else []:
+        print(line)
     return images
+
+
+def listing_notes(images: Images) -> list[str]:
+    """What was passed over when the images were listed, in words."""
+    return [f"note: {line}" for source in images for line in source.notes()]
 
 
 def batch_layout(config: RunConfig, world_size: int, largest: int | None = None) -> data.BatchLayout:

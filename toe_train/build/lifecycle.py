@@ -176,7 +176,7 @@ def open_run(
     here.main_only(lambda: check_data(config))
     images = open_images(config, here)
     if resume == "never" and here.from_main(folder.holds_a_run):  # which is not set aside for one that cannot be
-        here.main_only(lambda: dry_build(config, here.world_size, images[0], begins=True))
+        here.main_only(lambda: dry_build(config, here.world_size, images, begins=True))
     stop.leave(here, "in start-up")
     here.main_only(lambda: _open_folder(folder, resume))
     limits = _fit_to_memory(config, folder, here, len(images[0].classes))
@@ -205,17 +205,16 @@ def begins(folder: RunFolder, resume: str) -> bool:
     return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
-def dry_build(
-    config: RunConfig, world_size: int, train_images: data.ImageSource | None = None, *, begins: bool
-) -> list[str]:
-    """Builds what can be wrong, for `world_size` processes, its initial weights where it `begins`; the class names.
+def dry_build(config: RunConfig, world_size: int, images: Images | None = None, *, begins: bool) -> Images:
+    """Builds what can be wrong, for `world_size` processes, its initial weights where it `begins`; the images.
 
     Raises:
         UserError: what is.
     """
-    if train_images is None:
+    if images is None:
         check_data(config)
-        train_images, _ = data.open_datasets(config.data.kind, config.data.root)
+        images = data.open_datasets(config.data.kind, config.data.root)
+    train_images, _ = images
     data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     num_classes = len(train_images.classes)
     alone = Processes(0, world_size, torch.device("cpu"))
@@ -230,7 +229,7 @@ def dry_build(
         if begins:
             load_initial(config, built)
         build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
-    return train_images.classes
+    return images
 
 
 def warnings(config: RunConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toe_train.data import shorten
 from toe_train.errors import UserError
 from toe_train.recipes import differences, essential
 from toe_train.runs.checkpoints import Checkpoints, keep
@@ -153,9 +154,9 @@ def _class_difference(saved: list[str], now: list[str]) -> str:
     gone, new = [c for c in saved if c not in set(now)], [c for c in now if c not in set(saved)]
     parts = [f"{len(saved)} in the checkpoint, {len(now)} in the data set"]
     if gone:
-        parts.append(f"missing now: {', '.join(gone[:5])}{' ...' if len(gone) > 5 else ''}")
+        parts.append(f"missing now: {shorten(gone)}")
     if new:
-        parts.append(f"unknown to it: {', '.join(new[:5])}{' ...' if len(new) > 5 else ''}")
+        parts.append(f"unknown to it: {shorten(new)}")
     if not gone and not new:
         parts.append("the same names in another order")
     return "; ".join(parts) + ". Point data.root at the data set that it was trained on"

@@ -9,7 +9,7 @@ from pathlib import Path
 from toe_train.analysis.label_maker import make_labels
 from toe_train.analysis.teacher import open_teacher
 from toe_train.cli.launch import launch, process_count, under_torchrun
-from toe_train.data import FolderImages
+from toe_train.data import FolderImages, only_class
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
@@ -59,6 +59,10 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     with processes() as here:
         images = here.from_main(lambda: FolderImages(Path(options.images)))
         here.together(images.require_here)
+        if fault := only_class(images.root, images.classes):
+            raise UserError(fault)
+        for line in images.notes() if here.is_main else []:
+            print(f"note: {line}")
         teacher = here.together(
             lambda: open_teacher(options.teacher, options.teacher_weights, options.image_size, images.classes)
         )

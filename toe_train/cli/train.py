@@ -10,10 +10,11 @@ from pathlib import Path
 from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
-from toe_train.build.inputs import batch_layout, describe_split
+from toe_train.build.inputs import batch_layout, describe_split, listing_notes
 from toe_train.build.lifecycle import begins, complete, dry_build, warnings
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
+from toe_train.cli.printing import print_any_name
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
@@ -32,6 +33,7 @@ HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, or one of `exits`."""
+    print_any_name()
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(given)
     folder = RunFolder(_output(options))
@@ -115,12 +117,13 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
 
 
 def _dry_run(config: RunConfig, world_size: int, anew: bool) -> int:
-    classes = dry_build(config, world_size, begins=anew)
+    images = dry_build(config, world_size, begins=anew)
     print(dump_config(config))
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
-    print(plan_table(config, len(classes)))
-    print("\n".join(warnings(config)), end="\n" if warnings(config) else "")
+    print(plan_table(config, len(images[0].classes)))
+    for line in [*listing_notes(images), *warnings(config)]:
+        print(line)
     return 0
 
 

@@ -6,7 +6,7 @@ order/         which image stands at which place of a run, and the rule that eve
 labels/        what a teacher saw in each part of an image, in files
 sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
-check.py       a tool: is the data healthy?
+check.py       a tool: is the data healthy? findings.py: what it finds
 pack.py        a tool: a smaller copy of an image folder
 
 Other packages import from this one and not from its files.
@@ -18,7 +18,8 @@ from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.augmentation.thin import cutting_thin_ones
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
-from toe_train.data.check import check_datasets, require_healthy
+from toe_train.data.check import check_datasets, examine, require_healthy
+from toe_train.data.findings import ClassFound, Fault, Findings
 from toe_train.data.labels.files import (
     ALIGNMENTS,
     TokenLabelFiles,
@@ -42,9 +43,11 @@ from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
-from toe_train.data.sources.folder import FolderImages, compare_classes, shorten
+from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.opening import open_datasets
+from toe_train.data.sources.listing import SPLITS
+from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
+from toe_train.data.sources.opening import only_class, open_datasets
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
 
@@ -52,11 +55,15 @@ __all__ = [
     "ALIGNMENTS",
     "GEOMETRIES",
     "NOT_COUNTED",
+    "SPLITS",
     "ArrayImages",
     "BatchLayout",
+    "ClassFound",
     "CleanErrors",
     "DrawView",
     "EvalSet",
+    "Fault",
+    "Findings",
     "FolderImages",
     "GlobalOrder",
     "ImageSource",
@@ -83,15 +90,19 @@ __all__ = [
     "cutting_thin_ones",
     "derive_seed",
     "ending_in_pixels",
+    "escaped",
     "eval_loader",
     "eval_transform",
     "evaluation_indices",
+    "examine",
     "generator",
     "label_name",
+    "legible",
     "load_rgb",
     "low_frequency_crop",
     "made",
     "normalized",
+    "only_class",
     "open_datasets",
     "pack_images",
     "read_token_labels",

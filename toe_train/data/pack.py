@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from toe_train.data.sources.images import load_rgb
+from toe_train.data.sources.listing import all_images
 from toe_train.errors import RunFailed, UserError, of_system
 
 RECORD = "pack.json"
@@ -48,12 +48,14 @@ class Packed:
         found: images that were there already.
         faults: a message for each image that is left out.
         strays: paths of images in the copy that have no original.
+        notes: a line on each thing that was passed over.
     """
 
     written: int
     found: int
     faults: list[str]
     strays: list[str]
+    notes: list[str]
 
 
 def pack_images(source: Path, output: Path, packing: Packing, workers: int, progress: bool = False) -> Packed:
@@ -77,9 +79,10 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
         RunFailed: the disk does not take a file, or a process is killed.
     """
     _check(source, output, packing, workers)
-    names = sorted(_images_below(source))
+    names, notes = all_images(source)
     if not names:
-        raise UserError(f"{source} holds no images ({', '.join(IMG_EXTENSIONS)}): give the folder above them")
+        told = f"; {'; '.join(notes)}" if notes else ""
+        raise UserError(f"{source} holds no images ({', '.join(IMG_EXTENSIONS)}){told}: give the folder above them")
     uses = Counter(map(_packed_name, names))
     if shared := [name for name in names if uses[_packed_name(name)] > 1]:
         raise UserError(
@@ -93,12 +96,12 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
             for new, fault in tqdm(results, total=len(names), desc="packing", unit="image", disable=not progress):
                 written += new
                 faults += [fault] if fault else []
-        strays = [str(output / name) for name in sorted(_images_below(output)) if name not in uses]
+        strays = [str(output / name) for name in all_images(output)[0] if name not in uses]
     except OSError as error:
         raise of_system(error) from None
     except BrokenProcessPool:
         raise RunFailed("a process was killed, perhaps for want of memory; use fewer --workers to continue") from None
-    return Packed(written, len(names) - written - len(faults), faults, strays)
+    return Packed(written, len(names) - written - len(faults), faults, strays, notes)
 
 
 def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
@@ -145,14 +148,6 @@ def _prepare(source: Path, output: Path, packing: Packing) -> None:
         raise UserError(f"--output {output} holds files that no packing made; name a new folder")
     output.mkdir(parents=True, exist_ok=True)
     _write(record, json.dumps({"source": str(source.resolve()), **asdict(packing)}).encode())
-
-
-def _images_below(root: Path) -> Iterator[str]:
-    """Paths below `root` of all files that an image folder takes for images."""
-    for folder, _, files in os.walk(root, followlinks=True):
-        for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS):
-                yield str(Path(folder, name).relative_to(root))
 
 
 def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool, str | None]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from toe_train.errors import UserError
+from toe_train.errors import UserError, is_text
 from toe_train.recipes.schema import RunConfig, section_of
 
 
@@ -122,6 +122,11 @@ def _apply(override: str, values: dict[str, Any]) -> None:
     path = key.strip().split(".")
     if not separator or not all(path):
         raise UserError(f"override {override!r} must have the form KEY=VALUE with a dotted path, e.g. optim.lr=1e-3")
+    if not is_text(override):
+        raise UserError(
+            f"override '{override}' holds bytes that are no text, and a configuration is text: rename the file or "
+            "folder, or give a link to it (ln -s)"
+        )
     if path == ["extends"]:
         raise UserError("extends= cannot be overridden on the command line; name another file with --config")
     try:

@@ -17,7 +17,7 @@ from timm import __version__ as timm_version
 from torchvision import __version__ as torchvision_version
 
 from toe_train._version import __version__
-from toe_train.errors import UserError
+from toe_train.errors import UserError, is_text
 
 
 class RunFolder:
@@ -38,8 +38,13 @@ class RunFolder:
         """Makes the folder.
 
         Raises:
-            UserError: it cannot be made or written to.
+            UserError: it cannot be made or written to, or its name is no text.
         """
+        if not is_text(str(self.root)):
+            raise UserError(
+                f"run folder {self.root}: its path holds bytes that are no text, which TensorBoard does not take; "
+                "choose another with --output DIR"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / ".writable"
@@ -94,8 +99,13 @@ class RunFolder:
             text: of the configuration, in YAML.
             started: see `provenance`.
         """
-        header = "".join(f"# {key}: {value}\n" for key, value in started.items())
-        self.config.write_text(header + text, encoding="utf-8")
+        header = "".join(_comment(f"{key}: {value}") for key, value in started.items())
+        self.config.write_text(header + text, encoding="utf-8", errors="backslashreplace")
+
+
+def _comment(text: str) -> str:
+    """YAML comments that say `text`, a line each."""
+    return "".join(f"# {line}\n" for line in text.splitlines())
 
 
 def provenance(arguments: list[str], program: str = "toe-train") -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from toe_train.data.sources.folder import compare_classes
+from toe_train.data.sources.names import compare_classes
 from toe_train.errors import UserError
 
 NAME = "labels.json"

@@ -36,6 +36,14 @@ class ArrayImages:
     def require_here(self) -> None:
         """They are in memory."""
 
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        return [int(count) for count in np.bincount(self._labels, minlength=len(self.classes))]
+
+    def notes(self) -> list[str]:
+        """Nothing is passed over."""
+        return []
+
     def digest(self) -> str:
         """Return the SHA-256 of the pixels and labels; it is summed up once."""
         if self._digest is None:

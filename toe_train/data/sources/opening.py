@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
-from toe_train.data.sources.folder import FolderImages, compare_classes
+from toe_train.data.sources.folder import FolderImages
+from toe_train.data.sources.listing import ClassFolders
+from toe_train.data.sources.names import compare_classes, legible, shorten
 from toe_train.data.sources.source import ImageSource
 from toe_train.errors import UserError
 
@@ -17,7 +19,7 @@ def open_datasets(kind: str, root: str | Path | None, download: bool = False) ->
     under root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of
     8 x 8 pixels that come with scikit-learn; root is not used).
 
-    Raises UserError where the data is missing, damaged or inconsistent.
+    Raises UserError where the data is missing, damaged or inconsistent, or has a single class.
     """
     if kind == "digits":
         return open_digits()
@@ -27,7 +29,23 @@ def open_datasets(kind: str, root: str | Path | None, download: bool = False) ->
         raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
     if kind == "image_folder":
         train, val = FolderImages(Path(root) / "train"), FolderImages(Path(root) / "val")
-        if fault := compare_classes(train.classes, val.classes):
+        fault = compare_classes(train.classes, val.classes) or only_class(train.root, train.classes)
+        if fault:
             raise UserError(fault)
         return train, val
     return open_cifar(kind, Path(root), download)
+
+
+def only_class(root: Path, classes: list[str]) -> str | None:
+    """Return the fault of a folder with a single class, and what it likely comes from; None where there are more."""
+    if len(classes) != 1:
+        return None
+    (name,), listing = classes, ClassFolders(root)
+    fault = f"{root} holds a single class, {legible(name)}{listing.aside()}, and there is nothing to learn from one"
+    below, inner = listing.inner(name)
+    if inner:
+        return (
+            f"{fault}: its images lie in folders of {root / below}, which look like the classes ({shorten(inner)}); "
+            f"move these to {root}, in train and in val"
+        )
+    return f"{fault}: put the images of each class into a folder of its own, {root / '<class>' / '<image>'}"

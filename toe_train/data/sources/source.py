@@ -22,6 +22,14 @@ class ImageSource(Protocol):
         """Raise UserError where the images cannot be read on this machine, though another one listed them."""
         ...
 
+    def counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        ...
+
+    def notes(self) -> list[str]:
+        """Return a line on each thing that a person should know: what was passed over when they were listed."""
+        ...
+
     def digest(self) -> str:
         """Sum up which images stand in which order under which labels; the same wherever the data set lies."""
         ...
