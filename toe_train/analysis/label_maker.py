@@ -104,7 +104,9 @@ def make_labels(
             f"{len(images.classes)} classes: label files hold ids as float16, up to {LARGEST_EXACT} classes"
         )
     paths = _label_paths(images, output)
-    record = LabelRecord(teacher.name, teacher.weights, teacher.image_size, geometry, images.classes)
+    record = LabelRecord(
+        teacher.name, teacher.weights, teacher.image_size, geometry, images.classes, images.exif_orientation
+    )
     here.main_only(lambda: _prepare(output, record))
     share = data.evaluation_indices(len(images), here.rank, here.world_size)
     shown = progress and here.is_main

@@ -34,6 +34,8 @@ def check_data(config: RunConfig) -> None:
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
     )
+    if labels:
+        data.require_same_orientation(Path(labels.root), section.exif_orientation)
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
@@ -41,7 +43,10 @@ def open_images(config: RunConfig, processes: Processes) -> Images:
 
     What was passed over is said.
     """
-    images = processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
+    section = config.data
+    images = processes.from_main(
+        lambda: data.open_datasets(section.kind, section.root, exif_orientation=section.exif_orientation)
+    )
     for source in images:
         processes.together(source.require_here)
     for line in listing_notes(images) if processes.is_main else []:

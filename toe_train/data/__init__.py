@@ -28,7 +28,7 @@ from toe_train.data.labels.files import (
     label_name,
     read_token_labels,
 )
-from toe_train.data.labels.record import LabelRecord
+from toe_train.data.labels.record import LabelRecord, require_same_orientation
 from toe_train.data.loaders import CleanErrors, WorkerGone, eval_loader, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
@@ -107,6 +107,7 @@ __all__ = [
     "pack_images",
     "read_token_labels",
     "require_healthy",
+    "require_same_orientation",
     "seeded",
     "shorten",
     "split_batch",

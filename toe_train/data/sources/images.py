@@ -6,15 +6,16 @@ from pathlib import Path
 from PIL import Image
 
 from toe_train.data.sources.depth import to_rgb
+from toe_train.data.sources.orientation import ExifOrientation, orientation, turned
 from toe_train.errors import NoMemory, UserError
 
 
-def load_rgb(path: str | Path) -> Image.Image:
+def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> Image.Image:
     """Read a file as a PIL RGB image: greyscale, CMYK, palette, transparent and 16-bit ones too.
 
-    What has more than 8 bits a channel is brought to 8 by the rules of `depth.to_rgb`. Transparency is dropped and EXIF
-    orientation ignored, as in torchvision's loader and so in DeiT. Pillow's warnings (damaged EXIF, palette
-    transparency) do not reach the console.
+    What has more than 8 bits a channel is brought to 8 by the rules of `depth.to_rgb`. Transparency is dropped, as
+    in torchvision's loader and so in DeiT, which ignore the EXIF orientation too; "apply" turns by it. Pillow's
+    warnings (damaged EXIF, palette transparency) do not reach the console.
 
     Raises UserError naming the file where it cannot be opened, decoded or brought to 8 bits; NoMemory likewise.
     """
@@ -22,7 +23,9 @@ def load_rgb(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return to_rgb(image)
+                if exif_orientation == "ignore":
+                    return to_rgb(image)
+                return turned(to_rgb(image), orientation(image))
     except MemoryError:
         raise NoMemory(f"the memory does not hold {path} as an image") from None
     except Exception as fault:  # on broken bytes Pillow's decoders raise nearly any kind
