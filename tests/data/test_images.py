@@ -205,3 +205,9 @@ def test_broken_files_are_named(tmp_path, content, reason):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read as an image \(.*No such file"):
         load_rgb(tmp_path / "gone.jpg")
+
+
+def test_a_heic_file_under_another_name_is_said_to_be_one(tmp_path):
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(UserError, match=r"phone\.jpg cannot be read as an image \(it is of the kind HEIC.*convert it"):
+        load_rgb(tmp_path / "phone.jpg")

@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from toe_train.data.sources.depth import to_rgb
+from toe_train.data.sources.formats import TO_JPEG, kind_inside
 from toe_train.data.sources.orientation import ExifOrientation, orientation, turned
 from toe_train.errors import NoMemory, UserError
 
@@ -30,6 +31,8 @@ def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> 
         raise NoMemory(f"the memory does not hold {path} as an image") from None
     except Exception as fault:  # on broken bytes Pillow's decoders raise nearly any kind
         reason = str(fault).replace(repr(str(path)), "").strip() or type(fault).__name__
+        if kind := kind_inside(path):
+            reason = f"it is of the kind {kind}, whatever its name; convert it: {TO_JPEG}"
         raise UserError(
             f"{path} cannot be read as an image ({reason}): replace or remove the file; "
             "`toe-tools doctor --config FILE` lists every such file"
