@@ -123,12 +123,11 @@ def make_labels(
     pin = here.device.type == "cuda"
     batches = data.eval_loader(data.EvalSet(images, data.cutting_thin_ones(transform)), todo, batch, workers, pin)
     model = teacher.model.to(here.device).eval()
-    autocast = autocast_on(here.device, precision)
     left = iter(todo)
     bar = tqdm(desc="making labels", unit="file", total=len(todo), disable=not shown)
     with torch.inference_mode(), batches.watching(), bar:
         for pictures, _ in batches:
-            with autocast:
+            with autocast_on(here.device, precision):
                 logits = dense_logits(model, pictures.to(here.device, non_blocking=True))
             for labels in label_tensors(logits).cpu():
                 index = next(left)
