@@ -30,6 +30,13 @@ class RunFailed(Reported, RuntimeError):
     """A run that cannot go on (a loss that is not finite, say): the message tells what is left on disk. Exit code 3."""
 
 
+class NoMemory(RunFailed):
+    """The memory does not hold an image or its labels; a run that passes over unreadable ones passes over it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, then="give the process more, or make the file smaller")
+
+
 class Interrupted(RunFailed):
     """A run that the same command takes up again: another process is gone, or it needs less memory. Exit code 4."""
 

@@ -325,6 +325,32 @@ def test_a_process_that_fails_alone_says_so(monkeypatch, capsys):
     assert "No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text", ["", "Caught MemoryError in DataLoader worker process 0.\nTraceback\nMemoryError: 9 GiB"]
+)
+def test_full_memory_is_said_in_a_line(capsys, text):
+    def failing():
+        raise MemoryError(text)
+
+    assert guarded(failing) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("run failed: the machine's memory is full")
+    assert error.count("\n") == 1
+    assert ("9 GiB" in error) == bool(text)
+    assert "then the same command continues" in error
+
+
+def test_an_image_that_the_memory_does_not_hold(run, folder, monkeypatch):
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr("toe_train.data.sources.images.to_rgb", full)
+    code, out, error = run(*of(folder), "data.check_sample=0", "data.workers=1")
+    assert (code, error.count("\n")) == (3, 1), out + error
+    assert "run failed: the memory does not hold " in error
+    assert ".jpg as an image; give the process more" in error
+
+
 @pytest.mark.parametrize(("fault", "code"), [(Interrupted, 4), (RanOut, 4), (RunFailed, 3), (UserError, 2)])
 def test_exit_codes(fault, code, capsys):
     def failing():

@@ -1,6 +1,7 @@
 """Files as they lie about in real data sets: each loads as RGB, in silence, or is named."""
 
 import io
+import pickle
 import subprocess
 import sys
 import warnings
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from toe_train.data import load_rgb
-from toe_train.errors import UserError
+from toe_train.errors import NoMemory, UserError
 
 RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))  # 64 x 64, left black, right nearly white
 
@@ -67,6 +68,68 @@ def test_thirty_two_bit_integers(tmp_path, load):
     Image.fromarray(RAMP.astype(np.int32) * 257).save(tmp_path / "deep.tif")
     assert Image.open(tmp_path / "deep.tif").mode == "I"
     assert np.array_equal(load(tmp_path / "deep.tif")[..., 0], RAMP)
+
+
+def test_thirty_two_bit_integers_of_a_byte(tmp_path, load):
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "byte.tif")
+    assert np.array_equal(load(tmp_path / "byte.tif")[..., 0], RAMP)
+
+
+def test_a_dark_image_of_16_bits_stays_dark(tmp_path, load):
+    """Pillow opens it in the mode of 32 bits."""
+    dark = np.full((8, 8), 200, np.int32)
+    Image.fromarray(dark).save(tmp_path / "dark.pgm")
+    assert Image.open(tmp_path / "dark.pgm").mode == "I"
+    assert load(tmp_path / "dark.pgm").max() == 0
+    Image.fromarray(dark.astype(np.uint16)).save(tmp_path / "dark.tif")
+    assert load(tmp_path / "dark.tif").max() == 0
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_floats(tmp_path, load, scale):
+    """Of 0..1 and of 0..255; rounded, not cut off."""
+    values = (RAMP / np.float32(255) if scale == 1 else RAMP + np.float32(0.4)).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    assert np.array_equal(load(tmp_path / "float.tif"), np.repeat(RAMP[..., None], 3, axis=-1))
+    assert load(tmp_path / "float.tif").max() == RAMP.max()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.array([[0, 70_000]], np.int32), "0 .. 70000, and integers must lie in 0..65535"),
+        (np.array([[-5, 70]], np.int32), "-5 .. 70, and integers"),
+        (np.array([[-5, 70]], np.int16), "-5 .. 70, and integers"),
+        (np.array([[0, 300]], np.float32), "0 .. 300, and floats must lie in 0..1 or 0..255"),
+        (np.array([[-0.1, 1]], np.float32), "-0.1 .. 1, and floats"),
+        (np.array([[0.5, np.nan]], np.float32), "nan .. nan, and floats"),
+        (np.array([[0, np.inf]], np.float32), "0 .. inf, and floats"),
+    ],
+    ids=["above 16 bits", "negative", "negative 16 bits", "floats above 255", "negative floats", "nan", "infinite"],
+)
+def test_values_that_no_rule_is_right_for_are_refused(tmp_path, values, said):
+    if values.dtype == np.int16:  # which Pillow reads, and does not write
+        image = Image.fromarray(values.view(np.uint16))
+        image.save(tmp_path / "odd.tif", tiffinfo={339: 2})
+    else:
+        Image.fromarray(values).save(tmp_path / "odd.tif")
+    with pytest.raises(UserError) as fault:
+        load_rgb(tmp_path / "odd.tif")
+    assert str(fault.value).startswith(f"{tmp_path / 'odd.tif'} cannot be read as an image (its values are {said}")
+
+
+def test_an_image_that_the_memory_does_not_hold_is_named(tmp_path, monkeypatch):
+    Image.fromarray(RAMP).save(tmp_path / "large.png")
+
+    def full(image):
+        raise MemoryError
+
+    monkeypatch.setattr("toe_train.data.sources.images.to_rgb", full)
+    with pytest.raises(NoMemory, match=r"does not hold .*large\.png") as fault:
+        load_rgb(tmp_path / "large.png")
+    assert "; give" not in str(fault.value)
+    assert fault.value.told("it").endswith("; give the process more, or make the file smaller")
+    assert str(pickle.loads(pickle.dumps(fault.value))) == str(fault.value)  # as a process sends it
 
 
 def test_one_bit(tmp_path, load):
@@ -142,3 +205,9 @@ def test_broken_files_are_named(tmp_path, content, reason):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read as an image \(.*No such file"):
         load_rgb(tmp_path / "gone.jpg")
+
+
+def test_a_heic_file_under_another_name_is_said_to_be_one(tmp_path):
+    (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    with pytest.raises(UserError, match=r"phone\.jpg cannot be read as an image \(it is of the kind HEIC.*convert it"):
+        load_rgb(tmp_path / "phone.jpg")

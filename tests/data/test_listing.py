@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from toe_train.cli.tools import main as tools
 from toe_train.data import (
     FolderImages,
     Packing,
@@ -221,3 +222,24 @@ def test_images_outside_class_folders_are_packed(image_root, tmp_path):
     packed = pack_images(image_root / "val", tmp_path / "packed", Packing(16, 95), workers=1)
     known = "1 file whose suffix is no image's (known are .jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp): LICENSE"
     assert (packed.written, packed.notes) == (6, [f"{image_root / 'val'}: passed over {known}"])
+
+
+def test_images_of_kinds_that_are_not_read_are_counted_with_the_way_to_convert(image_root, capsys):
+    for number, name in enumerate(("a.heic", "b.HEIC", "c.avif", "d.gif", "e.jfif")):
+        (image_root / "train" / ("cat" if number % 2 else "dog") / name).write_bytes(b"")
+    (image_root / "train" / "cat" / "notes.txt").write_text("")
+    renamed, converted, other = FolderImages(image_root / "train").notes()
+    assert "passed over 1 JPEG whose suffix is not read, to be renamed to .jpg: dog/e.jfif" in renamed
+    assert "passed over 4 images of kinds that are not read, to be converted (`magick mogrify -format jpg" in converted
+    assert "a.heic" in converted
+    assert "notes.txt" in other
+    assert tools(["doctor", str(image_root)]) == 0
+    assert converted in capsys.readouterr().out
+
+
+def test_a_class_of_such_images_alone_says_so(image_root):
+    for path in (image_root / "train" / "cat").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    (fault, *_) = check_datasets("image_folder", image_root)
+    assert "hold no images" in fault
+    assert "4 images of kinds that are not read, to be converted" in fault

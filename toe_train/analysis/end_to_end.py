@@ -142,7 +142,7 @@ def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device
 def _trained(
     config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device, skipped: data.SkippedImages | None
 ) -> PartSpeed:
-    images, _ = data.open_datasets(config.data.kind, config.data.root)
+    images, _ = data.open_datasets(config.data.kind, config.data.root, exif_orientation=config.data.exif_orientation)
     layout = batch_layout(config, 1)
     built = build_model(config, len(images.classes), plan.image_size)
     built.model.to(device).train()

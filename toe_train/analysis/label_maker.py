@@ -104,7 +104,9 @@ def make_labels(
             f"{len(images.classes)} classes: label files hold ids as float16, up to {LARGEST_EXACT} classes"
         )
     paths = _label_paths(images, output)
-    record = LabelRecord(teacher.name, teacher.weights, teacher.image_size, geometry, images.classes)
+    record = LabelRecord(
+        teacher.name, teacher.weights, teacher.image_size, geometry, images.classes, images.exif_orientation
+    )
     here.main_only(lambda: _prepare(output, record))
     share = data.evaluation_indices(len(images), here.rank, here.world_size)
     shown = progress and here.is_main
@@ -119,14 +121,13 @@ def make_labels(
         std=teacher.std,
     )
     pin = here.device.type == "cuda"
-    batches = data.eval_loader(data.EvalSet(images, transform), todo, batch, workers, pin)
+    batches = data.eval_loader(data.EvalSet(images, data.cutting_thin_ones(transform)), todo, batch, workers, pin)
     model = teacher.model.to(here.device).eval()
-    autocast = autocast_on(here.device, precision)
     left = iter(todo)
     bar = tqdm(desc="making labels", unit="file", total=len(todo), disable=not shown)
     with torch.inference_mode(), batches.watching(), bar:
         for pictures, _ in batches:
-            with autocast:
+            with autocast_on(here.device, precision):
                 logits = dense_logits(model, pictures.to(here.device, non_blocking=True))
             for labels in label_tensors(logits).cpu():
                 index = next(left)

@@ -123,7 +123,7 @@ def benchmark_loader(config: RunConfig, rounds: int, device: torch.device) -> Lo
 
 
 def _own_batches(config: RunConfig, batch: int, workers: int) -> Iterator[Any]:
-    images, _ = data.open_datasets(config.data.kind, config.data.root)
+    images, _ = data.open_datasets(config.data.kind, config.data.root, exif_orientation=config.data.exif_orientation)
     layout = batch_layout(config, 1)
     assert layout.micro_batch == batch, (layout, batch)
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)

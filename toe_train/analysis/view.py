@@ -73,7 +73,9 @@ def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> V
     built.model.eval()
     expansion.remember_owner = True
     transform = build_eval_transform(config)
-    images = torch.stack([transform(data.load_rgb(path)) for path in paths])  # (B, 3, H, W)
+    images = torch.stack(
+        [transform(data.load_rgb(path, config.data.exif_orientation)) for path in paths]
+    )  # (B, 3, H, W)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
     names = tuple(data.legible(path.name) for path in paths)
     # Of random initialisation, the same draws for every image and each time.

@@ -34,6 +34,8 @@ def check_data(config: RunConfig) -> None:
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
     )
+    if labels:
+        data.require_same_orientation(Path(labels.root), section.exif_orientation)
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
@@ -41,7 +43,10 @@ def open_images(config: RunConfig, processes: Processes) -> Images:
 
     What was passed over is said.
     """
-    images = processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
+    section = config.data
+    images = processes.from_main(
+        lambda: data.open_datasets(section.kind, section.root, exif_orientation=section.exif_orientation)
+    )
     for source in images:
         processes.together(source.require_here)
     for line in listing_notes(images) if processes.is_main else []:
@@ -173,9 +178,9 @@ def loads_pairs(config: RunConfig, plan: EpochPlan) -> bool:
     return plan.loaded_size < config.model.image_size
 
 
-def build_skipped(config: RunConfig, path: Path) -> data.SkippedImages | None:
-    """Where images that cannot be read are listed; None where one ends the run."""
-    return data.SkippedImages(path, config.data.max_skipped) if config.data.on_error == "skip" else None
+def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedImages | None:
+    """Where images that cannot be read are listed by a process; None where one ends the run."""
+    return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
 def example_batch(config: RunConfig, task: Task, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:

@@ -79,7 +79,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     step = build_step(now, built, task, layout, processes, plan.image_size)
     stages = {other.stage: None for other in plans[plan.epoch :] if other.curriculum == plan.curriculum}
     step.compile = build_compile(now, step, plan.loaded_size, list(stages))
-    skipped = build_skipped(config, run.folder.skipped)
+    skipped = build_skipped(config, run.folder.skipped, processes.rank)
     inputs = build_inputs(now, plan, task, run.images, layout, order, processes, skipped, built.num_tokens)
     checkpoints = Checkpoints(run.folder.checkpoints)
     limits = Limits(

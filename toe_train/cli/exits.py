@@ -41,12 +41,23 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED, again())
+    except MemoryError as error:
+        fault = RunFailed(
+            "the machine's memory is full" + (f" ({_last_line(error)})" if str(error).strip() else ""),
+            then="give the process more, or take fewer data.workers or a smaller batch, then {command} continues",
+        )
+        return _report("run failed", fault, RUN_FAILED, again())
     except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
         return guarded(partial(_raise, of_system(error)), again)
     except (KeyboardInterrupt, SignalException):
         interrupted = Reported("from outside", then="{command} continues from the last checkpoint, if there is one")
         interrupted.shared = True
         return _report("interrupted", interrupted, INTERRUPTED, again())
+
+
+def _last_line(error: Exception) -> str:
+    """The message of an error; torch puts a loader process's traceback before it."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -37,6 +37,12 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         help="what a map covers: the whole image, squashed to a square, or its central square, as LV-ViT's own "
         "generator (default: full); token_labels.geometry of the run must be the same",
     )
+    sub.add_argument(
+        "--exif-orientation",
+        choices=("ignore", "apply"),
+        default="ignore",
+        help="turn images as their EXIF blocks say (default: ignore); as data.exif_orientation of the run",
+    )
     sub.add_argument("--batch", type=int, default=64, metavar="N", help="images per process at a time (default: 64)")
     sub.add_argument("--workers", type=int, default=8, metavar="N", help="loader processes per process (default: 8)")
     sub.add_argument(
@@ -57,7 +63,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         return launch(count, _for_each_process(options), module="toe_train.cli.tools")
     output = Path(options.output)
     with processes() as here:
-        images = here.from_main(lambda: FolderImages(Path(options.images)))
+        images = here.from_main(lambda: FolderImages(Path(options.images), options.exif_orientation))
         here.together(images.require_here)
         if fault := only_class(images.root, images.classes):
             raise UserError(fault)
@@ -93,6 +99,7 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
         "teacher_weights",
         "image_size",
         "geometry",
+        "exif_orientation",
         "batch",
         "workers",
         "precision",

@@ -77,9 +77,10 @@ def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
     with processes() as here:
         scores = evaluate_checkpoint(config, path, checkpoints.read(path), options.weights, here)
         if here.is_main:
+            left_out = f"; {scores.left_out} that cannot be read left out" if scores.left_out else ""
             print(
                 f"{path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "
-                f"loss {scores.loss:.4f} over {scores.images} images"
+                f"loss {scores.loss:.4f} over {scores.images} images{left_out}"
             )
     return 0
 

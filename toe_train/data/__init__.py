@@ -16,6 +16,7 @@ from toe_train.data.augmentation.device_augment import DrawView, Views, made
 from toe_train.data.augmentation.joint_transform import GEOMETRIES, JointTransform
 from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
+from toe_train.data.augmentation.thin import cutting_thin_ones
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
 from toe_train.data.check import check_datasets, examine, require_healthy
 from toe_train.data.findings import ClassFound, Fault, Findings
@@ -27,7 +28,7 @@ from toe_train.data.labels.files import (
     label_name,
     read_token_labels,
 )
-from toe_train.data.labels.record import LabelRecord
+from toe_train.data.labels.record import LabelRecord, require_same_orientation
 from toe_train.data.loaders import CleanErrors, WorkerGone, eval_loader, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
@@ -86,6 +87,7 @@ __all__ = [
     "check_datasets",
     "collate",
     "compare_classes",
+    "cutting_thin_ones",
     "derive_seed",
     "ending_in_pixels",
     "escaped",
@@ -105,6 +107,7 @@ __all__ = [
     "pack_images",
     "read_token_labels",
     "require_healthy",
+    "require_same_orientation",
     "seeded",
     "shorten",
     "split_batch",

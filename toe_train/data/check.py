@@ -14,10 +14,15 @@ from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, ClassFolders, is_image, is_left_behind
 from toe_train.data.sources.names import compare_classes, shorten
 from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.orientation import UPRIGHT, orientation_of
 from toe_train.data.spread import spread
-from toe_train.errors import UserError
+from toe_train.errors import NoMemory, UserError
 
 FAULTS_SHOWN = 10
+TURNED = (
+    "have an EXIF orientation; a run takes them as they are stored, turned or mirrored, as DeiT does, and turns them "
+    "upright with data.exif_orientation=apply"
+)
 
 
 def examine(
@@ -198,6 +203,7 @@ def _faults_of_listing(folder: Path, listing: ClassFolders, split: str, found: F
 def _look_at(path: Path) -> Seen:
     """Return what one image is; what is to be counted of it is a remark."""
     try:
-        return Seen(None, load_rgb(path).size)
-    except UserError as fault:
+        size = load_rgb(path).size
+    except (UserError, NoMemory) as fault:
         return Seen(str(fault))
+    return Seen(None, size, (TURNED,) if orientation_of(path) != UPRIGHT else ())

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from toe_train.data.augmentation.pixels import collate
 from toe_train.data.order.positions import SampleKey
 from toe_train.data.sets import EvalSet, TrainSet
-from toe_train.errors import Reported, RunFailed, UserError
+from toe_train.errors import NoMemory, Reported, RunFailed, UserError
 
 SECONDS_TO_END = 1.0  # that a worker may take from the loss of its sockets to its end
 
@@ -23,10 +23,10 @@ class WorkerGone(RunFailed):
 
 
 class CleanErrors:
-    """A DataLoader that raises a UserError as its data set did, and WorkerGone where a worker is gone.
+    """A DataLoader that raises a UserError or NoMemory as its data set did, and WorkerGone where a worker is gone.
 
     torch would send a worker's exception as "Caught ... in DataLoader worker process 0. Original Traceback ...", which
-    is not for a person to read; other exceptions than UserErrors still come so. Workers end with an error.
+    is not for a person to read; other exceptions still come so. Workers end with an error.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -39,7 +39,7 @@ class CleanErrors:
         try:
             for batch in self.loader:
                 if isinstance(batch, _Fault):
-                    raise UserError(batch.message)
+                    raise batch.kind(batch.message)
                 yield batch
         except Reported:
             self.close()
@@ -139,9 +139,10 @@ def eval_loader(
 
 
 class _Fault(NamedTuple):
-    """What a worker sends in a batch's place for a UserError."""
+    """What a worker sends in a batch's place for an image that it could not read."""
 
     message: str
+    kind: type[UserError | NoMemory] = UserError
 
 
 class _Batches(Dataset[Any]):
@@ -156,8 +157,8 @@ class _Batches(Dataset[Any]):
             if hasattr(self._samples, "__getitems__"):  # which reads an image once for all its places in the batch
                 return self._collate(self._samples.__getitems__(keys))
             return self._collate([self._samples[key] for key in keys])
-        except UserError as fault:
-            return _Fault(str(fault))
+        except (UserError, NoMemory) as fault:
+            return _Fault(str(fault), type(fault))
 
 
 def _gone(lost: list[BaseProcess]) -> WorkerGone:

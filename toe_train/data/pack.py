@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import all_images
+from toe_train.data.sources.orientation import UPRIGHT, as_exif, orientation_of
 from toe_train.errors import RunFailed, UserError, of_system
 
 RECORD = "pack.json"
@@ -64,7 +65,7 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
     An image whose shorter side is larger is brought down to it (bicubic, antialiased, aspect kept); a JPEG that is as
     small already is copied byte for byte. Files that are not JPEGs get ".jpg" behind their name. `output` also gets a
     record of what was packed and how. A copy that is there is decoded, and made anew where it is not whole or its
-    original has another time than when it was packed.
+    original has another time than when it was packed. An EXIF orientation is kept.
 
     Args:
         source: e.g. ImageNet's root with train/ and val/.
@@ -170,7 +171,9 @@ def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool
     if goal.name == origin.name and _is_small_jpeg(origin, packing.short_side):
         shutil.copyfile(origin, temporary)
     else:
-        image.save(temporary, "JPEG", quality=packing.quality)
+        turn = orientation_of(origin)
+        exif = {} if turn == UPRIGHT else {"exif": as_exif(turn)}  # so that the copy is turned as its original is
+        image.save(temporary, "JPEG", quality=packing.quality, **exif)
     load_rgb(temporary)  # as it can be read from now on
     os.utime(temporary, ns=(changed, changed))
     _settle(temporary, goal)
@@ -204,7 +207,8 @@ def _is_whole(path: Path, origin: Path, packing: Packing) -> bool:
     try:
         copied, original = path.stat().st_mtime_ns, origin.stat().st_mtime_ns
         same = any(copied == original // step * step for step in TIME_STEPS)
-        return same and min(load_rgb(path).size) <= packing.short_side
+        is_small = same and min(load_rgb(path).size) <= packing.short_side
+        return is_small and orientation_of(path) == orientation_of(origin)
     except (OSError, UserError):
         return False
 

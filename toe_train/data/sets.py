@@ -18,7 +18,7 @@ from toe_train.data.order.positions import SampleKey
 from toe_train.data.order.randomness import derive_seed, preserved, reseed
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
-from toe_train.errors import UserError
+from toe_train.errors import NoMemory, UserError
 
 NOT_COUNTED = -1  # label of an image that evaluation leaves out
 MAX_SUBSTITUTES = 20
@@ -84,9 +84,12 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
     def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
         _, image, label, cells = read
         reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
-        if cells is None:
-            return self._transform(image), label
-        shown, target = self._transform(image, cells, label)
+        try:
+            if cells is None:
+                return self._transform(image), label
+            shown, target = self._transform(image, cells, label)
+        except MemoryError:
+            raise _too_large(self.dataset.describe(read.index), image) from None
         return shown, target
 
     def _read(self, key: SampleKey) -> _Read:
@@ -97,7 +100,7 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
                 if self._labels is None:
                     return _Read(index, image, label, None)
                 return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
-            except UserError as fault:
+            except (UserError, NoMemory) as fault:
                 if self._skipped is None:
                     raise
                 self._skipped.note(self.dataset.describe(index), str(fault))
@@ -110,8 +113,8 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
 class EvalSet(Dataset[tuple[Any, int]]):
     """Evaluation images, (C, S, S) float32 or a pair of them, by index; the transform draws nothing.
 
-    An unreadable image raises UserError; with `skipped` it is noted there and comes as a black one with the label
-    NOT_COUNTED.
+    An unreadable image, or one that the transform cannot take, raises UserError or NoMemory; with `skipped` it is noted
+    there and comes as a black one with the label NOT_COUNTED.
     """
 
     def __init__(
@@ -127,9 +130,24 @@ class EvalSet(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, label = self.dataset[index]
-        except UserError as fault:
+            return self._shown(image, index), label
+        except (UserError, NoMemory) as fault:
             if self._skipped is None:
                 raise
             self._skipped.note(self.dataset.describe(index), str(fault))
-            image, label = Image.new("RGB", (64, 64)), NOT_COUNTED
-        return self._transform(image), label
+        return self._transform(Image.new("RGB", (64, 64))), NOT_COUNTED
+
+    def _shown(self, image: Image.Image, index: int) -> Any:
+        try:
+            return self._transform(image)
+        except MemoryError:
+            raise _too_large(self.dataset.describe(index), image) from None
+        except (ValueError, ArithmeticError, OSError) as fault:
+            raise UserError(
+                f"{self.dataset.describe(index)} ({image.width} x {image.height}) cannot be brought to the size "
+                f"that is evaluated ({fault}): replace or remove it"
+            ) from fault
+
+
+def _too_large(name: str, image: Image.Image) -> NoMemory:
+    return NoMemory(f"the memory does not hold what is made of {name} ({image.width} x {image.height})")

@@ -145,6 +145,8 @@ class DataConfig(Section):
     workers: Annotated[Integer, Field(ge=0, le=512)] = 8  # loader processes per training process
     download: bool = False  # CIFAR only
     check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
+    # Of an image folder: images are taken as they are stored (DeiT), or turned as their EXIF blocks say.
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
     # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
     on_error: Literal["fail", "skip"] = "fail"
     max_skipped: Annotated[Integer, Field(ge=0)] = 100  # different images that on_error: skip passes over, at most

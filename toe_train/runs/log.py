@@ -126,6 +126,7 @@ class Console(RunLog):
         self.epochs = epochs
         self.shown = shown
         self.bar: tqdm[Any] | None = None
+        self._left_out = 0
 
     def epoch_begins(self, epoch: int, stage: int, tokens: str, steps: int) -> None:
         self.bar = tqdm(
@@ -157,12 +158,20 @@ class Console(RunLog):
         if self.bar is not None:
             self.bar.close()
         scores = "".join(f"  {words} {record[name]:6.2f}" for words, name in self.shown if _is_shown(record, name))
+        left_out = record.get("skipped_images", 0)
+        at_the_end = f"  left out {left_out}" if left_out else ""
         wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
         self.note(
             f"epoch {record['epoch'] + 1:>{len(str(self.epochs))}}/{self.epochs}  stage {record['stage']}  "
             f"tokens {record['tokens_kept']:>3}  lr {record['lr']:.2e}  loss {_loss(record)}{scores}  "
-            f"{record['images_per_second']:.0f} images/s  data wait {wait:.0f} %"
+            f"{record['images_per_second']:.0f} images/s  data wait {wait:.0f} %{at_the_end}"
         )
+        if left_out > self._left_out:
+            self.note(
+                f"{left_out} images that cannot be read are left out so far: skipped_images.jsonl in the run folder "
+                "lists them"
+            )
+        self._left_out = left_out
 
     def note(self, text: str) -> None:
         tqdm.write(text, file=sys.stdout)

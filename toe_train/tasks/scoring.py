@@ -27,12 +27,13 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares in percent, mean cross-entropy, and the number of images they are over."""
+    """Shares in percent, mean cross-entropy, the number of images they are over, and of those that were left out."""
 
     top1: float
     top5: float
     loss: float
     images: int
+    left_out: int = 0
 
 
 @torch.no_grad()
@@ -56,7 +57,7 @@ def evaluate(
     device = processes.device
     # Per model: top-1 hits, top-5 hits, sum of losses.
     totals = torch.zeros(len(models), 3, dtype=torch.float64, device=device)
-    seen = torch.zeros((), dtype=torch.int64, device=device)
+    seen = torch.zeros(2, dtype=torch.int64, device=device)  # images, and those among them that count
     were_training = [model.training for model in models]
     for model in models:
         model.eval()
@@ -70,7 +71,8 @@ def evaluate(
             images: Any = given.to(device, non_blocking=True)
         else:
             images = tuple(size.to(device, non_blocking=True) for size in given)
-        seen += (labels != NOT_COUNTED).sum()
+        counted = labels != NOT_COUNTED
+        seen += torch.stack([torch.ones_like(counted), counted]).sum(1)
         for model, total in zip(models, totals, strict=True):
             with autocast:
                 logits = model(images)
@@ -81,12 +83,12 @@ def evaluate(
             total += torch.stack([hits[:, 0].sum(), hits.sum(), loss]).double()
     for model, training in zip(models, were_training, strict=True):
         model.train(training)
-    count = int(processes.sum(seen))
+    number, count = processes.sum(seen).tolist()
     if not count:
         failure = RunFailed("no validation image could be read; `toe-tools doctor --config FILE` lists all that cannot")
         failure.shared = True
         raise failure
     return [
-        Scores(100 * top1 / count, 100 * top5 / count, loss / count, count)
+        Scores(100 * top1 / count, 100 * top5 / count, loss / count, count, number - count)
         for top1, top5, loss in processes.sum(totals).tolist()
     ]

@@ -36,11 +36,11 @@ class Inputs:
         return self.num_tokens * image_size**2 // self.image_size**2
 
     def num_skipped(self) -> int:
-        """How many different images were passed over."""
+        """How many different images were passed over, as the main process knows it."""
         return len(self.skipped.images()) if self.skipped is not None else 0
 
     def require_few_skipped(self, processes: Processes) -> None:
-        """Ends the run in all processes where more images than it may do without were passed over."""
+        """Lists what was passed over; ends the run in all processes where it is more than the run may do without."""
         if self.skipped is not None:
             processes.main_only(self.skipped.require_within_limit)
 

@@ -128,7 +128,7 @@ class Trainer:
     def _run_epoch(self, plan: EpochPlan) -> None:
         record = self.train_epoch(plan)
         self.recovery.require_finite(self.progress)  # before an evaluation of what would be thrown away
-        record.update(self.validate(plan))
+        record.update(self.validate(plan), skipped_images=self.inputs.num_skipped())
         self.log.epoch(record)
         self._end_epoch(plan, record)
 
@@ -294,6 +294,5 @@ class Trainer:
         return {
             **epoch_record(plan, self.progress, lr, images, (self.inputs.num_tokens, kept)),
             "save_seconds": self.keeper.take_seconds(),
-            "skipped_images": self.inputs.num_skipped(),
             "peak_memory_bytes": int(self.processes.max(peak_memory(self.processes.device))),
         }

@@ -22,6 +22,7 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from toe_train.data.augmentation.pixels import Pixels
+from toe_train.data.augmentation.thin import Part, Resize
 from toe_train.data.labels.files import TokenMap, TokenTarget
 
 GEOMETRIES = ("full", "center_crop")
@@ -29,7 +30,6 @@ GEOMETRIES = ("full", "center_crop")
 Affine = tuple[
     float, float, float, float, float, float
 ]  # Pillow's: x and y of the source as a x + b y + c, d x + e y + f
-Part = tuple[float, float, float, float]  # top, left, height, width in shares of an image's sides
 
 
 class Frame(NamedTuple):
@@ -101,6 +101,9 @@ class JointTransform:
                     cells = _moved(cells, move, frame, shown.size)
             elif isinstance(step, RandomResizedCropAndInterpolation):
                 shown, part = _resized_crop(step, shown)
+                frame = frame.within(part)
+            elif isinstance(step, Resize):
+                shown, part = step.resized(shown)
                 frame = frame.within(part)
             elif isinstance(step, transforms.RandomCrop):
                 shown, part = _padded_crop(step, shown)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
+from toe_train.data.augmentation.thin import Resize, cutting_thin_ones
 from toe_train.errors import UserError
 
 Transform = Callable[[Image.Image], Tensor]
@@ -85,8 +86,8 @@ def train_transform(
             _mend_posterize(step)
     if crop == "padded":
         resizing = InterpolationMode("bicubic" if interpolation == "random" else interpolation)
-        # Resizing leaves an image of that size alone.
-        built.transforms[:1] = [transforms.Resize(image_size, resizing), transforms.RandomCrop(image_size, padding=4)]
+        # Resizing leaves an image of that size alone; a thin image is cut from its middle.
+        built.transforms[:1] = [Resize(image_size, resizing), transforms.RandomCrop(image_size, padding=4)]
     if order == "lvvit":
         count = 2 if crop == "padded" else 1
         cropping, others = built.transforms[:count], built.transforms[count:]
@@ -126,7 +127,7 @@ def eval_transform(
     """Build the evaluation transform: shorter side to int(image_size / crop_pct), centre crop, normalise.
 
     DeiT evaluates at crop_pct 0.875, bicubic: 256 for 224 (DeiT datasets.py). With crop_pct 1.0 an image that already
-    has the size passes untouched.
+    has the size passes untouched. Of an image longer than `thin.ORDINARY` times its width only what is left is made.
 
     Raises UserError for a value outside these rules.
     """
@@ -136,7 +137,7 @@ def eval_transform(
     built: transforms.Compose = create_transform(
         image_size, is_training=False, crop_pct=crop_pct, interpolation=interpolation, mean=mean, std=std
     )
-    return built
+    return cutting_thin_ones(built)
 
 
 def _mend_posterize(augment: auto_augment.RandAugment) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toe_train.errors import UserError
+from toe_train.errors import NoMemory, UserError
 
 ALIGNMENTS = ("correct", "released")
 
@@ -95,7 +95,7 @@ def read_token_labels(path: Path, num_classes: int) -> TokenMap:
             "that holds <class>/<image>.pt"
         ) from None
     except MemoryError:
-        raise
+        raise NoMemory(f"the memory does not hold label file {path}") from None
     except Exception as fault:  # on broken bytes torch raises nearly any kind
         reason = (str(fault).strip() or type(fault).__name__).splitlines()[0][:200]
         raise _unusable(path, f"it cannot be read: {reason}") from fault

@@ -19,6 +19,7 @@ class LabelRecord:
 
     teacher, weights: the teacher's name, and "pretrained", "random" or the path and checksum of a file. image_size: its
     input's side in pixels. geometry: see `JointTransform`. classes: the class folders, in the order of the class ids.
+    exif_orientation: whether the teacher saw images turned as their EXIF blocks say.
     """
 
     teacher: str
@@ -26,6 +27,7 @@ class LabelRecord:
     image_size: int
     geometry: str
     classes: list[str]
+    exif_orientation: str = "ignore"  # of a record of an earlier version
 
     @classmethod
     def read(cls, root: Path) -> LabelRecord | None:
@@ -64,3 +66,13 @@ def record_fault(root: Path, geometry: str, classes: list[str]) -> str | None:
     if record.classes != classes:
         return f"label files in {root}: {compare_classes(record.classes, classes, ('their teacher', 'train'))}"
     return None
+
+
+def require_same_orientation(root: Path, exif_orientation: str) -> None:
+    """Raise UserError where the teacher, by the record, saw images turned another way than the run does."""
+    record = LabelRecord.read(root)
+    if record is not None and record.exif_orientation != exif_orientation:
+        raise UserError(
+            f"the label files in {root} were made with --exif-orientation {record.exif_orientation}, and "
+            f"data.exif_orientation is {exif_orientation}: set data.exif_orientation={record.exif_orientation}"
+        )

@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import ClassFolders
 from toe_train.data.sources.names import legible
+from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.errors import UserError
 
 
@@ -23,12 +24,15 @@ class FolderImages:
     index of n images is three arrays: a forked process reads them without copying them, and an instance pickles as
     these, the digest and a few lines, so that one process can list the files for all.
 
+    exif_orientation: whether images are turned as their EXIF blocks say.
+
     Arrays: `_paths` uint8, the paths below the root, one after the other; `_offsets` (n + 1,) int64, where each begins;
     `_labels` (n,) int32.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exif_orientation: ExifOrientation = "ignore") -> None:
         self.root = root
+        self.exif_orientation: ExifOrientation = exif_orientation
         self._folder = os.path.expanduser(str(root))
         try:
             listing = ClassFolders(self._folder)
@@ -68,7 +72,7 @@ class FolderImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         path = self.describe(index)  # raises IndexError past the end, which ends a loop over the images
-        return load_rgb(path), int(self._labels[index])
+        return load_rgb(path, self.exif_orientation), int(self._labels[index])
 
     def describe(self, index: int) -> str:
         """Return the file's path."""

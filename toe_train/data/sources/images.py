@@ -3,41 +3,37 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from toe_train.errors import UserError
+from toe_train.data.sources.depth import to_rgb
+from toe_train.data.sources.formats import TO_JPEG, kind_inside
+from toe_train.data.sources.orientation import ExifOrientation, orientation, turned
+from toe_train.errors import NoMemory, UserError
 
 
-def load_rgb(path: str | Path) -> Image.Image:
+def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> Image.Image:
     """Read a file as a PIL RGB image: greyscale, CMYK, palette, transparent and 16-bit ones too.
 
-    Transparency is dropped and EXIF orientation ignored, as in torchvision's loader and so in DeiT. Pillow's warnings
-    (damaged EXIF, palette transparency) do not reach the console.
+    What has more than 8 bits a channel is brought to 8 by the rules of `depth.to_rgb`. Transparency is dropped, as
+    in torchvision's loader and so in DeiT, which ignore the EXIF orientation too; "apply" turns by it. Pillow's
+    warnings (damaged EXIF, palette transparency) do not reach the console.
 
-    Raises UserError naming the file where it cannot be opened or decoded.
+    Raises UserError naming the file where it cannot be opened, decoded or brought to 8 bits; NoMemory likewise.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return _to_rgb(image)
+                if exif_orientation == "ignore":
+                    return to_rgb(image)
+                return turned(to_rgb(image), orientation(image))
     except MemoryError:
-        raise
+        raise NoMemory(f"the memory does not hold {path} as an image") from None
     except Exception as fault:  # on broken bytes Pillow's decoders raise nearly any kind
         reason = str(fault).replace(repr(str(path)), "").strip() or type(fault).__name__
+        if kind := kind_inside(path):
+            reason = f"it is of the kind {kind}, whatever its name; convert it: {TO_JPEG}"
         raise UserError(
             f"{path} cannot be read as an image ({reason}): replace or remove the file; "
             "`toe-tools doctor --config FILE` lists every such file"
         ) from fault
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 and would turn most of a 16-bit image white.
-        high_byte = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
-    if image.mode == "RGB":  # which convert would copy
-        image.load()
-        return image
-    return image.convert("RGB")

@@ -13,7 +13,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toe_train.data.sources.names import lookalikes, quoted, shorten
-from toe_train.data.sources.passed_over import PassedOver, Reason
+from toe_train.data.sources.passed_over import PassedOver, Reason, why_not_read
 
 SPLITS = ("train", "val")
 
@@ -88,7 +88,7 @@ class ClassFolders:
         total = self._total()
         for name in self.loose:
             if not is_image(name):
-                total.add(Reason.NO_IMAGE, name)
+                total.add(why_not_read(name), name)
         return names, total
 
     def passed_over(self) -> PassedOver:
@@ -185,7 +185,7 @@ def _images_below(root: str, below: str, passed: PassedOver, held: set[str], rea
             elif is_image(entry.name):
                 names.append(path)
             else:
-                passed.add(Reason.NO_IMAGE, path)
+                passed.add(why_not_read(entry.name), path)
         found.append((below, names))
     return [path for _, names in sorted(found) for path in names]
 

@@ -4,20 +4,23 @@ from pathlib import Path
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
 from toe_train.data.sources.folder import FolderImages
-from toe_train.data.sources.listing import ClassFolders
+from toe_train.data.sources.listing import SPLITS, ClassFolders
 from toe_train.data.sources.names import compare_classes, legible, shorten
+from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.source import ImageSource
 from toe_train.errors import UserError
 
 KINDS = ("image_folder", "cifar10", "cifar100", "digits")
 
 
-def open_datasets(kind: str, root: str | Path | None, download: bool = False) -> tuple[ImageSource, ImageSource]:
+def open_datasets(
+    kind: str, root: str | Path | None, download: bool = False, exif_orientation: ExifOrientation = "ignore"
+) -> tuple[ImageSource, ImageSource]:
     """Return (train, val).
 
     kind: "image_folder" (root/train and root/val in ImageNet's layout), "cifar10" and "cifar100" (torchvision's files
     under root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of
-    8 x 8 pixels that come with scikit-learn; root is not used).
+    8 x 8 pixels that come with scikit-learn; root is not used). exif_orientation: of an image folder's files.
 
     Raises UserError where the data is missing, damaged or inconsistent, or has a single class.
     """
@@ -28,7 +31,7 @@ def open_datasets(kind: str, root: str | Path | None, download: bool = False) ->
     if root is None:
         raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
     if kind == "image_folder":
-        train, val = FolderImages(Path(root) / "train"), FolderImages(Path(root) / "val")
+        train, val = (FolderImages(Path(root) / split, exif_orientation) for split in SPLITS)
         fault = compare_classes(train.classes, val.classes) or only_class(train.root, train.classes)
         if fault:
             raise UserError(fault)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from toe_train.data.sources.formats import TO_JPEG
 from toe_train.data.sources.names import NAMES_SHOWN, legible
 
 
@@ -17,9 +18,27 @@ class Reason(Enum):
         "files and folders that a system or a program left there",
     )
     LINKED = ("link to a folder that is listed anyway", "links to folders that are listed anyway")
+    RENAMED = (
+        "JPEG whose suffix is not read, to be renamed to .jpg",
+        "JPEGs whose suffix is not read, to be renamed to .jpg",
+    )
+    CONVERTED = (
+        f"image of a kind that is not read, to be converted ({TO_JPEG})",
+        f"images of kinds that are not read, to be converted ({TO_JPEG})",
+    )
     NO_IMAGE = ("file whose suffix is no image's", "files whose suffix is no image's")
     NO_FILE = ("pipe, socket or device", "pipes, sockets or devices")
     OUTSIDE = ("file outside the class folders", "files outside the class folders")
+
+
+def why_not_read(name: str) -> Reason:
+    """Return why a file whose suffix is none that is read is passed over."""
+    lower = name.lower()
+    if lower.endswith((".jfif", ".jpe")):
+        return Reason.RENAMED
+    if lower.endswith((".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2")):
+        return Reason.CONVERTED
+    return Reason.NO_IMAGE
 
 
 class PassedOver:

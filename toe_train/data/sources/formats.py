@@ -1,0 +1,16 @@
+"""Images of kinds that a run does not read, known by the first bytes of a file."""
+
+from pathlib import Path
+
+TO_JPEG = "`magick mogrify -format jpg FILES` of ImageMagick does it"
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC", b"avif": "AVIF"}
+
+
+def kind_inside(path: str | Path) -> str | None:
+    """Return "HEIC" or "AVIF" where a file is one by its first bytes, whatever its name, else None."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return None
+    return _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
