@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from toe_train.build.export import export
-from toe_train.build.initial_weights import load_initial_weights
+from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
@@ -45,7 +45,10 @@ def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
 
     # And it is something to start from.
     other = create_model("deit_tiny_patch16_224", 10, 0.0, 16, **config.model.kwargs)
-    load_initial_weights(other, "deit_tiny_patch16_224", str(folder / "model.safetensors"), False)
+    digits = [str(digit) for digit in range(10)]
+    wanted = Wanted("deit_tiny_patch16_224", digits, config.augment.mean, config.augment.std)
+    told = load_initial_weights(other, wanted, str(folder / "model.safetensors"), False)
+    assert told == f"initial weights from {folder / 'model.safetensors'}"
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(other.eval()(images), model(images))
 
