@@ -10,7 +10,7 @@ from torch import nn
 from toe_train.build.weights.asked import Asked
 from toe_train.build.weights.fetched import fetched_weights
 from toe_train.build.weights.fit import Head, fit
-from toe_train.build.weights.source import Weights, read_weights
+from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.data import shorten
 
 PRETRAINED = "timm"
@@ -65,7 +65,9 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
     head, why = _head(weights, wanted.classes, model)
     state, told = fit(model, weights, wanted.name, asked, head, why)
     model.load_state_dict(state)
-    return "\n  ".join([f"initial weights from {weights.path}", *told, *_notes(weights, wanted)])
+    return "\n  ".join(
+        [f"initial weights from {weights.path}", *told, *normalisation_note(weights, wanted.mean, wanted.std)]
+    )
 
 
 def _head(weights: Weights, classes: list[str], model: nn.Module) -> tuple[Head, str]:
@@ -80,18 +82,3 @@ def _head(weights: Weights, classes: list[str], model: nn.Module) -> tuple[Head,
     if weights.classes == classes:
         return "keep", ""
     return "new", f"the weights are of other classes: {shorten(weights.classes)}"
-
-
-def _notes(weights: Weights, wanted: Wanted) -> list[str]:
-    """What of the weights' normalisation is otherwise than the run's."""
-    if weights.mean is None or weights.std is None:
-        return []
-    theirs, ours = (weights.mean, weights.std), (wanted.mean, wanted.std)
-    differences = [abs(a - b) for a, b in zip(theirs[0] + theirs[1], ours[0] + ours[1], strict=True)]
-    if max(differences) < 1e-3:
-        return []
-    given = " ".join(f"augment.{key}={list(value)}" for key, value in zip(("mean", "std"), theirs, strict=True))
-    return [
-        f"note: these weights were trained on images normalised with mean {list(theirs[0])} and std {list(theirs[1])}, "
-        f'and this run takes {list(ours[0])} and {list(ours[1])}; "{given}" would be theirs'
-    ]

@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from toe_train import data
 from toe_train._version import __version__
 from toe_train.analysis.tables import plan_table
-from toe_train.build.evaluation import evaluate_checkpoint
-from toe_train.cli import bench, export, labels, pack, report, view
+from toe_train.cli import bench, evaluate, export, labels, pack, report, view
 from toe_train.cli.exits import USER_ERROR, guarded
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
-from toe_train.runs import checkpoints
-from toe_train.runs.processes import processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,13 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     command("doctor", _doctor, "Check a whole data set: every file is opened, every fault listed.")
     plan = command("plan", _plan, "Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.")
     plan.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
-    evaluate = command("eval", _evaluate, "Evaluate a checkpoint on the run's validation images, all tokens.")
-    evaluate.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
-    evaluate.add_argument(
-        "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
-    )
     bench.add_options(command("bench", bench.run, bench.TEXT))
-    for name, module in {"export": export, "labels": labels, "pack": pack, "report": report, "view": view}.items():
+    for name, module in {
+        "eval": evaluate,
+        "export": export,
+        "labels": labels,
+        "pack": pack,
+        "report": report,
+        "view": view,
+    }.items():
         sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)
         module.add_options(sub)
         sub.set_defaults(command=module.run)
@@ -85,19 +83,6 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
     if options.classes < 1:
         raise UserError(f"--classes {options.classes} must be at least 1")
     print(plan_table(load_config(options.config, options.overrides), options.classes))
-    return 0
-
-
-def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
-    config = load_config(options.config, options.overrides)
-    path = Path(options.checkpoint)
-    with processes() as here:
-        scores = evaluate_checkpoint(config, path, checkpoints.read(path), options.weights, here)
-        if here.is_main:
-            print(
-                f"{path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "
-                f"loss {scores.loss:.4f} over {scores.images} images"
-            )
     return 0
 
 

@@ -51,21 +51,18 @@ def require_reachable(name: str, asked: Asked) -> None:
         UserError: naming what was tried.
     """
     settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    hub = settings.hf_hub_id if settings is not None else None
-    if settings is None or settings.file or not (hub or settings.url):
+    if settings is None or settings.file or not settings.hf_hub_id:  # others are fetched with a single try
         return
-    if hub:
-        repository = f"{hub}{settings.architecture}.{settings.tag}" if hub.endswith("/") else hub
-        if any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in FILES):
-            return
-    address = ENDPOINT if hub else str(settings.url)
+    hub = settings.hf_hub_id
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(hub, file), str) for file in FILES):
+        return
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=SECONDS).close()
     except urllib.error.HTTPError:  # it answers
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise asked.fault(
-            f"timm's weights of {name} are not on this machine, and {address} does not answer ({reason}); check the "
+            f"timm's weights of {name} are not on this machine, and {ENDPOINT} does not answer ({reason}); check the "
             "connection, or give a file"
         ) from None

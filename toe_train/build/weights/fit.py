@@ -128,7 +128,8 @@ def _require_the_rest(
     name: str,
     asked: Asked,
 ) -> None:
-    faults = [f"{key} is missing" for key in own if key not in fitted and key not in new]
+    counters = [key for key in own if key.endswith(".num_batches_tracked")]  # which old files do not have
+    faults = [f"{key} is missing" for key in own if key not in fitted and key not in (*new, *counters)]
     faults += [f"{key} is not the model's" for key in fitted if key not in own]
     faults += [
         f"{key} has shape {list(fitted[key].shape)} and not {list(own[key].shape)}"

@@ -92,6 +92,20 @@ def read_weights(asked: Asked) -> Weights:
     return weights
 
 
+def normalisation_note(weights: Weights, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+    """A line where weights were trained with another mean and std than are used now; none where that is not known."""
+    if weights.mean is None or weights.std is None:
+        return []
+    theirs, ours = weights.mean + weights.std, mean + std
+    if len(theirs) == len(ours) and all(abs(a - b) < 1e-3 for a, b in zip(theirs, ours, strict=True)):
+        return []
+    return [
+        f"note: these weights were trained on images normalised with mean {list(weights.mean)} and std "
+        f"{list(weights.std)}, and this run takes {list(mean)} and {list(std)}; "
+        f'"augment.mean={list(weights.mean)}" "augment.std={list(weights.std)}" would be theirs'
+    ]
+
+
 def _of_run(path: Path, asked: Asked) -> Weights:
     try:
         run = checkpoints.read(path)

@@ -16,6 +16,7 @@ RAW = ("model", "state_dict", "model_state_dict", "module", "teacher", "encoder"
 AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model", "teacher", "target_encoder")
 ANCHOR = "blocks.0.norm1.weight"  # a tensor that every transformer here has
 OTHER_PARTS = ("decoder", "predictor", "text", "transformer")  # first names of what has blocks and is not the encoder
+WRAPPERS = {"module", "_orig_mod", "model", "backbone", "encoder"}
 HEADS = ("head", "head_dist", "aux_head")
 MAX_DEPTH = 4  # sections within sections
 
@@ -93,8 +94,8 @@ def _without_prefix(
         for key in tensors
         if key == ANCHOR or (key.endswith("." + ANCHOR) and key.partition(".")[0] not in OTHER_PARTS)
     )
-    encoders = [prefix for prefix in prefixes if not any(part in OTHER_PARTS for part in prefix.split("."))]
-    prefix = _choose(encoders, asked) if encoders else ""
+    encoders = [prefix for prefix in prefixes if not _is_another_part(prefix)]
+    prefix = _choose(encoders, asked) if encoders else _wrapper(tensors)
     if asked.averaged and not found_average and not _is_average(prefix):
         raise asked.has_none()
     aside = tuple(other for other in encoders if other) if not prefix else ()
@@ -117,6 +118,21 @@ def _without_prefix(
     if left:
         told.append(f"dropped: {len(left)} tensors that are not under {prefix or 'the model'} ({listed(left)})")
     return found, told
+
+
+def _is_another_part(prefix: str) -> bool:
+    """Whether blocks belong to something beside the encoder, or to one of its stages."""
+    return any(part in OTHER_PARTS or part.isdigit() for part in prefix.split("."))
+
+
+def _wrapper(tensors: dict[str, Tensor]) -> str:
+    """The names of wrappers that all tensors have in front, in a network of another kind."""
+    prefix = ""
+    while True:
+        first = {key.removeprefix(prefix).partition(".")[0] for key in tensors}
+        if len(first) != 1 or not first <= WRAPPERS:
+            return prefix
+        prefix += f"{first.pop()}."
 
 
 def _is_average(prefix: str) -> bool:
