@@ -96,7 +96,14 @@ def test_other_models_weights_are_refused(tmp_path, change, words):
 
 def test_files_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "text.pt").write_text("hello")
-    for path, words in [(tmp_path / "none.pt", "there is no such file"), (tmp_path / "text.pt", "cannot be read")]:
+    (tmp_path / "run.yaml").write_text("extends: deit_tiny.yaml\nepochs: 1\n")
+    (tmp_path / "empty.pth").touch()
+    unreadable = [(tmp_path / name, "cannot be read") for name in ("run.yaml", "empty.pth")]
+    for path, words in [
+        *unreadable,
+        (tmp_path / "none.pt", "there is no such file"),
+        (tmp_path / "text.pt", "cannot be read"),
+    ]:
         with pytest.raises(UserError, match=words):
             load_initial_weights(model_of(), wanted(), str(path), False)
 

@@ -111,6 +111,7 @@ def test_sections_within_prefixes_and_what_stands_beside(tmp_path):
             "several models, under a., b.;",
         ),
         (lambda state: {"epoch": 3}, False, "no tensors"),
+        (lambda state: {**state, "norm.bias": state["norm.bias"].to_sparse()}, False, "sparse or quantised: norm.bias"),
         (lambda state: [1], False, "holds list and no state_dict"),
         (lambda state: {**state, "hook": argparse.ArgumentParser}, False, "objects that could run a program"),
     ],
@@ -249,7 +250,7 @@ def test_an_oblong_grid_is_resized_where_it_is_known(tmp_path):
     told = load_initial_weights(model_of(1), WANTED, str(folder), False)
     assert "resized: pos_embed from 3x7 to 4x4 patches" in told
     assert "note: these weights were trained on images normalised with mean [0.1, 0.2, 0.3]" in told
-    assert "augment.mean=[0.1, 0.2, 0.3] augment.std=[0.5, 0.5, 0.5]" in told
+    assert '"augment.mean=[0.1, 0.2, 0.3]" "augment.std=[0.5, 0.5, 0.5]" would be theirs' in told
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -87,6 +86,10 @@ def read_weights(asked: Asked) -> Weights:
     """
     path = locate(asked)
     weights = _of_run(path, asked) if is_of_a_run(path) else _published(path, asked)
+    if packed := [key for key, value in weights.tensors.items() if value.layout != torch.strided or value.is_quantized]:
+        raise asked.fault(
+            f"these of its tensors are sparse or quantised: {listed(packed)}; give the weights before that"
+        )
     if broken := not_finite(weights.tensors):
         raise asked.fault(f"these of its tensors hold numbers that are not finite: {listed(broken)}; give another file")
     return weights
@@ -163,7 +166,9 @@ def _content(path: Path, asked: Asked) -> Any:
         raise asked.fault(f"cannot be read as weights; {remedy}") from None
     except OSError as error:
         raise asked.fault(f"cannot be read ({error.strerror or error}); {remedy}") from None
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what a damaged or foreign file may raise is nearly any kind
         reason = " ".join(str(error).split())[:200]
         raise asked.fault(f"cannot be read as weights ({type(error).__name__}: {reason}); {remedy}") from None
 
