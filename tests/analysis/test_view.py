@@ -5,6 +5,7 @@ from PIL import Image
 
 from toe_train.analysis.view import kept_and_merged, open_viewer, token_sets
 from toe_train.build.model import build_model
+from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.errors import UserError
@@ -37,7 +38,7 @@ def viewer_of(checkpoint, folder, **changes):
             state["config"]["expansion"] = None
         else:
             state["config"][section][name] = value
-    return open_viewer(state, "model", sorted(folder.glob("*.png")))
+    return open_viewer(trained_in_run(state, "model"), sorted(folder.glob("*.png")))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -91,7 +92,7 @@ def test_a_checkpoint_of_a_smaller_stage(checkpoint, folder):
     size = state["config"]["model"]["image_size"]
     small = {**state["config"]["model"], "image_size": size - 4}
     model = build_model(RunConfig.model_validate({**state["config"], "model": small}), 10).model
-    viewer = open_viewer({**state, "model": model.state_dict()}, "model", sorted(folder.glob("*.png")))
+    viewer = open_viewer(trained_in_run({**state, "model": model.state_dict()}, "model"), sorted(folder.glob("*.png")))
     assert viewer.built.num_tokens == (size // 4) ** 2
 
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from toe_train.build.export import export
-from toe_train.build.initial_weights import load_initial_weights
+from toe_train.build.initial_weights import Wanted, load_initial_weights
+from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
@@ -45,7 +46,10 @@ def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
 
     # And it is something to start from.
     other = create_model("deit_tiny_patch16_224", 10, 0.0, 16, **config.model.kwargs)
-    load_initial_weights(other, "deit_tiny_patch16_224", str(folder / "model.safetensors"), False)
+    digits = [str(digit) for digit in range(10)]
+    wanted = Wanted("deit_tiny_patch16_224", digits, config.augment.mean, config.augment.std)
+    told = load_initial_weights(other, wanted, str(folder / "model.safetensors"), False)
+    assert told == f"initial weights from {folder / 'model.safetensors'}"
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(other.eval()(images), model(images))
 
@@ -57,7 +61,7 @@ def test_a_checkpoint_of_a_smaller_stage_is_exported_at_full_size(run, tmp_path)
     state = read(run)
     given = state["config"]["model"]
     small = create_model(given["name"], 10, 0.0, 12, **given["kwargs"])
-    export({**state, "model": small.state_dict()}, "model", tmp_path / "exported")
+    export(trained_in_run({**state, "model": small.state_dict()}, "model"), tmp_path / "exported")
     built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True)
     assert built.pos_embed.shape[1] == 17
     assert torch.equal(built.cls_token, small.cls_token)
@@ -69,7 +73,7 @@ def test_lvvit_too(run, tmp_path):
     model = create_model("lvvit_t", 10, 0.0, 32).eval()
     state["config"]["model"] = {"name": "lvvit_t", "image_size": 32, "kwargs": {}}
     state["model"] = model.state_dict()
-    export(state, "model", tmp_path / "exported")
+    export(trained_in_run(state, "model"), tmp_path / "exported")
     built = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(built(images), model(images))

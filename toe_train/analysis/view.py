@@ -19,13 +19,12 @@ from torch.nn import functional as F
 from toe_train import data
 from toe_train.build.inputs import build_eval_transform
 from toe_train.build.model import BuiltModel, build_model
+from toe_train.build.weights.trained import Trained
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, kept_mask
 from toe_train.methods.pictures import DIMMED
 from toe_train.methods.token_expansion import TokenExpansionMethod
-from toe_train.recipes import ExpansionConfig, RunConfig
-from toe_train.runs.checkpoints import weights_of
-from toe_train.training.resolution import fit_positions
+from toe_train.recipes import ExpansionConfig
 
 SHOWN_SIDE = 448  # pixels of an image in the picture, about
 # Where the run had no ToE: the paper's for DeiT-T (docs/fidelity.md, "Speed-up factors").
@@ -36,7 +35,7 @@ USUAL = ExpansionConfig(stage_epochs=(0, 100, 200), keep_rates=(0.5, 0.75, 1.0),
 class Viewer:
     """A trained model with ToE, and images as it sees them, (B, 3, H, W), and as they are, in 0..1.
 
-    noise: (1, N), what random initialisation draws of every image.
+    noise: (1, N), what random initialisation draws of every image. told: what was done to the weights, a line each.
     """
 
     built: BuiltModel
@@ -45,6 +44,7 @@ class Viewer:
     images: Tensor
     pictures: Tensor
     noise: Tensor
+    told: tuple[str, ...] = ()
 
     @property
     def stages(self) -> list[int]:
@@ -53,23 +53,22 @@ class Viewer:
         return [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
 
 
-def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> Viewer:
-    """Builds a checkpoint's model and reads images.
+def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
+    """Builds a trained model and reads images.
 
     Args:
-        state: the checkpoint's; a run without ToE gets the paper's r1 = 0.5.
-        weights: "model" or "ema".
+        trained: the model; one without ToE gets the paper's r1 = 0.5.
         paths: image files.
 
     Raises:
-        UserError: no such weights, or an image that cannot be read.
+        UserError: weights of another model, or an image that cannot be read.
     """
-    config = RunConfig.model_validate(state["config"])
+    config = trained.config
     config = config.model_copy(update={"expansion": config.expansion or USUAL})
-    built = build_model(config, len(state["classes"]))
+    built = build_model(config, trained.num_classes or 1)
     assert isinstance(built.method, TokenExpansionMethod)
     expansion = built.method.expansion
-    built.model.load_state_dict(fit_positions(weights_of(state, weights), built.model))
+    told = trained.put_in(built.model, with_head=trained.num_classes > 0)
     built.model.eval()
     expansion.remember_owner = True
     transform = build_eval_transform(config)
@@ -80,7 +79,7 @@ def open_viewer(state: dict[str, Any], weights: str, paths: Sequence[Path]) -> V
     names = tuple(data.legible(path.name) for path in paths)
     # Of random initialisation, the same draws for every image and each time.
     noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))
-    return Viewer(built, expansion, names, images, (images * std + mean).clamp(0, 1), noise)
+    return Viewer(built, expansion, names, images, (images * std + mean).clamp(0, 1), noise, tuple(told))
 
 
 def kept_and_merged(viewer: Viewer, stage: int) -> tuple[Tensor, Tensor]:

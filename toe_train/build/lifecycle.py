@@ -205,8 +205,10 @@ def begins(folder: RunFolder, resume: str) -> bool:
     return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
-def dry_build(config: RunConfig, world_size: int, images: Images | None = None, *, begins: bool) -> Images:
-    """Builds what can be wrong, for `world_size` processes, its initial weights where it `begins`; the images.
+def dry_build(
+    config: RunConfig, world_size: int, images: Images | None = None, *, begins: bool
+) -> tuple[Images, str | None]:
+    """Builds what can be wrong, initial weights where it `begins`; the images, and what was done to the weights.
 
     Raises:
         UserError: what is.
@@ -216,9 +218,8 @@ def dry_build(config: RunConfig, world_size: int, images: Images | None = None, 
         images = data.open_datasets(config.data.kind, config.data.root)
     train_images, _ = images
     data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
-    num_classes = len(train_images.classes)
-    alone = Processes(0, world_size, torch.device("cpu"))
-    stages = curriculum_stages(plan_epochs(config))
+    num_classes, stages = len(train_images.classes), curriculum_stages(plan_epochs(config))
+    alone, started_from = Processes(0, world_size, torch.device("cpu")), None
     require_resizable(config, [plan.image_size for plan in stages])
     for plan in stages:
         now, size = config_at(config, plan), plan.image_size
@@ -227,9 +228,9 @@ def dry_build(config: RunConfig, world_size: int, images: Images | None = None, 
         layout = batch_layout(now, world_size)
         built = build_model(now, num_classes, size)
         if begins:
-            load_initial(config, built)
+            started_from = load_initial(config, built, train_images.classes)
         build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
-    return images
+    return images, started_from
 
 
 def warnings(config: RunConfig) -> list[str]:

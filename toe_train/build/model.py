@@ -10,7 +10,7 @@ from timm.layers import PatchDropout
 from torch import nn
 
 from toe_train import data, models
-from toe_train.build.initial_weights import load_initial_weights
+from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 from toe_train.methods.method import Method
@@ -84,16 +84,17 @@ def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
             )
 
 
-def load_initial(config: RunConfig, built: BuiltModel) -> str | None:
+def load_initial(config: RunConfig, built: BuiltModel, classes: list[str]) -> str | None:
     """Puts the run's initial weights into the model; what was done in words, None where it starts from new ones.
 
     Raises:
         UserError: they are not there, or another model's.
     """
-    section = config.model
+    section, augment = config.model, config.augment
     if section.initial_weights is None:
         return None
-    return load_initial_weights(built.model, section.name, section.initial_weights, section.initial_averaged)
+    wanted = Wanted(section.name, classes, augment.mean, augment.std)
+    return load_initial_weights(built.model, wanted, section.initial_weights, section.initial_averaged)
 
 
 def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -> tuple[int, int]:

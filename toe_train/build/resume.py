@@ -13,6 +13,9 @@ from toe_train.runs.folder import RunFolder, versions
 
 ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
 
+ANEW = "use what it was written with, or start anew with --resume never"
+ANOTHER_RUN = "Give the same model; for a new run another --output, or --resume never"
+
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's path and content
 
 
@@ -67,16 +70,15 @@ def kept_aside(folder: RunFolder, found: Found, belongs_to: dict[str, Any]) -> l
     return []
 
 
-def does_not_fit(path: Path, state: dict[str, Any], error: Exception) -> str:
-    """What to say of a checkpoint that the model does not take."""
+def does_not_fit(path: Path, state: dict[str, Any], error: Exception, remedy: str = ANEW) -> str:
+    """What to say of a checkpoint that the model does not take, with a remedy of the command that was given."""
     others = "; ".join(differences(state["versions"], versions(), "version of ")) or "it was changed"
-    return (
-        f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); {others}: use what it "
-        "was written with, or start anew with --resume never"
-    )
+    return f"checkpoint {path} does not fit this model and program ({str(error).strip()[:300]}); {others}: {remedy}"
 
 
-def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str]) -> None:
+def require_same(
+    path: Path, state: dict[str, Any], config: dict[str, Any], classes: list[str], remedy: str = ANOTHER_RUN
+) -> None:
     """Refuses a checkpoint of another model or of other classes.
 
     Args:
@@ -84,16 +86,14 @@ def require_same(path: Path, state: dict[str, Any], config: dict[str, Any], clas
         state: the checkpoint.
         config: the dumped configuration that is asked for.
         classes: class names of the data set, in order.
+        remedy: of the command that was given.
 
     Raises:
         UserError: naming each difference.
     """
     saved, now = ({key: source["model"][key] for key in ARCHITECTURE} for source in (state["config"], config))
     if differing := differences({"model": saved}, {"model": now}):
-        raise UserError(
-            f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + "\n"
-            "Give the same model; for a new run another --output, or --resume never"
-        )
+        raise UserError(f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + f"\n{remedy}")
     if state["classes"] != classes:
         raise UserError(
             f"checkpoint {path} was trained on other classes: {_class_difference(state['classes'], classes)}"

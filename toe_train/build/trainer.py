@@ -71,7 +71,9 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     built = build_model(now, len(train_images.classes), plan.image_size)
     # The others take the main process's over, see `Trainer.fit`.
-    started_from = load_initial(config, built) if found is None and processes.is_main else None
+    started_from = None
+    if found is None and processes.is_main:
+        started_from = load_initial(config, built, train_images.classes)
     built.model.to(processes.device)
     steps = config.epochs * order.steps_per_epoch
     built.method.join(lambda values: processes.sum(values) / processes.world_size, steps)

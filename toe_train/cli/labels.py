@@ -27,8 +27,9 @@ def add_options(sub: argparse.ArgumentParser) -> None:
         "--teacher-weights",
         default="pretrained",
         metavar="pretrained|random|PATH",
-        help="timm's, none, or a file: RUN/checkpoints/best.pt or a state_dict (default: pretrained)",
+        help="timm's, none, or a run folder, a checkpoint, an exported folder or a state_dict (default: pretrained)",
     )
+    sub.add_argument("--teacher-averaged", action="store_true", help="of a file's weights, the averaged ones")
     sub.add_argument("--image-size", type=int, metavar="N", help="side of the teacher's input (default: its own)")
     sub.add_argument(
         "--geometry",
@@ -70,8 +71,12 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         for line in images.notes() if here.is_main else []:
             print(f"note: {line}")
         teacher = here.together(
-            lambda: open_teacher(options.teacher, options.teacher_weights, options.image_size, images.classes)
+            lambda: open_teacher(
+                options.teacher, options.teacher_weights, options.image_size, images.classes, options.teacher_averaged
+            )
         )
+        if here.is_main and teacher.told:
+            print("\n  ".join([f"weights of the teacher from {options.teacher_weights}", *teacher.told]))
         made = make_labels(
             images,
             output,
@@ -108,4 +113,4 @@ def _for_each_process(options: argparse.Namespace) -> list[str]:
     for name in names:
         if (value := getattr(options, name)) is not None:
             arguments += [f"--{name.replace('_', '-')}", str(value)]
-    return arguments
+    return [*arguments, "--teacher-averaged"] if options.teacher_averaged else arguments

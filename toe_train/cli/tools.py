@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from toe_train._version import __version__
 from toe_train.analysis.tables import plan_table
-from toe_train.build.evaluation import evaluate_checkpoint
-from toe_train.cli import bench, doctor, export, labels, pack, report, view
+from toe_train.cli import bench, doctor, evaluate, export, labels, pack, report, view
 from toe_train.cli.exits import guarded
 from toe_train.cli.printing import print_any_name
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
-from toe_train.runs import checkpoints
-from toe_train.runs.processes import processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,13 +46,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"toe-tools {__version__}")
     plan = command("plan", _plan, "Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.")
     plan.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
-    evaluate = command("eval", _evaluate, "Evaluate a checkpoint on the run's validation images, all tokens.")
-    evaluate.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
-    evaluate.add_argument(
-        "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
-    )
     bench.add_options(command("bench", bench.run, bench.TEXT))
-    others = {"doctor": doctor, "export": export, "labels": labels, "pack": pack, "report": report, "view": view}
+    others = {
+        "doctor": doctor,
+        "eval": evaluate,
+        "export": export,
+        "labels": labels,
+        "pack": pack,
+        "report": report,
+        "view": view,
+    }
     for name, module in others.items():
         sub = commands.add_parser(name, help=module.TEXT, description=module.TEXT)
         module.add_options(sub)
@@ -68,20 +67,6 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
     if options.classes < 1:
         raise UserError(f"--classes {options.classes} must be at least 1")
     print(plan_table(load_config(options.config, options.overrides), options.classes))
-    return 0
-
-
-def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
-    config = load_config(options.config, options.overrides)
-    path = Path(options.checkpoint)
-    with processes() as here:
-        scores = evaluate_checkpoint(config, path, checkpoints.read(path), options.weights, here)
-        if here.is_main:
-            left_out = f"; {scores.left_out} that cannot be read left out" if scores.left_out else ""
-            print(
-                f"{path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "
-                f"loss {scores.loss:.4f} over {scores.images} images{left_out}"
-            )
     return 0
 
 

@@ -117,8 +117,9 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
 
 
 def _dry_run(config: RunConfig, world_size: int, anew: bool) -> int:
-    images = dry_build(config, world_size, begins=anew)
+    images, started_from = dry_build(config, world_size, begins=anew)
     print(dump_config(config))
+    print(started_from or "", end="\n" if started_from else "")
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(images[0].classes)))

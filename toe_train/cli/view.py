@@ -8,16 +8,17 @@ from typing import Any
 
 from toe_train.analysis.tables import table
 from toe_train.analysis.view import draw_features, draw_kept, open_viewer, token_sets
+from toe_train.build.weights.asked import listed
+from toe_train.build.weights.trained import open_trained
+from toe_train.cli.trained import add_trained_options
 from toe_train.errors import UserError
-from toe_train.runs import checkpoints
 
 TEXT = "Draw what Token Expansion keeps and merges of images, and where its tokens lie."
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     """Gives the subcommand its options."""
-    sub.add_argument("--checkpoint", required=True, metavar="PATH", help="e.g. RUN/checkpoints/best.pt")
-    sub.add_argument("--weights", choices=("model", "ema"), default="model", help="raw or averaged (default: model)")
+    add_trained_options(sub)
     sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
     sub.add_argument("--output", required=True, metavar="FILE", help="picture (.png, .pdf, .svg) of what is kept")
     sub.add_argument("--features", metavar="FILE", help="also draw a t-SNE map of the tokens there")
@@ -34,7 +35,12 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     for path in filter(None, (options.output, options.features)):
         if not Path(path).suffix or Path(path).is_dir():
             raise UserError(f"{path} must be a file with the suffix of its format, such as {Path(path) / 'kept.png'}")
-    viewer = open_viewer(checkpoints.read(options.checkpoint), options.weights, [Path(path) for path in options.images])
+    images = [Path(path) for path in options.images]
+    if missing := [str(path) for path in images if not path.is_file()]:
+        raise UserError(f"--images {listed(missing)}: there is no such file; give image files")
+    trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
+    viewer = open_viewer(trained, images)
+    print("".join(f"  {line}\n" for line in viewer.told), end="")
     if options.stage not in viewer.stages:
         legal = " or ".join(map(str, viewer.stages))
         raise UserError(f"--stage {options.stage}: the run drops tokens in stage {legal}")

@@ -2,7 +2,7 @@
 
 from toe_train.recipes.compare import differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
-from toe_train.recipes.load import dump_config, load_config
+from toe_train.recipes.load import dump_config, load_config, saved_config
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig
@@ -27,5 +27,6 @@ __all__ = [
     "experiment",
     "load_config",
     "plan_epochs",
+    "saved_config",
     "stretches",
 ]

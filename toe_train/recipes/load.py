@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -46,7 +47,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: with one line per fault, each with the path, the value, the rule and the nearest legal key.
     """
-    values = _read_with_parents(Path(path), chain=())
+    return _validated(_read_with_parents(Path(path), chain=()), str(path), overrides)
+
+
+def saved_config(values: dict[str, Any], origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run of a configuration that a file of weights holds.
+
+    Args:
+        values: dumped; today's defaults stand for keys that it does not have.
+        origin: of the values, for messages.
+        overrides: see `load_config`.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    return _validated(copy.deepcopy(values), origin, overrides)
+
+
+def _validated(values: dict[str, Any], path: str, overrides: Sequence[str]) -> RunConfig:
     for override in overrides:
         _apply(override, values)
     try:

@@ -56,9 +56,9 @@ class ModelConfig(Section):
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: PositiveInteger = 224
-    # Fine-tuning: a checkpoint, a file of weights, or timm for its pre-trained ones; null for new weights.
+    # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones; null for new weights.
     initial_weights: str | None = None
-    initial_averaged: bool = False  # of a checkpoint of toe-train, the averaged weights
+    initial_averaged: bool = False  # the averaged weights of the file
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
 

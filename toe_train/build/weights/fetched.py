@@ -1,0 +1,68 @@
+"""timm's own weights, which it fetches."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import huggingface_hub
+import timm
+from huggingface_hub.constants import ENDPOINT
+from timm.data import ImageNetInfo
+
+from toe_train.build.weights.asked import Asked
+from toe_train.build.weights.source import Weights
+
+SECONDS = 5.0  # to wait for the server's first answer
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def fetched_weights(name: str, asked: Asked) -> Weights:
+    """timm's weights of a model, from its cache or from the Hugging Face hub.
+
+    Raises:
+        UserError: there are none of this model, the hub is out of reach, or a download fails.
+    """
+    if asked.averaged:
+        raise asked.has_none()
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if settings is None or not settings.has_weights:
+        raise asked.fault(f"timm has no weights of {name}; give a file of weights")
+    require_reachable(name, asked)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # whatever a download may raise
+        reason = " ".join(str(error).split())[:200]
+        raise asked.fault(
+            f"timm's weights of {name} are not to be had ({reason}); check the connection, or give a file"
+        ) from None
+    classes = ImageNetInfo().label_names() if model.num_classes == 1000 else None
+    return Weights(
+        Path(asked.path), model.state_dict(), classes=classes, mean=tuple(settings.mean), std=tuple(settings.std)
+    )
+
+
+def require_reachable(name: str, asked: Asked) -> None:
+    """Refuses a model whose weights are neither in the cache nor to be fetched, at once: the hub's own client would try
+    again and again for a minute.
+
+    Raises:
+        UserError: naming what was tried.
+    """
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if settings is None or settings.file or not settings.hf_hub_id:  # others are fetched with a single try
+        return
+    hub = settings.hf_hub_id
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(hub, file), str) for file in FILES):
+        return
+    try:
+        urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=SECONDS).close()
+    except urllib.error.HTTPError:  # it answers
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise asked.fault(
+            f"timm's weights of {name} are not on this machine, and {ENDPOINT} does not answer ({reason}); check the "
+            "connection, or give a file"
+        ) from None
