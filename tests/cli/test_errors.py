@@ -118,6 +118,13 @@ def test_bad_values(refused, case):
     assert message in refused(*arguments)
 
 
+def test_an_odd_batch_trains_where_nothing_is_mixed(run, folder):
+    mixing_off = ["augment.mixup=0", "augment.cutmix=0"]
+    code, out, error = run(*of(folder), *mixing_off, "train.global_batch=3")
+    assert code == 0, error
+    assert "global batch 3 = 1 process x 1 accumulation x 3 images" in out
+
+
 def test_a_missing_config_file(refused, configs):
     assert "did you mean quickstart.yaml?" in refused(config=configs / "quikstart.yaml")
 

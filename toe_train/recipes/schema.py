@@ -60,6 +60,11 @@ class RunConfig(Section):
         return "classification" if self.token_labels is None else "token_labelling"
 
     @property
+    def mixes_images(self) -> bool:
+        """Whether two images become one in training: by Mixup or CutMix, or by LV-ViT's MixToken."""
+        return self.task_kind == "token_labelling" or self.augment.mixup > 0 or self.augment.cutmix > 0
+
+    @property
     def peak_lr(self) -> float:
         """Learning rate at the top of the schedule, scaled by the batch (DeiT main.py: lr * batch / 512)."""
         if self.optim.lr_base_batch is None:
