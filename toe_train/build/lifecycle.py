@@ -30,6 +30,7 @@ from toe_train.recipes import (
     curriculum_stages,
     dump_config,
     experiment,
+    notes,
     plan_epochs,
 )
 from toe_train.runs import memory
@@ -105,7 +106,7 @@ class Run:
             if first or step:
                 after = f", after {step} of its steps" if step else ""
                 print(f"continuing at epoch {first + 1} of {config.epochs}{after}")
-            for line in warnings(config):
+            for line in notes(config):
                 print(line)
         trainer.log.start(
             {
@@ -231,30 +232,6 @@ def dry_build(
             load_initial(config, built)
         build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
     return train_images.classes
-
-
-def warnings(config: RunConfig) -> list[str]:
-    """What of a run's plan is legal and seldom meant, in words."""
-    found = []
-    last = {
-        "the last stage": (config.expansion.stage_epochs if config.expansion else None, "all tokens"),
-        "the curriculum's last stage": (
-            config.curriculum.stage_epochs if config.curriculum else None,
-            f"images of {config.model.image_size} pixels",
-        ),
-    }
-    for name, (starts, what) in last.items():
-        if starts and starts[-1] >= config.epochs:
-            found.append(
-                f"note: {name} begins at epoch {starts[-1] + 1}, after the end of the run: training never sees {what}"
-            )
-    if config.schedule.min_lr > config.peak_lr:
-        found.append(
-            f"note: schedule.min_lr {config.schedule.min_lr:g} is above the peak learning rate {config.peak_lr:g}, so "
-            "that the rate rises after the warm-up, to min_lr; DeiT's commands for fine-tuning do so. Lower min_lr if "
-            "it is to fall"
-        )
-    return found
 
 
 def find_checkpoint(setting: Setting, resume: str) -> Found | None:

@@ -11,11 +11,11 @@ from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split
-from toe_train.build.lifecycle import begins, complete, dry_build, warnings
+from toe_train.build.lifecycle import begins, complete, dry_build
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
+from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, notes, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.preemption import StopRequest, preempted
@@ -120,7 +120,8 @@ def _dry_run(config: RunConfig, world_size: int, anew: bool) -> int:
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(classes)))
-    print("\n".join(warnings(config)), end="\n" if warnings(config) else "")
+    for line in notes(config):
+        print(line)
     return 0
 
 

@@ -1,8 +1,9 @@
 """What a run is: the schema of the configuration, its loading, and the plan of its epochs."""
 
-from toe_train.recipes.compare import differences, essential, experiment
+from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
-from toe_train.recipes.load import dump_config, load_config
+from toe_train.recipes.load import dump_config, load_config, load_saved
+from toe_train.recipes.oddities import notes
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
@@ -15,6 +16,7 @@ __all__ = [
     "MethodSection",
     "RunConfig",
     "Stretch",
+    "completed",
     "config_at",
     "curriculum_stages",
     "differences",
@@ -22,6 +24,8 @@ __all__ = [
     "essential",
     "experiment",
     "load_config",
+    "load_saved",
+    "notes",
     "plan_epochs",
     "stretches",
 ]

@@ -7,23 +7,27 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
+from toe_train.recipes.fields import INCIDENTAL, Integer, Section
 from toe_train.recipes.sections import (
     AugmentConfig,
     CheckpointConfig,
     DataConfig,
     EvaluateConfig,
     ExpansionConfig,
-    Integer,
     MethodSection,
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
-    Section,
     TokenLabelsConfig,
     TrainConfig,
 )
+from toe_train.recipes.shares import first_epochs, share_of
 
 TaskKind = Literal["classification", "token_labelling"]
+
+
+# What makes a plan meaningless and is refused, unless a run asks for it by name; see `oddities`.
+Allowed = Literal["last_stage_not_reached", "peak_not_reached", "min_lr_above_peak", "warmup_lr_above_peak"]
 
 
 class RunConfig(Section):
@@ -42,6 +46,20 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    allow: Annotated[tuple[Allowed, ...], INCIDENTAL] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares_are_epochs(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        epochs = values.get("epochs", cls.model_fields["epochs"].default)
+        resolved = dict(values)
+        for name in ("expansion", "curriculum"):
+            section = values.get(name)
+            if isinstance(section, dict) and section.get("stage_shares") is not None:
+                resolved[name] = {**section, "stage_epochs": _epochs_of_shares(name, section, epochs)}
+        return resolved
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -70,6 +88,25 @@ class RunConfig(Section):
         if self.optim.lr_base_batch is None:
             return self.optim.lr
         return self.optim.lr * self.train.global_batch / self.optim.lr_base_batch
+
+
+def _epochs_of_shares(name: str, section: dict[str, Any], epochs: Any) -> list[int]:
+    """The stage_epochs that a section's stage_shares come to; made-up ones where its field or `epochs` is at fault."""
+    shares, given = section["stage_shares"], section.get("stage_epochs")
+    if not isinstance(shares, (list, tuple)) or not isinstance(epochs, int):
+        return [0]
+    try:
+        for share in shares:
+            share_of(share)
+    except ValueError:
+        return list(range(len(shares)))
+    try:
+        found = list(first_epochs(shares, epochs))
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    if given is not None and list(given) != found:
+        raise ValueError(f"{name}: give one of stage_epochs and stage_shares; the shares come to {found} here")
+    return found
 
 
 def _best_metric_is_measured(config: RunConfig) -> None:
