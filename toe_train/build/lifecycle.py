@@ -206,6 +206,18 @@ def begins(folder: RunFolder, resume: str) -> bool:
     return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
+def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
+    """What of a run's folder and of the checkpoint that it is to resume from can be wrong, before anything is made.
+
+    Raises:
+        UserError: the folder cannot be used, or the checkpoint that `resume` names (auto and never name none).
+    """
+    folder.require_usable()
+    if resume not in ("auto", "never"):
+        images = data.open_datasets(config.data.kind, config.data.root)
+        resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
+
+
 def dry_build(
     config: RunConfig, world_size: int, train_images: data.ImageSource | None = None, *, begins: bool
 ) -> list[str]:

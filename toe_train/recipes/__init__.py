@@ -5,7 +5,7 @@ from toe_train.recipes.curriculum import Clock, CurriculumStage
 from toe_train.recipes.load import dump_config, load_config, load_saved
 from toe_train.recipes.oddities import notes
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
-from toe_train.recipes.schema import RunConfig
+from toe_train.recipes.schema import RunConfig, dotted_key
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "config_at",
     "curriculum_stages",
     "differences",
+    "dotted_key",
     "dump_config",
     "essential",
     "experiment",

@@ -127,7 +127,7 @@ RULES = (
     ),
     Rule(
         ("data.check_sample",),
-        lambda run: run.data.on_error == "skip",
+        lambda run: run.data.on_error == "skip" and run.data.check_sample > 0,
         "images are not tried before the run with data.on_error=skip; set data.on_error=fail",
     ),
 )

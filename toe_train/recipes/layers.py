@@ -69,7 +69,12 @@ def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     for own in _read_with_parents(path, chain=()):
         layers.append(Layer(own, _merged(layers[-1].values if layers else {}, own)))
     typed = Layer({}, layers[-1].values)
-    for override in overrides:
+    for before, override in zip(("", *overrides), overrides, strict=False):
+        if "=" in before and "=" not in override:
+            raise UserError(
+                f"override {override!r} must have the form KEY=VALUE; if it is a part of {before!r}, whose value has "
+                f'a space in it, quote the whole: "{before} {override}"'
+            )
         one = _apply(override, typed.values)
         typed = Layer(_merged(typed.own, one.own), one.values)
     return [*layers, typed]

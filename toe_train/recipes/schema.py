@@ -199,6 +199,18 @@ CROSS_CHECKS = (
 )
 
 
+def dotted_key(name: str) -> str | None:
+    """The dotted key that is meant by its own name (`lr`, `global-batch`, `optim.lr`); None where there is none."""
+    section, _, key = name.replace("-", "_").rpartition(".")
+    if not section and key in RunConfig.model_fields:
+        return key
+    for owner, field in RunConfig.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None and key in inner.model_fields and section in ("", owner):
+            return f"{owner}.{key}"
+    return None
+
+
 def section_of(annotation: Any) -> type[Section] | None:
     """The section class behind a field's annotation (`ExpansionConfig | None` counts), or None for a plain value."""
     for candidate in (annotation, *get_args(annotation)):
