@@ -122,7 +122,7 @@ BAD_VALUES = {
     "a misspelt option": (["--ouput", "run"], "--ouput is no option; did you mean --output?"),
     "an option that there is not": (["--gpu"], "--gpu is no option; there are --config"),
     "a path with a space": (["data.root=/my", "pictures"], 'quote the whole: "data.root=/my pictures"'),
-    "an output with a space": (["--output", "my", "run"], 'quote that: --output "my run"'),
+    "an output with a space": (["--output", "my", "run"], 'quote it: --output "my run"'),
     "no value for resume": (["--resume", ""], "--resume is empty; give auto, never or the path of a checkpoint"),
     "a misspelt word for resume": (["--resume", "nver"], "did you mean --resume never?"),
     "a long warm-up": (

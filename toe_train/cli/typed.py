@@ -32,7 +32,7 @@ def require_understood(given: Sequence[str], unknown: Sequence[str], overrides: 
         if "=" not in argument and at > 1 and given[at - 2] in OPTIONS and dotted_key(argument) is None:
             whole = f'{given[at - 2]} "{given[at - 1]} {argument}"'
             raise UserError(
-                f"{argument!r} must have the form KEY=VALUE; if it is a part of the value before it, quote that: {whole}"
+                f"{argument!r} must have the form KEY=VALUE; if it is a part of the value before it, quote it: {whole}"
             )
 
 
