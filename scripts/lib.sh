@@ -131,7 +131,7 @@ scale_down() {
         given+=(epochs=5 evaluate.every_epochs=1 data.root="$output/digits")
     fi
     given+=(train.precision=fp32 data.workers=0 schedule.warmup_epochs=1)
-    given+=(train.global_batch="$batch" augment.mix_group="$batch")
+    given+=(train.global_batch="$batch")
     case $1-$scale in
     *_lvvit*-cpu | *_teacher-cpu) ;; # small as they are
     *_lvvit*) given+=("model.kwargs={patch_size: 4, embed_dim: 60, depth: 3, num_heads: 2, skip_lam: 1.0, stem_width: 16}") ;;
@@ -153,6 +153,7 @@ scale_down() {
     case $1 in *_et | *_et_*)
         given+=("curriculum.stage_epochs=$fifths" "curriculum.micro_batches=[$batch, $batch, $batch, $batch, $batch]")
         ;;
+    *) given+=(augment.mix_group="$batch") ;;
     esac
 }
 

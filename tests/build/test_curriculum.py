@@ -353,7 +353,7 @@ def test_a_run_that_ends_before_its_last_stages_is_told(tiny, tmp_path, capsys):
     given = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--dry-run", "expansion.stage_epochs=[0,1,5]"]
     assert main([*given, f"curriculum={stages}", "epochs=4"]) == 0
     out = capsys.readouterr().out
-    assert "the last stage begins at epoch 6, after the end of the run: training never sees all tokens" in out
-    assert "the curriculum's last stage begins at epoch 5" in out
+    assert "note: expansion.stage_epochs=[0, 1, 5]: the last stage begins at epoch 6, after the end of the run" in out
+    assert "note: curriculum.stage_epochs=[0, 4]: the last stage begins at epoch 5" in out
     assert main([*given, f"curriculum={stages}", "epochs=6"]) == 0
     assert "after the end of the run" not in capsys.readouterr().out

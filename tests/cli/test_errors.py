@@ -109,6 +109,27 @@ BAD_VALUES = {
     "no such data": (["data.kind=image_folder", "data.root=/nowhere"], "/nowhere"),
     "no CIFAR": (["data.kind=cifar10", "data.root=nowhere"], "data.download=true"),
     "override": (["epochs"], "must have the form KEY=VALUE"),
+    "a family of models": (["model.name=deit_tinny"], "did you mean deit_tiny_patch16_224"),
+    "the beginning of a model": (["model.name=deit_tiny"], "did you mean deit_tiny_patch16_224"),
+    "a key as an option": (
+        ["--epochs", "3"],
+        "--epochs is no option; values of the YAML file are given as KEY=VALUE: write epochs=3",
+    ),
+    "a key as an option with =": (["--epochs=3"], "write epochs=3"),
+    "a key of a section as an option": (["--lr", "1e-3"], "write optim.lr=1e-3"),
+    "a key as an option, with dashes": (["--train.global-batch", "8"], "write train.global_batch=8"),
+    "a key as an option without a value": (["--lr"], "write optim.lr=VALUE"),
+    "a misspelt option": (["--ouput", "run"], "--ouput is no option; did you mean --output?"),
+    "an option that there is not": (["--gpu"], "--gpu is no option; there are --config"),
+    "a path with a space": (["data.root=/my", "pictures"], 'quote the whole: "data.root=/my pictures"'),
+    "an output with a space": (["--output", "my", "run"], 'quote it: --output "my run"'),
+    "no value for resume": (["--resume", ""], "--resume is empty; give auto, never or the path of a checkpoint"),
+    "a misspelt word for resume": (["--resume", "nver"], "did you mean --resume never?"),
+    "a long warm-up": (
+        ["allow=[]", "epochs=5", "schedule.warmup_epochs=5"],
+        "never reaches the peak learning rate 0.0015; write schedule.warmup_epochs=4 or less",
+    ),
+    "a key without effect": (["optim.momentum=0.8"], "optim.momentum = 0.8: has no effect in this run"),
 }
 
 
@@ -116,6 +137,32 @@ BAD_VALUES = {
 def test_bad_values(refused, case):
     arguments, message = BAD_VALUES[case]
     assert message in refused(*arguments)
+
+
+def test_an_odd_batch_trains_where_nothing_is_mixed(run, folder):
+    mixing_off = ["augment.mixup=0", "augment.cutmix=0"]
+    code, out, error = run(*of(folder), *mixing_off, "train.global_batch=3")
+    assert code == 0, error
+    assert "global batch 3 = 1 process x 1 accumulation x 3 images" in out
+
+
+@pytest.mark.parametrize("how", [["--dry-run"], ["--nproc", "2"]])
+def test_a_wrong_place_is_found_before_anything_starts(refused, tmp_path, monkeypatch, how):
+    monkeypatch.setattr(train, "launch", None)
+    assert "checkpoint gone.pt does not exist" in refused(*how, "--resume", "gone.pt")
+    (tmp_path / "plain.pt").write_bytes(b"no checkpoint")
+    assert "plain.pt" in refused(*how, "--resume", "plain.pt")
+    (tmp_path / "file").touch()
+    for output in ("file", "file/run"):
+        assert f"{tmp_path / 'file'} is a file; choose another with --output" in refused(*how, "--output", output)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_model_is_found_before_anything_starts(refused, trained, monkeypatch):
+    monkeypatch.setattr(train, "launch", None)
+    for how in (["--dry-run"], ["--nproc", "2"]):
+        message = refused(*how, "--resume", str(trained), "model.kwargs.depth=3")
+        assert "belongs to another model" in message
 
 
 def test_a_missing_config_file(refused, configs):

@@ -194,6 +194,27 @@ def test_split_batch_is_legal_and_smallest(pairs, world_size, max_micro_batch):
     assert split_batch(batch, world_size, max_micro_batch) == next(steps for steps in range(1, batch) if legal(steps))
 
 
+@pytest.mark.parametrize(("batch", "world_size", "largest", "steps"), [(3, 1, 256, 1), (9, 3, 2, 3), (15, 1, 4, 5)])
+def test_where_nothing_is_mixed_a_batch_may_be_odd(batch, world_size, largest, steps):
+    accumulation = split_batch(batch, world_size, largest, mixed=False)
+    assert accumulation == steps
+    layout = BatchLayout(batch, 4, world_size, accumulation, mixed=False)
+    rows = [layout.rows(rank, micro) for rank in range(world_size) for micro in range(accumulation)]
+    assert {len(part) for part in rows} == {layout.micro_batch}
+    assert sorted(torch.cat(rows).tolist()) == list(range(batch))
+
+
+@pytest.mark.parametrize("group_size", [8, 16])
+def test_where_nothing_is_mixed_a_batch_of_pairs_is_dealt_as_before(group_size):
+    mixed, plain = (BatchLayout(16, group_size, 2, 2, mixed) for mixed in (True, False))
+    assert all(torch.equal(mixed.rows(r, m), plain.rows(r, m)) for r in range(2) for m in range(2))
+
+
+def test_where_nothing_is_mixed_a_batch_is_still_for_all_processes():
+    with pytest.raises(UserError, match=r"global batch 9 .* 2 processes: it must be a multiple of 2; .* 8 and 10$"):
+        split_batch(9, 2, 256, mixed=False)
+
+
 def test_batches_that_do_not_split():
     with pytest.raises(UserError, match=r"global batch 1024 cannot be split over 3 processes.*1020 and 1026"):
         split_batch(1024, 3, 256)

@@ -1,5 +1,7 @@
 """Table 5: the eight configurations of fine-tuning (docs/fidelity.md, "Fine-tuning on CIFAR")."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ def test_a_row_of_table_5(configs, size, source, toe):
     config = load_config(configs / f"finetune_deit_{size}{source}{toe}.yaml", [])
     assert config.model.name == f"deit_{size}_patch16_224"
     run = f"deit_{size}{'_toe_r05' if source else ''}"
-    assert config.model.initial_weights == f"runs/{run}/checkpoints/last.pt"
+    assert config.model.initial_weights == str(Path(f"runs/{run}/checkpoints/last.pt").absolute())
     assert load_config(configs / f"{run}.yaml", []).model == config.model.model_copy(update={"initial_weights": None})
     assert (config.epochs, config.train.global_batch, config.augment.mix_group) == (1000, 768, 192)
     assert config.peak_lr == pytest.approx(7.5e-6)

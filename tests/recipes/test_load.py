@@ -131,13 +131,13 @@ def test_parents_are_merged_key_by_key_and_kwargs_replaced_whole(write):
 
 
 def test_overrides_are_yaml_and_apply_in_order(write):
-    given = ["optim.lr=1e-3", "optim.lr=5e-4", "model.kwargs.depth=3", "augment.rand_augment=null", "epochs=2"]
+    given = ["optim.lr=1e-3", "optim.lr=5e-4", "model.kwargs.depth=3", "augment.rand_augment=null", "epochs=20"]
     config = load_config(write("seed: 0"), given)
     assert (config.optim.lr, config.model.kwargs, config.augment.rand_augment, config.epochs) == (
         5e-4,
         {"depth": 3},
         None,
-        2,
+        20,
     )
 
 
@@ -147,10 +147,10 @@ def test_learning_rate_scales_with_the_batch_unless_told_not_to(write):
 
 
 def test_token_labels(write):
-    text = "token_labels: {root: labels}\naugment: {mixup: 0, cutmix: 0, order: lvvit}"
+    text = "token_labels: {root: /labels}\naugment: {mixup: 0, cutmix: 0, order: lvvit}"
     section = load_config(write(text)).token_labels
     assert section.model_dump() == {
-        "root": "labels",
+        "root": "/labels",
         "geometry": "full",
         "alignment": "correct",
         "dense_weight": 1.0,

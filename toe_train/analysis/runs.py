@@ -12,7 +12,7 @@ from statistics import mean
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, essential, load_config
+from toe_train.recipes import RunConfig, essential, load_saved
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics
 
@@ -186,4 +186,4 @@ def _read(root: Path) -> Run:
     if missing:
         raise UserError(f"{root} is not a run folder: it holds no {' and no '.join(missing)}")
     starts = read_metrics(folder.metrics, "start")
-    return Run(folder.root.name, load_config(folder.config, []), starts or [{}], read_metrics(folder.metrics, "epoch"))
+    return Run(folder.root.name, load_saved(folder.config), starts or [{}], read_metrics(folder.metrics, "epoch"))

@@ -62,8 +62,9 @@ def listing_notes(images: Images) -> list[str]:
 def batch_layout(config: RunConfig, world_size: int, largest: int | None = None) -> data.BatchLayout:
     """How the global batch is cut for `world_size` processes, in micro-batches of at most `largest` images too."""
     limit = min(config.train.max_micro_batch, largest or config.train.max_micro_batch)
-    accumulation = data.split_batch(config.train.global_batch, world_size, limit)
-    return data.BatchLayout(config.train.global_batch, config.augment.mix_group, world_size, accumulation)
+    batch, mixed = config.train.global_batch, config.mixes_images
+    accumulation = data.split_batch(batch, world_size, limit, mixed)
+    return data.BatchLayout(batch, config.augment.mix_group, world_size, accumulation, mixed)
 
 
 def describe_split(layout: data.BatchLayout) -> str:

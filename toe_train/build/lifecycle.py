@@ -30,6 +30,7 @@ from toe_train.recipes import (
     curriculum_stages,
     dump_config,
     experiment,
+    notes,
     plan_epochs,
 )
 from toe_train.runs import memory
@@ -105,7 +106,7 @@ class Run:
             if first or step:
                 after = f", after {step} of its steps" if step else ""
                 print(f"continuing at epoch {first + 1} of {config.epochs}{after}")
-            for line in warnings(config):
+            for line in notes(config):
                 print(line)
         trainer.log.start(
             {
@@ -205,6 +206,18 @@ def begins(folder: RunFolder, resume: str) -> bool:
     return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
 
 
+def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
+    """What of a run's folder and of the checkpoint that it is to resume from can be wrong, before anything is made.
+
+    Raises:
+        UserError: the folder cannot be used, or the checkpoint that `resume` names (auto and never name none).
+    """
+    folder.require_usable()
+    if resume not in ("auto", "never"):
+        images = data.open_datasets(config.data.kind, config.data.root)
+        resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
+
+
 def dry_build(
     config: RunConfig, world_size: int, images: Images | None = None, *, begins: bool
 ) -> tuple[Images, str | None]:
@@ -231,30 +244,6 @@ def dry_build(
             started_from = load_initial(config, built, train_images.classes)
         build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
     return images, started_from
-
-
-def warnings(config: RunConfig) -> list[str]:
-    """What of a run's plan is legal and seldom meant, in words."""
-    found = []
-    last = {
-        "the last stage": (config.expansion.stage_epochs if config.expansion else None, "all tokens"),
-        "the curriculum's last stage": (
-            config.curriculum.stage_epochs if config.curriculum else None,
-            f"images of {config.model.image_size} pixels",
-        ),
-    }
-    for name, (starts, what) in last.items():
-        if starts and starts[-1] >= config.epochs:
-            found.append(
-                f"note: {name} begins at epoch {starts[-1] + 1}, after the end of the run: training never sees {what}"
-            )
-    if config.schedule.min_lr > config.peak_lr:
-        found.append(
-            f"note: schedule.min_lr {config.schedule.min_lr:g} is above the peak learning rate {config.peak_lr:g}, so "
-            "that the rate rises after the warm-up, to min_lr; DeiT's commands for fine-tuning do so. Lower min_lr if "
-            "it is to fall"
-        )
-    return found
 
 
 def find_checkpoint(setting: Setting, resume: str) -> Found | None:

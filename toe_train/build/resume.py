@@ -7,7 +7,7 @@ from typing import Any
 
 from toe_train.data import shorten
 from toe_train.errors import UserError
-from toe_train.recipes import differences, essential
+from toe_train.recipes import completed, differences, essential
 from toe_train.runs.checkpoints import Checkpoints, keep
 from toe_train.runs.folder import RunFolder, versions
 
@@ -34,6 +34,7 @@ def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, An
     if found is None:
         return None
     path, state = found
+    state = {**state, "config": completed(state["config"])}
     require_same(path, state, belongs_to["config"], belongs_to["classes"])
     require_same_order(path, state, belongs_to["config"], belongs_to["images"])
     before, now = (source["config"]["optim"]["name"] for source in (state, belongs_to))
@@ -42,7 +43,7 @@ def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, An
             f"optim.name: {before!r} in the checkpoint, {now!r} now: the state of one optimiser is of no use to "
             f"another; give {before}, or start anew with --resume never"
         )
-    return found
+    return path, state
 
 
 def changes(state: dict[str, Any], belongs_to: dict[str, Any]) -> list[str]:
@@ -65,7 +66,7 @@ def kept_aside(folder: RunFolder, found: Found, belongs_to: dict[str, Any]) -> l
     """Gives second names to what a run that goes on from elsewhere or otherwise will write over; a line for each."""
     checkpoints = Checkpoints(folder.checkpoints)
     is_older = checkpoints.last.exists() and not found[0].samefile(checkpoints.last)
-    if is_older or essential(found[1]["config"]) != essential(belongs_to["config"]):
+    if is_older or differences(essential(found[1]["config"]), essential(belongs_to["config"])):
         return keep(checkpoints, folder.metrics)
     return []
 

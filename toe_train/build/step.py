@@ -130,7 +130,7 @@ def fit_to_memory(
     def attempt(micro_batch: int) -> None:
         now = batch_layout(config, processes.world_size, micro_batch).micro_batch
         accumulation = 2 if holds_gradients or now < layout.micro_batch else 1
-        tried = data.BatchLayout(now * accumulation, now * accumulation, 1, accumulation)
+        tried = data.BatchLayout(now * accumulation, now * accumulation, 1, accumulation, config.mixes_images)
         built = build_model(config, num_classes, plan.image_size)
         built.model.to(processes.device).train()
         stages = {epoch.stage for epoch in plan_epochs(config) if epoch.image_size == plan.image_size}

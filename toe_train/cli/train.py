@@ -11,12 +11,13 @@ from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split, listing_notes
-from toe_train.build.lifecycle import begins, complete, dry_build, warnings
+from toe_train.build.lifecycle import begins, complete, dry_build, require_place
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
+from toe_train.cli.typed import require_understood
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
+from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, notes, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.preemption import StopRequest, preempted
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, or one of `exits`."""
     print_any_name()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_intermixed_args(given)
+    options, unknown = _parser().parse_known_intermixed_args(given)
     folder = RunFolder(_output(options))
     saved = Checkpoints(folder.checkpoints).watch()
 
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from_its_own = options.resume == "auto" or not saved()
         return "the same command" if from_its_own else "the same command without --resume"
 
-    return guarded(lambda: _run(options, given, folder, saved), again)
+    def run() -> int:
+        require_understood(given, unknown, options.overrides)
+        return _run(options, given, folder, saved)
+
+    return guarded(run, again)
 
 
 def _output(options: argparse.Namespace) -> Path:
@@ -72,15 +77,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool]) -> int:
-    config = load_config(options.config, options.overrides)
     if options.output == "":
         raise UserError("--output is empty; name a folder, or leave it out")
+    if options.resume == "":
+        raise UserError("--resume is empty; give auto, never or the path of a checkpoint, or leave it out")
+    config = load_config(options.config, options.overrides)
     if options.dry_run:
-        return _dry_run(config, process_count(options.nproc), begins(folder, options.resume))
+        return _dry_run(config, process_count(options.nproc), folder, options.resume)
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
             dry_build(config, count, begins=begins(folder, options.resume))
+            require_place(config, folder, options.resume)
         if stop.signal:
             raise preempted("in start-up")
         return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
@@ -116,14 +124,15 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
     return again
 
 
-def _dry_run(config: RunConfig, world_size: int, anew: bool) -> int:
-    images, started_from = dry_build(config, world_size, begins=anew)
+def _dry_run(config: RunConfig, world_size: int, folder: RunFolder, resume: str) -> int:
+    images, started_from = dry_build(config, world_size, begins=begins(folder, resume))
+    require_place(config, folder, resume)
     print(dump_config(config))
     print(started_from or "", end="\n" if started_from else "")
     for plan in curriculum_stages(plan_epochs(config)):
         print(describe_split(batch_layout(config_at(config, plan), world_size)))
     print(plan_table(config, len(images[0].classes)))
-    for line in [*listing_notes(images), *warnings(config)]:
+    for line in [*listing_notes(images), *notes(config)]:
         print(line)
     return 0
 

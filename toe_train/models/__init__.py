@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+from difflib import SequenceMatcher
 from typing import Any
 
 import timm
@@ -57,9 +57,7 @@ def create_model(
             f"model.name = {name!r} names weights too; use {plain!r}, and model.initial_weights=timm for them"
         )
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"
-        raise UserError(f"model.name = {name!r}: there is no such model{hint}")
+        raise UserError(f"model.name = {name!r}: there is no such model{_nearest_models(name)}")
     try:
         return timm.create_model(
             name, num_classes=num_classes, drop_path_rate=drop_path_rate, img_size=img_size, **kwargs
@@ -72,3 +70,14 @@ def create_model(
         raise UserError(
             f"model.name = {name}: cannot be built with {given}: {reason}; mend model.image_size or model.kwargs"
         ) from error
+
+
+def _nearest_models(name: str) -> str:
+    """A hint at the three models whose names come nearest, or begin nearest: users leave the sizes at the end out."""
+
+    def likeness(model: str) -> tuple[float, float]:
+        begin, whole = (SequenceMatcher(None, name, model[:end]).ratio() for end in (len(name), None))
+        return max(begin, whole), whole
+
+    near = [model for model in sorted(timm.list_models(), key=likeness, reverse=True)[:3] if likeness(model)[0] >= 0.5]
+    return f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists them"

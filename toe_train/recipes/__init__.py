@@ -1,11 +1,12 @@
 """What a run is: the schema of the configuration, its loading, and the plan of its epochs."""
 
-from toe_train.recipes.compare import differences, essential, experiment
+from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
-from toe_train.recipes.load import dump_config, load_config, saved_config
+from toe_train.recipes.load import dump_config, load_config, load_saved, saved_config
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
+from toe_train.recipes.oddities import notes
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
-from toe_train.recipes.schema import RunConfig
+from toe_train.recipes.schema import RunConfig, dotted_key
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
 
 __all__ = [
@@ -19,13 +20,17 @@ __all__ = [
     "Stretch",
     "StructuredSparsityConfig",
     "TokenMergingConfig",
+    "completed",
     "config_at",
     "curriculum_stages",
     "differences",
+    "dotted_key",
     "dump_config",
     "essential",
     "experiment",
     "load_config",
+    "load_saved",
+    "notes",
     "plan_epochs",
     "saved_config",
     "stretches",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from toe_train.recipes.sections import Integer, PositiveInteger, Section
+from toe_train.recipes.fields import INCIDENTAL, Integer, PositiveInteger, Section
+from toe_train.recipes.shares import Share
 
 
 class CurriculumConfig(Section):
@@ -21,6 +22,8 @@ class CurriculumConfig(Section):
     micro_batches: tuple[PositiveInteger, ...]
     # First epoch of each stage, the first one's 0; or null, and stages of equal compute in its place.
     stage_epochs: tuple[Integer, ...] | None = None
+    # In place of stage_epochs, as shares of the run's epochs, see `first_epochs`.
+    stage_shares: Annotated[tuple[Share, ...] | None, INCIDENTAL] = None
     # EfficientTrain++: what all stages together are worth in epochs at full size, see `equal_compute_stages`. `epochs`
     # is then their sum, and the schedule's warm-up is counted in epochs at full size too.
     budget_epochs: PositiveInteger | None = None
@@ -33,7 +36,7 @@ class CurriculumConfig(Section):
     @model_validator(mode="after")
     def _legal(self) -> CurriculumConfig:
         if (self.stage_epochs is None) == (self.budget_epochs is None):
-            raise ValueError("give one of stage_epochs and budget_epochs, and null for the other")
+            raise ValueError("give one of stage_epochs (or stage_shares) and budget_epochs, and null for the other")
         count = len(self.image_sizes)
         for name in ("rand_augments", "micro_batches", "stage_epochs"):
             if (own := len(getattr(self, name) or self.image_sizes)) != count:

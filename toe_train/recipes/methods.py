@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from toe_train.recipes.sections import Integer, MethodSection, Number, PositiveInteger, Probability
+from toe_train.recipes.fields import Integer, Number, PositiveInteger, Probability
+from toe_train.recipes.sections import MethodSection
 
 Share = Annotated[Number, Field(gt=0, le=1)]
 
@@ -109,4 +110,9 @@ class StructuredSparsityConfig(AlwaysSection):
     revive: Literal["released", "small_weights"] = "released"
 
 
+KINDS: dict[str, type[MethodSection]] = {
+    "token_merging": TokenMergingConfig,
+    "depth_growth": DepthGrowthConfig,
+    "structured_sparsity": StructuredSparsityConfig,
+}
 OtherMethod = Annotated[TokenMergingConfig | DepthGrowthConfig | StructuredSparsityConfig, Field(discriminator="kind")]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
+from toe_train.recipes.fields import INCIDENTAL, Integer, Section
 from toe_train.recipes.methods import OtherMethod, StructuredSparsityConfig
 from toe_train.recipes.sections import (
     AugmentConfig,
@@ -14,17 +15,20 @@ from toe_train.recipes.sections import (
     DataConfig,
     EvaluateConfig,
     ExpansionConfig,
-    Integer,
     MethodSection,
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
-    Section,
     TokenLabelsConfig,
     TrainConfig,
 )
+from toe_train.recipes.shares import first_epochs, share_of
 
 TaskKind = Literal["classification", "token_labelling"]
+
+
+# What makes a plan meaningless and is refused, unless a run asks for it by name; see `oddities`.
+Allowed = Literal["last_stage_not_reached", "peak_not_reached", "min_lr_above_peak", "warmup_lr_above_peak"]
 
 
 class RunConfig(Section):
@@ -44,6 +48,20 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    allow: Annotated[tuple[Allowed, ...], INCIDENTAL] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares_are_epochs(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        epochs = values.get("epochs", cls.model_fields["epochs"].default)
+        resolved = dict(values)
+        for name in ("expansion", "curriculum"):
+            section = values.get(name)
+            if isinstance(section, dict) and section.get("stage_shares") is not None:
+                resolved[name] = {**section, "stage_epochs": _epochs_of_shares(name, section, epochs)}
+        return resolved
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -60,6 +78,11 @@ class RunConfig(Section):
     def task_kind(self) -> TaskKind:
         """What is learned: a class for each image, or one for each of its parts too (LV-ViT)."""
         return "classification" if self.token_labels is None else "token_labelling"
+
+    @property
+    def mixes_images(self) -> bool:
+        """Whether two images become one in training: by Mixup or CutMix, or by LV-ViT's MixToken."""
+        return self.task_kind == "token_labelling" or self.augment.mixup > 0 or self.augment.cutmix > 0
 
     @property
     def peak_lr(self) -> float:
@@ -83,6 +106,25 @@ def _sparsity_is_not_compiled(config: RunConfig) -> None:
             "train.compile: structured_sparsity looks at gradients within blocks, which a graph does not show; set "
             "train.compile=false"
         )
+
+
+def _epochs_of_shares(name: str, section: dict[str, Any], epochs: Any) -> list[int]:
+    """The stage_epochs that a section's stage_shares come to; made-up ones where its field or `epochs` is at fault."""
+    shares, given = section["stage_shares"], section.get("stage_epochs")
+    if not isinstance(shares, (list, tuple)) or not isinstance(epochs, int):
+        return [0]
+    try:
+        for share in shares:
+            share_of(share)
+    except ValueError:
+        return list(range(len(shares)))
+    try:
+        found = list(first_epochs(shares, epochs))
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from None
+    if given is not None and list(given) != found:
+        raise ValueError(f"{name}: give one of stage_epochs and stage_shares; the shares come to {found} here")
+    return found
 
 
 def _best_metric_is_measured(config: RunConfig) -> None:
@@ -175,6 +217,18 @@ CROSS_CHECKS = (
     _cooldown_is_by_epoch,
     _token_labels_fit_the_images,
 )
+
+
+def dotted_key(name: str) -> str | None:
+    """The dotted key that is meant by its own name (`lr`, `global-batch`, `optim.lr`); None where there is none."""
+    section, _, key = name.replace("-", "_").rpartition(".")
+    if not section and key in RunConfig.model_fields:
+        return key
+    for owner, field in RunConfig.model_fields.items():
+        inner = section_of(field.annotation)
+        if inner is not None and key in inner.model_fields and section in ("", owner):
+            return f"{owner}.{key}"
+    return None
 
 
 def section_of(annotation: Any) -> type[Section] | None:

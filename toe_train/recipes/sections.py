@@ -7,47 +7,27 @@ field is read somewhere; unknown keys are refused.
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from toe_train.expansion.schedule import Expansion, ExpansionSchedule, Initialization, Metric, Restore
-
-
-def _none_of_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")
-    return value
-
-
-# YAML's true would otherwise count as 1.
-Integer = Annotated[int, BeforeValidator(_none_of_bool)]
-Number = Annotated[float, BeforeValidator(_none_of_bool), Field(allow_inf_nan=False)]
-PositiveInteger = Annotated[Integer, Field(gt=0)]
-Probability = Annotated[Number, Field(ge=0, le=1)]
-BelowOne = Annotated[Number, Field(ge=0, lt=1)]
-NonNegative = Annotated[Number, Field(ge=0)]
-Positive = Annotated[Number, Field(gt=0)]
-
-HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # a shell expands no ~ behind a =
-
-Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, no protected names (a section is called `model`)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+from toe_train.recipes.fields import (
+    INCIDENTAL,
+    PATH,
+    BelowOne,
+    Folder,
+    Integer,
+    Interpolation,
+    NonNegative,
+    Number,
+    Positive,
+    PositiveInteger,
+    Probability,
+    Section,
+    Weights,
+)
+from toe_train.recipes.shares import Share
 
 
 class ModelConfig(Section):
@@ -57,7 +37,7 @@ class ModelConfig(Section):
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: PositiveInteger = 224
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones; null for new weights.
-    initial_weights: str | None = None
+    initial_weights: Annotated[Weights | None, PATH] = None
     initial_averaged: bool = False  # the averaged weights of the file
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -107,6 +87,8 @@ class ExpansionConfig(MethodSection):
     """Token Expansion; paper section 3. See `TokenExpansion` for what each option does to parity."""
 
     stage_epochs: tuple[Integer, ...]  # first epoch of each stage
+    # In place of stage_epochs, as shares of the run's epochs: [0, 1/3, 2/3]. See `first_epochs`.
+    stage_shares: Annotated[tuple[Share, ...] | None, INCIDENTAL] = None
     keep_rates: tuple[Number, ...]  # r_1 ... r_G, kept share of the patch tokens
     initial_keep_rate: Number  # r_0, share of the seeds
     repeats: Annotated[Integer, Field(gt=0, le=1000)] = 2  # k, rounds per stage
@@ -141,15 +123,19 @@ class DataConfig(Section):
     """Where the images are."""
 
     kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
-    root: HomePath = "/data/imagenet"  # holds train/<class>/* and val/<class>/* for an image folder; unused by digits
-    workers: Annotated[Integer, Field(ge=0, le=512)] = 8  # loader processes per training process
-    download: bool = False  # CIFAR only
-    check_sample: Annotated[Integer, Field(ge=0)] = 256  # images of each split that are decoded before a run starts
+    # Holds train/<class>/* and val/<class>/* for an image folder; unused by digits.
+    root: Annotated[Folder, INCIDENTAL] = "/data/imagenet"
+    workers: Annotated[Integer, Field(ge=0, le=512), INCIDENTAL] = 8  # loader processes per training process
+    download: Annotated[bool, INCIDENTAL] = False  # CIFAR only
+    # Images of each split that are decoded before a run starts.
+    check_sample: Annotated[Integer, Field(ge=0), INCIDENTAL] = 256
     # Of an image folder: images are taken as they are stored (DeiT), or turned as their EXIF blocks say.
     exif_orientation: Literal["ignore", "apply"] = "ignore"
     # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
-    on_error: Literal["fail", "skip"] = "fail"
-    max_skipped: Annotated[Integer, Field(ge=0)] = 100  # different images that on_error: skip passes over, at most
+    on_error: Annotated[Literal["fail", "skip"], INCIDENTAL] = "fail"
+    max_skipped: Annotated[Integer, Field(ge=0), INCIDENTAL] = (
+        100  # different images that on_error: skip passes over, at most
+    )
 
 
 class AugmentConfig(Section):
@@ -204,7 +190,7 @@ class AugmentConfig(Section):
 class TokenLabelsConfig(Section):
     """Label files for each part of a training image (LV-ViT); `toe-tools labels` makes them."""
 
-    root: HomePath  # holds <class>/<image>.pt
+    root: Annotated[Folder, INCIDENTAL]  # holds <class>/<image>.pt
     geometry: Literal["full", "center_crop"] = "full"  # what part of its image a map covers; see `JointTransform`
     # released: labels from the transposed place of the crop, as the released code takes them.
     alignment: Literal["correct", "released"] = "correct"
@@ -248,19 +234,19 @@ class TrainConfig(Section):
     max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
-    compile: bool | None = None  # torch.compile of the training step; null: on a GPU
-    log_every: PositiveInteger = 50  # steps between lines of the run log
+    compile: Annotated[bool | None, INCIDENTAL] = None  # torch.compile of the training step; null: on a GPU
+    log_every: Annotated[PositiveInteger, INCIDENTAL] = 50  # steps between lines of the run log
     # A step whose gradients are not finite is left out; after more than so many in a row the run goes back to its last
     # checkpoint, so many times in all, and on in another order of the images.
-    max_skipped_steps: Annotated[Integer, Field(ge=0, le=1000)] = 10
-    max_rollbacks: Annotated[Integer, Field(ge=0)] = 3
+    max_skipped_steps: Annotated[Integer, Field(ge=0, le=1000), INCIDENTAL] = 10
+    max_rollbacks: Annotated[Integer, Field(ge=0), INCIDENTAL] = 3
 
 
 class EvaluateConfig(Section):
     """Validation: always the plain model with all tokens."""
 
-    every_epochs: PositiveInteger = 1  # the last epoch is always evaluated
-    batch: PositiveInteger = 256  # images per process
+    every_epochs: Annotated[PositiveInteger, INCIDENTAL] = 1  # the last epoch is always evaluated
+    batch: Annotated[PositiveInteger, INCIDENTAL] = 256  # images per process
     crop_pct: Annotated[Number, Field(ge=0.1, le=1)] = 0.875
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
 
@@ -268,7 +254,10 @@ class EvaluateConfig(Section):
 class CheckpointConfig(Section):
     """What is written to `checkpoints/`."""
 
-    every_epochs: PositiveInteger = 1  # the last epoch is always saved, and the last of each stage
-    every_steps: PositiveInteger | None = None  # within an epoch too, at multiples of so many steps
-    every_minutes: Positive | None = 15.0  # within an epoch too, so many minutes after the last one
-    best_metric: Literal["val_top1", "ema_top1"] = "val_top1"
+    # The last epoch is always saved, and the last of each stage.
+    every_epochs: Annotated[PositiveInteger, INCIDENTAL] = 1
+    # Within an epoch too, at multiples of so many steps.
+    every_steps: Annotated[PositiveInteger | None, INCIDENTAL] = None
+    # Within an epoch too, so many minutes after the last one.
+    every_minutes: Annotated[Positive | None, INCIDENTAL] = 15.0
+    best_metric: Annotated[Literal["val_top1", "ema_top1"], INCIDENTAL] = "val_top1"

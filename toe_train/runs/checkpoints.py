@@ -8,6 +8,7 @@ weights and the optimiser from `training/step.py`; what it belongs to, from `bui
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,8 @@ class Checkpoints:
         if resume == "never" or (resume == "auto" and not self.last.exists()):
             return None
         path = self.last if resume == "auto" else Path(resume)
+        if not path.exists() and (near := difflib.get_close_matches(resume, ("auto", "never"), cutoff=0.6)):
+            raise UserError(f"--resume {resume}: there is no such checkpoint; did you mean --resume {near[0]}?")
         return path, read(path)
 
     def heal(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import platform
 import shlex
 import subprocess
@@ -55,6 +56,25 @@ class RunFolder:
                 f"run folder {self.root} cannot be written: {error.strerror}; choose another with --output DIR"
             ) from None
 
+    def require_usable(self) -> None:
+        """Refuses a folder that a run could not be written to, before anything is made.
+
+        Raises:
+            UserError: something else stands there, it cannot be written to, or another process trains in it.
+        """
+        there = next(path for path in (self.root, *self.root.parents) if os.path.lexists(path))
+        fault = None
+        if not there.is_dir():
+            fault = f"{there} is a file" if there.is_file() else f"{there} is not a folder"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            fault = f"there is no right to write to {there}"
+        if fault is not None:
+            raise UserError(f"run folder {self.root} cannot be written: {fault}; choose another with --output DIR")
+        is_ours = self._lock is not None
+        self.lock()
+        if not is_ours:
+            self._unlock()
+
     def lock(self) -> None:
         """Keeps other processes from training in the folder, if it is there, for as long as this one lives.
 
@@ -87,10 +107,13 @@ class RunFolder:
         while (aside := self.root.with_name(f"{self.root.name}.old-{number}")).exists():
             number += 1
         self.root.rename(aside)
+        self._unlock()
+        return aside
+
+    def _unlock(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-        return aside
 
     def write_config(self, text: str, started: dict[str, str]) -> None:
         """Writes the resolved configuration, which `toe-train --config` reads again, under its origin as comments.

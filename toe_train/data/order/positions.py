@@ -95,6 +95,9 @@ class BatchLayout:
     holds neighbouring positions, and so, with repeated augmentation, most views of its images, which are then read
     once.
 
+    Where nothing is `mixed`, pairs are not needed: a batch that they do not divide, an odd one for instance, is cut
+    into runs of neighbouring positions instead, and `group_size` plays no part.
+
     Raises UserError, with the nearest legal values, where the batch cannot be split so.
     """
 
@@ -102,6 +105,7 @@ class BatchLayout:
     group_size: int
     world_size: int = 1
     accumulation: int = 1
+    mixed: bool = True
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -110,23 +114,35 @@ class BatchLayout:
             world_size=self.world_size,
             accumulation=self.accumulation,
         )
+        if self.mixed:
+            self._require_pairs()
+            return
+        unit = self.world_size * self.accumulation
+        if self.global_batch % unit:
+            raise UserError(
+                f"global batch {self.global_batch} cannot be split: it must be a multiple of {unit} (world size "
+                f"{self.world_size} x accumulation {self.accumulation}); "
+                f"nearest legal values: {_nearest(self.global_batch, lambda batch: batch % unit == 0)}"
+            )
+
+    def _require_pairs(self) -> None:
         if self.group_size % 2:
             raise UserError(
                 f"mixing group size {self.group_size} is odd, and Mixup pairs the images of a group; "
                 f"nearest legal values: {_nearest(self.group_size, lambda size: size % 2 == 0)}"
             )
-        unit = 2 * self.world_size * self.accumulation
-
-        def legal(batch: int) -> bool:
-            return batch % unit == 0 and (batch <= self.group_size or batch % self.group_size == 0)
-
-        if not legal(self.global_batch):
+        if not self._divides_in_pairs(self.global_batch):
             raise UserError(
-                f"global batch {self.global_batch} cannot be split: it must be a multiple of {unit} (2, as "
+                f"global batch {self.global_batch} cannot be split: it must be a multiple of "
+                f"{2 * self.world_size * self.accumulation} (2, as "
                 f"images are mixed in pairs, x world size {self.world_size} x accumulation {self.accumulation}) "
                 f"and at most the mixing group size {self.group_size} or a multiple of it; "
-                f"nearest legal values: {_nearest(self.global_batch, legal)}"
+                f"nearest legal values: {_nearest(self.global_batch, self._divides_in_pairs)}"
             )
+
+    def _divides_in_pairs(self, batch: int) -> bool:
+        whole_groups = self.group_size % 2 == 0 and (batch <= self.group_size or batch % self.group_size == 0)
+        return whole_groups and batch % (2 * self.world_size * self.accumulation) == 0
 
     @property
     def num_groups(self) -> int:
@@ -149,6 +165,9 @@ class BatchLayout:
 
     def rows(self, rank: int, micro: int) -> Tensor:
         """Return the positions in the global batch of one micro-batch's images, (micro_batch,) int64."""
+        if not self._divides_in_pairs(self.global_batch):
+            first = (rank * self.accumulation + micro) * self.micro_batch
+            return torch.arange(first, first + self.micro_batch)
         size = self.global_batch // self.num_groups
         positions = []
         for group, (low, high) in enumerate(self._members(rank, micro)):
@@ -167,23 +186,27 @@ class BatchLayout:
         return list(zip(low, high, strict=True))
 
 
-def split_batch(global_batch: int, world_size: int, max_micro_batch: int) -> int:
-    """Return the fewest accumulation steps that cut a global batch into even micro-batches of at most max_micro_batch.
+def split_batch(global_batch: int, world_size: int, max_micro_batch: int, mixed: bool = True) -> int:
+    """Return the fewest accumulation steps that cut a global batch into micro-batches of at most max_micro_batch.
+
+    Micro-batches are even where images are `mixed`, since those are mixed in pairs.
 
     Raises UserError, with the nearest legal global batches, where the batch does not divide.
     """
     _require_positive(global_batch=global_batch, world_size=world_size)
-    if max_micro_batch < 2:
+    least = 2 if mixed else 1
+    if max_micro_batch < least:
         raise UserError(f"largest micro-batch {max_micro_batch}: images are mixed in pairs, so it must be at least 2")
-    unit = 2 * world_size
+    unit = least * world_size
     if global_batch % unit:
         nearest = _nearest(global_batch, lambda batch: batch % unit == 0)
+        why = ", as images are mixed in pairs" if mixed else ""
         raise UserError(
-            f"global batch {global_batch} cannot be split over {world_size} processes: it must be a multiple of "
-            f"{unit}, as images are mixed in pairs; nearest legal values: {nearest}"
+            f"global batch {global_batch} cannot be split over {world_size} process{'es' * (world_size > 1)}: it must "
+            f"be a multiple of {unit}{why}; nearest legal values: {nearest}"
         )
-    pairs = global_batch // unit  # of one process
-    return next(steps for steps in range(1, pairs + 1) if pairs % steps == 0 and 2 * pairs // steps <= max_micro_batch)
+    parts = global_batch // unit  # of one process: pairs, or images
+    return next(n for n in range(1, parts + 1) if parts % n == 0 and least * parts // n <= max_micro_batch)
 
 
 class TrainBatchSampler(Sampler[list[SampleKey]]):

@@ -1,0 +1,107 @@
+"""A key that a user gave and that has no effect in the run is refused, with what makes it count."""
+
+import pytest
+import yaml
+
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig, dump_config, load_config
+from toe_train.recipes.effect import RULES
+
+RANDOM = ["expansion.initialization=random", "expansion.expansion=uniform", "expansion.merging=false"]
+
+# Key, a configuration and overrides with which the key has no effect, and what makes it count.
+CASES = [
+    ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),
+    ("augment.rand_augment=null", "deit_tiny_et", [], "set curriculum.rand_augments"),
+    ("augment.mix_group=128", "deit_tiny_et", [], "set curriculum.micro_batches"),
+    ("augment.color_jitter=0.4", "deit_tiny", [], "set augment.rand_augment=null"),
+    ("augment.crop_scale=[0.2, 1]", "cifar10_deit_tiny", [], "set augment.crop=random_resized"),
+    ("augment.crop_ratio=[1, 1]", "deit_tiny", ["augment.crop=padded"], "set augment.crop=random_resized"),
+    ("augment.erasing_mode=const", "deit_tiny", ["augment.erasing_prob=0"], "augment.erasing_prob=0; set it above 0"),
+    ("augment.erasing_count=2", "cifar10_deit_tiny", [], "augment.erasing_prob=0"),
+    ("augment.mix_prob=0.5", "quickstart", [], "set augment.mixup or augment.cutmix above 0"),
+    ("augment.mix_switch_prob=0.1", "deit_tiny", ["augment.mixup=0"], "it chooses between Mixup and CutMix"),
+    ("optim.momentum=0.8", "deit_tiny", [], "it is of sgd; set optim.name=sgd"),
+    ("optim.momentum=0.9", "deit_tiny", [], "it is of sgd"),  # the default, and given
+    ("optim.betas=[0.9, 0.98]", "deit_tiny", ["optim.name=sgd"], "it is of adamw; set optim.name=adamw"),
+    ("optim.eps=1e-6", "deit_tiny", ["optim.name=sgd"], "it is of adamw"),
+    ("schedule.stepping=plain", "deit_tiny", ["schedule.unit=step"], "set schedule.unit=epoch"),
+    ("schedule.warmup_lr=1e-5", "deit_tiny", ["schedule.warmup_epochs=0"], "schedule.warmup_epochs=0; set it above 0"),
+    ("expansion.metric=euclidean", "deit_tiny_toe_r05", RANDOM, "set expansion.merging=true or"),
+    ("expansion.repeats=4", "deit_tiny_toe_r05", RANDOM, "set expansion.expansion=farthest"),
+    ("model.initial_averaged=true", "deit_tiny", [], "set model.initial_weights to one"),
+    ("model.initial_averaged=true", "deit_tiny", ["model.initial_weights=timm"], "it is of a checkpoint of toe-train"),
+    ("data.root=/my/images", "quickstart", [], "set data.kind=image_folder for your own"),
+    ("data.download=true", "deit_tiny", [], "set data.kind=cifar10 or cifar100"),
+    ("data.max_skipped=5", "deit_tiny", [], "set data.on_error=skip"),
+    ("data.check_sample=5", "deit_tiny", ["data.on_error=skip"], "set data.on_error=fail"),
+]
+
+
+def refusal(path, *overrides):
+    with pytest.raises(UserError) as fault:
+        load_config(path, overrides)
+    return str(fault.value)
+
+
+@pytest.mark.parametrize(("key", "name", "others", "remedy"), CASES)
+def test_it_is_refused_with_what_makes_it_count(configs, key, name, others, remedy):
+    for overrides in ([*others, key], [key, *others]):
+        message = refusal(configs / f"{name}.yaml", *overrides)
+        assert message.startswith("1 fault in "), message
+        assert f"{key.partition('=')[0]} = " in message
+        assert "has no effect in this run: " in message
+        assert remedy in message
+    load_config(configs / f"{name}.yaml", others)
+
+
+def test_each_rule_has_a_case():
+    assert {key for rule in RULES for key in rule.keys} == {case[0].partition("=")[0] for case in CASES}
+
+
+def test_each_key_of_a_rule_is_one():
+    sections = RunConfig().model_dump().items()
+    known = {f"{name}.{key}" for name, section in sections if isinstance(section, dict) for key in section}
+    keys = {key for rule in RULES for key in rule.keys if not key.startswith("expansion.")}
+    assert keys <= known
+
+
+def test_every_shipped_file_gives_what_counts(configs):
+    for file in configs.glob("*.yaml"):
+        load_config(file)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(values, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        return path
+
+    return writer
+
+
+def test_a_line_of_the_file_counts_as_given(write):
+    assert "optim.momentum = 0.5: has no effect in this run" in refusal(write({"optim": {"momentum": 0.5}}))
+
+
+def test_a_line_of_a_parent_too_where_it_has_no_effect_there(write):
+    write({"optim": {"momentum": 0.5}}, "parent.yaml")
+    assert "optim.momentum = 0.5" in refusal(write({"extends": "parent.yaml"}))
+    assert load_config(write({"extends": "parent.yaml", "optim": {"name": "sgd"}})).optim.momentum == 0.5
+
+
+def test_what_a_child_or_an_override_makes_idle_is_no_fault(write):
+    write({"optim": {"name": "sgd", "momentum": 0.5}}, "parent.yaml")
+    assert load_config(write({"extends": "parent.yaml", "optim": {"name": "adamw"}})).optim.name == "adamw"
+    assert load_config(write({"optim": {"name": "sgd", "momentum": 0.5}}), ["optim.name=adamw"]).optim.momentum == 0.5
+
+
+def test_a_file_that_gives_all_keys_is_not_asked(configs, write):
+    config = load_config(configs / "deit_tiny_et.yaml", ["seed=3"])
+    assert load_config(write(dump_config(config))) == config
+    assert "optim.momentum" in refusal(write(dump_config(config)), "optim.momentum=0.5")
+
+
+def test_defaults_are_not_asked(write):
+    assert load_config(write({"optim": {"name": "sgd"}, "augment": {"erasing_prob": 0.0}})).optim.betas == (0.9, 0.999)

@@ -1,0 +1,133 @@
+"""Keys that a user gave and that change nothing in this run: refused, with what would make them count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from toe_train.recipes.fields import TIMM
+from toe_train.recipes.schema import RunConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Keys that have no effect in some runs.
+
+    Attributes:
+        keys: dotted.
+        idle: whether a run is one of those.
+        why: what it is in the run that overrules them, and what makes them count.
+    """
+
+    keys: tuple[str, ...]
+    idle: Callable[[RunConfig], bool]
+    why: str
+
+
+def without_effect(config: RunConfig, given: Iterable[str]) -> dict[str, str]:
+    """Of the dotted keys that were `given`, those that change nothing in this run, and why."""
+    found: dict[str, str] = {}
+    for rule in RULES:
+        for key in rule.keys:
+            if key in given and rule.idle(config):
+                found.setdefault(key, rule.why)
+    return found
+
+
+def _jitters(config: RunConfig) -> bool:
+    """Whether some epoch has colour jitter, which timm leaves out beside RandAugment unless that says t3a."""
+    section = config.curriculum
+    used = section.rand_augments if section else (config.augment.rand_augment,)
+    return any(text is None or "t3a" in text.split("-") for text in used)
+
+
+def _compares_tokens(config: RunConfig) -> bool:
+    section = config.expansion
+    return section is None or section.expansion == "farthest" or section.merging
+
+
+RULES = (
+    Rule(
+        ("augment.rand_augment",),
+        lambda run: run.curriculum is not None,
+        "each stage of the curriculum has its own; set curriculum.rand_augments, or curriculum=null",
+    ),
+    Rule(
+        ("augment.mix_group",),
+        lambda run: run.curriculum is not None,
+        "each stage of the curriculum has its own; set curriculum.micro_batches, or curriculum=null",
+    ),
+    Rule(
+        ("augment.color_jitter",),
+        lambda run: not _jitters(run),
+        "timm leaves it out beside RandAugment; set augment.rand_augment=null",
+    ),
+    Rule(
+        ("augment.crop_scale", "augment.crop_ratio"),
+        lambda run: run.augment.crop == "padded",
+        "augment.crop=padded does without; set augment.crop=random_resized",
+    ),
+    Rule(
+        ("augment.erasing_mode", "augment.erasing_count"),
+        lambda run: run.augment.erasing_prob == 0,
+        "nothing is erased with augment.erasing_prob=0; set it above 0",
+    ),
+    Rule(
+        ("augment.mix_prob",),
+        lambda run: not run.augment.mixup and not run.augment.cutmix,
+        "it is of Mixup and CutMix, and both are off; set augment.mixup or augment.cutmix above 0",
+    ),
+    Rule(
+        ("augment.mix_switch_prob",),
+        lambda run: not run.augment.mixup or not run.augment.cutmix,
+        "it chooses between Mixup and CutMix; set augment.mixup and augment.cutmix above 0",
+    ),
+    Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd; set optim.name=sgd"),
+    Rule(("optim.betas", "optim.eps"), lambda run: run.optim.name == "sgd", "it is of adamw; set optim.name=adamw"),
+    Rule(
+        ("schedule.stepping",),
+        lambda run: run.schedule.unit == "step",
+        "it is of rates by epoch; set schedule.unit=epoch",
+    ),
+    Rule(
+        ("schedule.warmup_lr",),
+        lambda run: run.schedule.warmup_epochs == 0,
+        "there is no warm-up with schedule.warmup_epochs=0; set it above 0",
+    ),
+    Rule(
+        ("expansion.metric",),
+        lambda run: not _compares_tokens(run),
+        "no tokens are compared without merging and farthest expansion; set expansion.merging=true or "
+        "expansion.expansion=farthest",
+    ),
+    Rule(
+        ("expansion.repeats",),
+        lambda run: run.expansion is not None and run.expansion.expansion != "farthest",
+        "tokens are chosen in one go; set expansion.expansion=farthest",
+    ),
+    Rule(
+        ("model.initial_averaged",),
+        lambda run: run.model.initial_averaged and run.model.initial_weights in (None, TIMM),
+        "it is of a checkpoint of toe-train; set model.initial_weights to one",
+    ),
+    Rule(
+        ("data.root",),
+        lambda run: run.data.kind == "digits",
+        "data.kind=digits has its images with it; set data.kind=image_folder for your own",
+    ),
+    Rule(
+        ("data.download",),
+        lambda run: run.data.download and run.data.kind not in ("cifar10", "cifar100"),
+        "CIFAR alone is downloaded; set data.kind=cifar10 or cifar100",
+    ),
+    Rule(
+        ("data.max_skipped",),
+        lambda run: run.data.on_error == "fail",
+        "no image is passed over with data.on_error=fail; set data.on_error=skip",
+    ),
+    Rule(
+        ("data.check_sample",),
+        lambda run: run.data.on_error == "skip" and run.data.check_sample > 0,
+        "images are not tried before the run with data.on_error=skip; set data.on_error=fail",
+    ),
+)

@@ -1,0 +1,62 @@
+"""What the sections of the YAML file are made of: their base class, the types of their values, and marks on fields."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Says something of a field, in its annotation."""
+
+    meaning: str
+
+
+INCIDENTAL = Mark("another value, after a restart or on another machine, makes no other experiment of a run")
+PATH = Mark("a path, which older runs may hold relative to some folder")
+
+
+def _none_of_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+def _absolute(path: str) -> str:
+    """The path from the root, so that it means the same in every folder; a shell expands no ~ behind a =."""
+    if not path:
+        raise ValueError("must be a path, and is empty; name one (`.` is the folder that you are in)")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _weights(source: str) -> str:
+    return source if source == TIMM else _absolute(source)
+
+
+TIMM = "timm"  # in place of a path of weights: timm's pre-trained ones
+
+# YAML's true would otherwise count as 1.
+Integer = Annotated[int, BeforeValidator(_none_of_bool)]
+Number = Annotated[float, BeforeValidator(_none_of_bool), Field(allow_inf_nan=False)]
+PositiveInteger = Annotated[Integer, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, le=1)]
+BelowOne = Annotated[Number, Field(ge=0, lt=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+
+# A relative path counts from the folder that the command runs in, and is kept absolute: a run's config.yaml means the
+# same anywhere.
+Folder = Annotated[str, AfterValidator(_absolute)]
+Weights = Annotated[str, AfterValidator(_weights)]
+
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, no protected names (a section is called `model`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
