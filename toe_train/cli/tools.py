@@ -14,7 +14,7 @@ from toe_train.build.evaluation import evaluate_checkpoint
 from toe_train.cli import bench, export, labels, pack, report, view
 from toe_train.cli.exits import USER_ERROR, guarded
 from toe_train.errors import UserError
-from toe_train.recipes import load_config
+from toe_train.recipes import load_config, load_saved
 from toe_train.runs import checkpoints
 from toe_train.runs.processes import processes
 
@@ -89,7 +89,7 @@ def _plan(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, given: list[str]) -> int:
-    config = load_config(options.config, options.overrides)
+    config = load_saved(options.config, options.overrides)
     path = Path(options.checkpoint)
     with processes() as here:
         scores = evaluate_checkpoint(config, path, checkpoints.read(path), options.weights, here)

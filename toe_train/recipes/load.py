@@ -37,7 +37,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """As `load_config`, of a run that is done: what it gave without effect or meaning is not asked after."""
+    """As `load_config`, of a run that is not to be trained: keys without effect and plans without meaning are taken."""
     return _validated(path, read_layers(Path(path), overrides)[-1].values)
 
 
