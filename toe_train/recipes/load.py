@@ -38,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """As `load_config`, of a run that is done: what it gave without effect or meaning is not asked after."""
+    """As `load_config`, of a run that is not to be trained: keys without effect and plans without meaning are taken."""
     return _validated(path, read_layers(Path(path), overrides)[-1].values)
 
 
@@ -136,7 +136,8 @@ def _describe(fault: Any, values: Values) -> str:
 
 def _where(loc: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
     """The dotted place of a fault, without the kind that pydantic puts between, and the section that it lies in."""
-    location, section = list(loc), None
+    location: list[Any] = list(loc)
+    section: Any = None
     if location[:1] == ["method"] and len(location) > 1 and location[1] in KINDS:
         section = KINDS[location.pop(1)]
         if len(location) > 2:  # what pydantic adds of a union's member, or of a list's entry
