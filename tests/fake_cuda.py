@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 GPU = torch.device("cuda", 0)
 CONVERT, COPY = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
-NO_FAKE_KERNEL = {torch.ops.aten._fused_sgd_}  # these change what they are given, and return nothing
+# These change what they are given, and not every torch can do that to fake tensors.
+NO_FAKE_KERNEL = {torch.ops.aten._fused_sgd_, torch.ops.aten._amp_update_scale_}
 
 
 class WaitsForTheGpu(Exception):
@@ -63,7 +64,7 @@ class FakeGpu(TorchDispatchMode):
             _require_no_wait(func, given, args, kwargs)
         if func.overloadpacket in NO_FAKE_KERNEL:
             assert {tensor.device for tensor in given} == {GPU}
-            return None
+            return args[0] if func._schema.returns else None
         return func(*args, **kwargs)
 
 
@@ -98,6 +99,13 @@ def _waits(*_):
     raise WaitsForTheGpu("the program waits for a device, a stream or an event")
 
 
+class _Generator(torch.Generator):
+    """A GPU's too is on the CPU: nothing is drawn there."""
+
+    def __new__(cls, device="cpu"):
+        return super().__new__(cls)
+
+
 def _made():
     """A stand-in for a class or function of streams or events."""
     stand_in = MagicMock()
@@ -108,9 +116,8 @@ def _made():
 @contextmanager
 def fake_gpu():
     """torch as on a machine with a GPU; the FakeGpu. Streams and events do nothing."""
-    generator = torch.Generator
     replaced = {
-        "torch.Generator": lambda device="cpu": generator(),
+        "torch.Generator": _Generator,
         "torch.Tensor.backward": _gradients,
         "torch.Tensor.record_stream": lambda *_: None,
         "torch.cuda.Event": _made(),
@@ -125,3 +132,12 @@ def fake_gpu():
         for name, stand_in in replaced.items():
             stack.enter_context(patch(name, stand_in))
         yield stack.enter_context(FakeGpu())
+
+
+def is_possible():
+    """Whether this torch can: torch 2.6 asks for a driver where it cuts a fake tensor, torch 2.14 does not."""
+    try:
+        with fake_gpu():
+            return torch.ones(2).to(GPU)[:1].device == GPU
+    except RuntimeError:
+        return False
