@@ -1,4 +1,8 @@
 import copy
+import gc
+import inspect
+import pickle
+import weakref
 
 import pytest
 import timm
@@ -6,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from toe_train.expansion import RESTORES, ExpansionSchedule, TokenExpansion, attach, kept_mask
+from toe_train.expansion import METRICS, RESTORES, ExpansionSchedule, TokenExpansion, attach, kept_mask
 
 SMALL = {"img_size": 32, "patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
 # name -> (number of prefix tokens, arguments); each has 64 patch tokens
@@ -435,6 +439,8 @@ def test_refusing_leaves_the_model_as_it_was():
         ("efficientnet_lite0", {}, "block 1 .*cannot run on a subset"),
         ("hiera_tiny_224", {}, "block 1 .*cannot run on a subset"),
         ("twins_pcpvt_small", {}, "block 1 .*cannot run on a subset"),
+        ("naflexvit_base_patch16_gap", {"depth": 2, "embed_dim": 24, "num_heads": 2}, "NaFlexVit .*`patch_valid`"),
+        ("vit_tiny_patch16_224", {"use_naflex": True}, "NaFlexVit .*`patch_valid`.*without use_naflex"),
     ],
 )
 def test_models_that_need_every_token_are_refused(name, options, reason):
@@ -447,6 +453,89 @@ def test_models_that_need_every_token_are_refused(name, options, reason):
         attach(model, expansion_for(prefix))
     assert type(model).__name__ in str(caught.value)
     assert [key for key, _ in model.named_modules()] == state
+
+
+@pytest.mark.parametrize("name", ["forward_intermediates", "get_intermediate_layers"])
+def test_feature_maps_are_refused_while_tokens_are_dropped(name):
+    model, plain, x = build().train(), build().train(), images()
+    handle = attach(model, expansion_for())
+    for copied in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(ValueError, match=rf"{name} gives feature maps, .* stage 1 .*model.eval\(\)"):
+            getattr(copied, name)(x)
+        # A copy answers for its own module, whatever the first one does.
+        copied.token_expansion.set_epoch(3)
+        torch.testing.assert_close(getattr(copied, name)(x), getattr(plain, name)(x))
+        copied.token_expansion.set_epoch(1)
+        torch.testing.assert_close(getattr(copied.eval(), name)(x), getattr(plain.eval(), name)(x))
+        copied.train()
+    handle.remove()
+    torch.testing.assert_close(getattr(model, name)(x), getattr(plain, name)(x))
+
+
+def test_an_attached_model_is_freed_without_a_garbage_collection():
+    model = build()
+    attach(model, expansion_for())
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("given", [{"attn_mask": torch.ones(2, 1, 65, 65, dtype=torch.bool)}, {"is_causal": True}])
+def test_a_mask_over_all_tokens_is_refused_while_they_are_dropped(given):
+    model, plain = build().train(), build().train()
+    if next(iter(given)) not in inspect.signature(model.forward_features).parameters:
+        pytest.skip(f"this version of timm takes no {next(iter(given))}")
+    expansion = expansion_for()
+    attach(model, expansion)
+    with pytest.raises(ValueError, match=f"Block is given `{next(iter(given))}`, .*full set of tokens"):
+        model.forward_features(images(), **given)
+    expansion.set_epoch(3)
+    assert torch.equal(model.forward_features(images(), **given), plain.forward_features(images(), **given))
+
+
+class Masked(Plain):
+    """A model that gives its blocks a mask by place."""
+
+    def forward(self, x, mask):
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class Scaling(nn.Module):
+    def forward(self, x, mask=None):
+        return x if mask is None else x * mask
+
+
+def test_a_mask_by_place_is_refused_too():
+    model = Masked(Scaling(), Scaling()).train()
+    attach(model, expansion_for(0))
+    with pytest.raises(ValueError, match="Scaling is given `argument 2`"):
+        model(torch.randn(2, 16, 8), torch.ones(2, 16, 1))
+    assert model(torch.randn(2, 16, 8), None).shape == (2, 8, 8)
+
+
+@pytest.mark.parametrize("how", [{"initialization": "random"}, {"expansion": "uniform"}, {"merging": False}, {}])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_batch_of_no_images(metric, how):
+    """A process's share of an uneven last batch may be one."""
+    model = build().train()
+    attach(model, expansion_for(metric=metric, **how))
+    output, gradients = step(model, images(0))
+    assert output.shape == (0, 5)
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_a_batch_of_no_images_with_dense_outputs(restore):
+    model = dense_model()
+    attach(model, expansion_for(0), restore=restore)
+    assert model(torch.randn(0, 16, 8)).shape == (0, 16, 8)
 
 
 def test_other_refusals():

@@ -90,6 +90,30 @@ def test_sgd_takes_its_momentum():
     assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_sgd_begins_after_steps_that_are_left_out_as_without_them(fused, left_out):
+    """The kernel of a GPU, here on the CPU, is called for those too and has to begin with a momentum of 0."""
+    weights, plain = (torch.nn.Linear(3, 2, bias=False) for _ in range(2))
+    plain.load_state_dict(weights.state_dict())
+    ours = create_optimizer(weights, "sgd", 0.1, 0.05, (0.9, 0.999), 1e-8, 0.7)
+    expected = torch.optim.SGD(plain.parameters(), 0.1, 0.7, weight_decay=0.05, nesterov=True)
+    for group in ours.param_groups:
+        group["fused"] = fused
+    ours._step_supports_amp_scaling = fused
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.zeros(()))
+    for number in range(left_out + 3):
+        gradient = torch.full((2, 3), float(number + 1))
+        weights.weight.grad = gradient if number >= left_out else gradient * torch.inf
+        scaler.step(ours)
+        scaler.update(1.0)
+        if number >= left_out:
+            plain.weight.grad = gradient
+            expected.step()
+        torch.testing.assert_close(weights.weight, plain.weight)
+
+
 def test_the_cooldown_stays_at_the_least_rate(schedule):
     """300 epochs of cosine, 10 after it, plain stepping, 1.6e-3 whatever the batch (docs/fidelity.md, "LV-ViT")."""
     plain = schedule(

@@ -4,12 +4,16 @@ A model that gives an output for every patch position (`dense_output`, as LV-ViT
 which puts the kept tokens back into the full grid.
 
 The model's code and its state_dict stay those of the plain model. Models in which dropping tokens between blocks would
-be wrong are refused, by what they contain and by how their blocks behave.
+be wrong are refused (`suitable.py`), and so are calls in which it would be: an attention mask, which belongs to the
+full set of tokens, and feature maps, which would be made of the kept tokens.
 
-Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, n patch tokens of a probe, D width.
+Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, D width.
 """
 
 from __future__ import annotations
+
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,23 +22,11 @@ from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import RESTORES, check_option
 from toe_train.expansion.selection import gather
 from toe_train.expansion.selection import restore as restore_grid
+from toe_train.expansion.suitable import named, require_suitable
 
 NAME = "token_expansion"
-
-# Attributes by which a model or a block holds position information that belongs to a full grid of tokens.
-_GRID_POSITIONS = (
-    "rope",
-    "rope_global",
-    "rope_window",
-    "rotary_emb",
-    "rel_pos",
-    "rel_pos_bias",
-    "shared_rel_pos",
-    "rel_pos_h",
-    "relative_position_bias_table",
-)
-# Attributes of models whose class token joins the patch tokens only after some blocks (CaiT, XCiT, ConViT).
-_LATE_CLASS_TOKEN = ("blocks_token_only", "cls_attn_blocks", "local_up_to_layer")
+# Methods by which a model (timm's) gives out the tokens after its blocks, laid out as the image's grid.
+_MAP_METHODS = ("forward_intermediates", "get_intermediate_layers")
 
 
 class Attachment:
@@ -45,11 +37,14 @@ class Attachment:
     ) -> None:
         self.expansion = expansion
         self._model: nn.Module | None = model
-        self._hooks = [block.register_forward_pre_hook(_ExpandInput(expansion))]
+        self._hooks = [block.register_forward_pre_hook(_ExpandInput(expansion), with_kwargs=True)]
         if norm is not None:
             self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
         model.add_module(NAME, expansion)
+        self._replaced = [name for name in _MAP_METHODS if hasattr(type(model), name)]
+        for name in self._replaced:
+            setattr(model, name, _WholeMaps(model, expansion, name))
 
     def remove(self) -> None:
         """Make the model the plain one again. Does nothing when called twice."""
@@ -58,6 +53,8 @@ class Attachment:
                 hook.remove()
             self.expansion.remember_owner = False
             delattr(self._model, NAME)
+            for name in self._replaced:
+                delattr(self._model, name)  # the class's method comes to light again
             self._model = None
 
 
@@ -67,9 +64,49 @@ class _ExpandInput:
     def __init__(self, expansion: TokenExpansion) -> None:
         self.expansion = expansion
 
-    def __call__(self, block: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        tokens, _ = self.expansion(args[0])
-        return (tokens, *args[1:])
+    def __call__(
+        self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        tokens, kept = self.expansion(args[0])
+        if kept is not None:
+            _require_tokens_alone(block, args[1:], options)
+        return (tokens, *args[1:]), options
+
+
+def _require_tokens_alone(block: nn.Module, others: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Raise ValueError where a block is given a tensor beside its tokens, or is to attend in the tokens' order."""
+    beside = {**{f"argument {place}": value for place, value in enumerate(others, start=2)}, **options}
+    for name, value in beside.items():
+        if isinstance(value, Tensor) or (name == "is_causal" and value):
+            raise ValueError(
+                f"{named(block)} is given `{name}`, which belongs to the full set of tokens, and the token expansion "
+                "has dropped some of them before it: leave it out while training, or remove() the expansion"
+            )
+
+
+class _WholeMaps:
+    """A model's method that gives feature maps, refused while tokens are dropped. An object as above.
+
+    The model holds it, so it must not hold the model: its memory would be free only after a garbage collection.
+    """
+
+    def __init__(self, model: nn.Module, expansion: TokenExpansion, name: str) -> None:
+        self.model = weakref.ref(model)
+        self.expansion = expansion
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _WholeMaps, (self.model(), self.expansion, self.name)  # so that a copied model's is bound to the copy
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self.expansion.drops:
+            raise ValueError(
+                f"{self.name} gives feature maps, and in stage {self.expansion.stage} of its training the model keeps "
+                "a part of the patch tokens, in no grid's order: call model.eval() before it, or ask for no maps while "
+                "tokens are dropped"
+            )
+        model = self.model()
+        return getattr(type(model), self.name)(model, *args, **options)
 
 
 class _RestoreGrid:
@@ -111,6 +148,10 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
             that the dropped one was merged into. "ignore" puts zeros too and says that the loss leaves these positions
             out, which is up to the loss: `kept_mask(expansion.kept, N)` names the positions that count.
 
+    While tokens are dropped, the model's forward pass raises ValueError where a block is given an attention mask, and
+    so do timm's `forward_intermediates` and `get_intermediate_layers`, whose maps need every token. In eval mode and
+    in dense stages all of it works as without.
+
     Returns:
         A handle with `.expansion` and `.remove()`.
 
@@ -118,41 +159,10 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
         ValueError: when tokens cannot be dropped there; the message names the reason.
     """
     if getattr(model, NAME, None) is not None:
-        raise ValueError(f"{_name(model)} has a token expansion already: call remove() on its handle first")
-    blocks = _plain_blocks(model)
-    if not 0 <= after_block < len(blocks):
-        raise ValueError(
-            f"after_block={after_block} must be from 0 (after the embedding) to {len(blocks) - 1} (the last block) in "
-            f"{_name(model)}; the nearest is {min(max(after_block, 0), len(blocks) - 1)}"
-        )
-    _refuse_grid_models(model, blocks[after_block:])
-    prefix = getattr(model, "num_prefix_tokens", expansion.num_prefix_tokens)
-    if prefix != expansion.num_prefix_tokens:
-        raise ValueError(
-            f"{_name(model)} has {prefix} prefix tokens, the expansion was made for {expansion.num_prefix_tokens}: "
-            f"use TokenExpansion(..., num_prefix_tokens={prefix})"
-        )
-    width = _width(model)
-    for index, block in enumerate(blocks[after_block:], start=after_block):
-        _probe(f"block {index} of {_name(model)}", block, prefix, width)
+        raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
+    block = require_suitable(model, after_block, expansion.num_prefix_tokens)
     norm = _dense_norm(model, expansion, restore)
-    return Attachment(model, expansion, blocks[after_block], norm, copy=restore == "copy")
-
-
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
-
-
-def _plain_blocks(model: nn.Module) -> list[nn.Module]:
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
-        wrapped = isinstance(getattr(model, "module", None), nn.Module)
-        remedy = "attach to the model inside the wrapper" if wrapped else "use a plain vision transformer (ViT, DeiT)"
-        raise ValueError(
-            f"{_name(model)} has no plain list `blocks` between which tokens could be dropped (windows, stages and "
-            f"feature maps need every token); {remedy}"
-        )
-    return list(blocks)
+    return Attachment(model, expansion, block, norm, copy=restore == "copy")
 
 
 def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:
@@ -161,7 +171,7 @@ def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn
     if not getattr(model, "dense_output", False):
         if restore != "zero":
             raise ValueError(
-                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {_name(model)} has "
+                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {named(model)} has "
                 "none: its dropped tokens need no place; leave restore at 'zero'"
             )
         return None
@@ -173,81 +183,7 @@ def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn
     norm = getattr(model, "norm", None)
     if not isinstance(norm, nn.Module):
         raise ValueError(
-            f"{_name(model)} has dense outputs and no module `norm` after its blocks, where the grid is put together "
+            f"{named(model)} has dense outputs and no module `norm` after its blocks, where the grid is put together "
             "again; name its last norm so"
         )
     return norm
-
-
-def _refuse_grid_models(model: nn.Module, blocks: list[nn.Module]) -> None:
-    if getattr(getattr(model, "patch_embed", None), "backbone", None) is not None:
-        raise ValueError(
-            f"{_name(model)} is a hybrid: its tokens are cells of a convolutional backbone (patch_embed.backbone), for "
-            "which token expansion is not defined; use a model with a patch embedding"
-        )
-    for attribute in _LATE_CLASS_TOKEN:
-        if hasattr(model, attribute):
-            raise ValueError(
-                f"{_name(model)} adds its class token after some of the blocks (it has `{attribute}`), so that prefix "
-                "tokens cannot be told from patch tokens; use a plain vision transformer (ViT, DeiT)"
-            )
-    holders = [model, *(module for block in blocks for module in block.modules())]
-    for holder in holders:
-        for attribute in _GRID_POSITIONS:
-            if getattr(holder, attribute, None) is not None:
-                raise ValueError(
-                    f"{_name(model)} has rotary or relative positions (`{attribute}` of {_name(holder)}), which belong "
-                    "to a full grid of tokens; use a model with absolute position embeddings (ViT, DeiT)"
-                )
-
-
-def _width(model: nn.Module) -> int:
-    for attribute in ("embed_dim", "num_features"):
-        width = getattr(model, attribute, None)
-        if isinstance(width, int):
-            return width
-    raise ValueError(
-        f"{_name(model)} does not say how wide its tokens are (no integer `embed_dim`): only a plain vision "
-        "transformer with one width can drop tokens; set the attribute if yours is one"
-    )
-
-
-@torch.no_grad()
-def _probe(name: str, block: nn.Module, num_prefix: int, width: int) -> None:
-    """Raise ValueError unless a block takes any number of patch tokens and does not care about their order."""
-    flags = [(module, module.training) for module in block.modules()]
-    block.eval()
-    try:
-        for count in (5, 8):
-            try:
-                _check_equivariance(block, num_prefix, count, width)
-            except Exception as error:
-                raise ValueError(
-                    f"{name} ({type(block).__name__}) cannot run on a subset of the tokens: {error}; dropping tokens "
-                    "before it would be wrong; use a plain vision transformer (ViT, DeiT)"
-                ) from error
-    finally:
-        for module, training in flags:
-            module.training = training
-
-
-def _check_equivariance(block: nn.Module, num_prefix: int, count: int, width: int) -> None:
-    """Raise an error unless permuting patch tokens (1, P+n, D) permutes the block's output in the same way."""
-    like = next(block.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)  # the global one stays as it is
-    x = torch.randn(1, num_prefix + count, width, generator=generator).to(like.device, like.dtype)  # (1, P+n, D)
-    # The new order separates all neighbours: 1 4 2 0 3 for five tokens, 1 4 7 2 5 0 3 6 for eight.
-    shuffled = [num_prefix + (3 * position + 1) % count for position in range(count)]
-    order = torch.tensor([*range(num_prefix), *shuffled], device=x.device)  # (P+n,)
-    y = block(x)
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"tokens of shape {tuple(x.shape)} became {shape}")
-    if x.is_meta:  # no values to compare
-        return
-    # Measured against what the block adds, so that a small layer scale hides nothing, with room for rounding.
-    error = (block(x[:, order]) - y[:, order]).abs().max()
-    epsilon = torch.finfo(x.dtype).eps
-    allowed = epsilon**0.5 * (y - x).abs().max() + 8 * epsilon * y.abs().max()
-    if not error <= allowed:
-        raise ValueError("its output depends on the order of the patch tokens")

@@ -93,6 +93,11 @@ class TokenExpansion(nn.Module):
         """Enter the stage of an epoch (0-based); the training loop calls this before each epoch."""
         self.stage = self.schedule.stage(epoch)
 
+    @property
+    def drops(self) -> bool:
+        """Whether forward drops tokens now: in training mode, in a stage that keeps a part of them."""
+        return self.training and not self.schedule.is_dense(self.stage)
+
     def num_kept(self, num_tokens: int, stage: int | None = None) -> int:
         """Patch tokens that training keeps in a stage (None: the current one), out of `num_tokens`."""
         stage = self.stage if stage is None else stage
@@ -110,7 +115,7 @@ class TokenExpansion(nn.Module):
             y: (B, P+K, D), prefix tokens first, then the kept ones in the order of selection.
             kept: (B, K) int64 positions in 0..N-1 of y's patch tokens; None when nothing is dropped, y being x then.
         """
-        if not self.training or self.schedule.is_dense(self.stage):
+        if not self.drops:
             self.kept = self.owner = None
             return x, None
         self._require_patches(x)

@@ -192,7 +192,7 @@ def _nearest(tokens: Tensor, positions: Tensor, metric: str) -> tuple[Tensor, Te
     Whatever the metric, a token at one of the positions is nearest to itself, by +inf.
     """
     others = tokens.flatten(0, 1).index_select(0, _rows(positions, tokens.shape[1]))  # (B*n, D), faster than `gather`
-    nearness = similarity(tokens, others.view(*positions.shape, -1), metric)  # (B, N, n)
+    nearness = similarity(tokens, others.view(*positions.shape, tokens.shape[2]), metric)  # (B, N, n)
     nearness.scatter_(1, positions.unsqueeze(1), float("inf"))
     return nearness.max(dim=2)
 

@@ -49,7 +49,7 @@ def token_targets(
     height, width = scores.shape[2:]
     maps = scores.new_zeros(len(scores), height, width, num_classes, dtype=torch.float32)
     maps.scatter_(3, ids.long().movedim(1, 3), scores.float().movedim(1, 3))  # (B, H, W, K)
-    down, across = crop[:, [0, 2]], crop[:, [1, 3]]  # start and length
+    down, across = crop[:, 0::2], crop[:, 1::2]  # start and length; a list as an index would be copied to the device
     if alignment == "released":
         down, across = across, down
     on, off = 1 - smoothing + smoothing / num_classes, smoothing / num_classes

@@ -26,18 +26,32 @@ def create_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
 
-    There are always two groups, so that a run may be resumed with another decay. AdamW on a GPU is the fused kernel,
-    which knows by itself whether a step is left out, so that no step waits for the device. SGD is not: were its first
-    step left out, the fused kernel would take momentum from memory that nothing was written to (torch 2.11).
+    There are always two groups, so that a run may be resumed with another decay. On a GPU it is the fused kernel, which
+    knows by itself whether a step is left out, so that no step waits for the device.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one group
     for group in groups:
         group["weight_decay"] *= weight_decay
     extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
-    if name == "adamw" and next(model.parameters()).is_cuda:
+    if next(model.parameters()).is_cuda:
         extra["fused"] = True
-    return create_optimizer_v2(groups, opt=name, lr=lr, **extra)
+    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, **extra)
+    if name == "sgd":
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Gives SGD a momentum of 0 where it has none yet, from which its first step is the same as from none.
+
+    Without one, and with the first step left out, the fused kernel would go on from memory that nothing was written to
+    (torch 2.11 to 2.14).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class Schedule(Protocol):
