@@ -12,6 +12,7 @@ from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split
 from toe_train.build.lifecycle import begins, complete, dry_build, warnings
+from toe_train.cli.console import lasting_console
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.errors import UserError
@@ -32,7 +33,11 @@ HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, or one of `exits`."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_console():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(given: list[str]) -> int:
     options = _parser().parse_intermixed_args(given)
     folder = RunFolder(_output(options))
     saved = Checkpoints(folder.checkpoints).watch()
