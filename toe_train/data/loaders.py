@@ -179,6 +179,6 @@ def _ending(worker: BaseProcess) -> str:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A scheduler signals every process of a job; the main one still needs its workers while it saves its place."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    """A scheduler and Ctrl-C signal every process; the main one still needs its workers while it saves its place."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
