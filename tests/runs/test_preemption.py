@@ -170,6 +170,18 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(tiny, tmp_p
     assert "Traceback" not in job.stderr
 
 
+def test_a_loader_process_of_one_process_that_is_killed_is_told_once(tiny, tmp_path, start):
+    """The other process, whose neighbour is gone, learns that the cause is told."""
+    job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=1", processes=2)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    second = str(job.workers()[1])
+    children = subprocess.run(["ps", "--ppid", second, "-o", "pid="], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert job.end(timeout=60) == 1
+    assert job.stderr.count("run failed: ") == 1, job.stderr
+    assert "run failed: a loader process is gone (process " in job.stderr
+
+
 def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
     """The loader processes hold copies of what signals are read from."""
     arguments = ["optim.lr=1e30", "optim.name=sgd", "schedule.warmup_epochs=0", "data.workers=2"]

@@ -37,7 +37,13 @@ def check_data(config: RunConfig) -> None:
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
-    """Train and val images, listed by the main process and handed to the others; all call it together."""
+    """Train and val images, listed by the main process and handed to the others; all call it together.
+
+    Raises:
+        UserError: an image is not there in some process.
+        RunFailed: a process may not open as many files as its loader processes need.
+    """
+    processes.together(lambda: data.require_open_files(config.data.workers))
     images = processes.from_main(lambda: data.open_datasets(config.data.kind, config.data.root))
     for source in images:
         processes.together(source.require_here)

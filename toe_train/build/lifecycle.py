@@ -24,20 +24,14 @@ from toe_train.build.resume import Found, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, build_step, micro_batches
 from toe_train.build.task import build_task
 from toe_train.build.trainer import Setting, build_trainer
-from toe_train.recipes import (
-    RunConfig,
-    config_at,
-    curriculum_stages,
-    dump_config,
-    experiment,
-    plan_epochs,
-)
+from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, experiment, plan_epochs
 from toe_train.runs import memory
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder, provenance, versions
+from toe_train.runs.jobs import jobs, restarted_jobs
 from toe_train.runs.log import read_metrics
 from toe_train.runs.preemption import StopRequest
-from toe_train.runs.processes import Processes, jobs, restarted_jobs
+from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
 from toe_train.training.loop import Trainer
 from toe_train.training.precision import describe_precision

@@ -6,6 +6,7 @@ order/         which image stands at which place of a run, and the rule that eve
 labels/        what a teacher saw in each part of an image, in files
 sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
+worker_faults.py  what goes wrong in a loader process, told
 check.py       a tool: is the data healthy?
 pack.py        a tool: a smaller copy of an image folder
 
@@ -27,7 +28,7 @@ from toe_train.data.labels.files import (
     read_token_labels,
 )
 from toe_train.data.labels.record import LabelRecord
-from toe_train.data.loaders import CleanErrors, WorkerGone, eval_loader, train_loader
+from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
@@ -46,6 +47,7 @@ from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.opening import open_datasets
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
     "ALIGNMENTS",
@@ -94,6 +96,7 @@ __all__ = [
     "pack_images",
     "read_token_labels",
     "require_healthy",
+    "require_open_files",
     "seeded",
     "shorten",
     "split_batch",
