@@ -220,3 +220,12 @@ def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(monkeypatch, 
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         with pytest.raises(UserError, match="process 3 of this node has no GPU: 1 visible; start at most 1 processes"):
             processes._device(local_rank)
+
+
+def test_processes_talk_over_the_network_that_gloo_is_told(monkeypatch):
+    """GLOO_SOCKET_IFNAME; one that this machine lacks is named, and no other process is said to be gone."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    processes._require_interfaces()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ib7")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=lo,ib7: this machine has no network interface ib7; it has"):
+        processes._require_interfaces()

@@ -276,6 +276,8 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
             print(f"the run in {folder.root} has no checkpoint to continue from; it is now {folder.set_aside()}")
     folder.create()
     folder.lock()
+    if not folder.has_locks:
+        print(f"note: {folder.root} is on a file system without locks: nothing keeps a second run from training there")
 
 
 def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_classes: int) -> MicroBatches:

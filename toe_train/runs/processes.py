@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Processes:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         with communicating(_backend(self.device)):
+            # Buffers are synced in each forward pass, the default (`forward_sync_buffers`): LV-ViT's batch norm in the
+            # stem relies on it, whose statistics are the main process's.
             wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
             model.eval()
             with torch.compiler.set_stance("force_eager"):
@@ -202,6 +205,7 @@ def processes() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(rank, world_size, device)
         return
+    _require_interfaces()
     store: dist.Store | None = None
     try:
         with communicating(_backend(device)):
@@ -245,6 +249,21 @@ def _heard(fault: Reported, store: dist.Store | None) -> Reported:
 def _backend(device: torch.device) -> str:
     """That of the processes' devices."""
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+def _require_interfaces() -> None:
+    """GLOO_SOCKET_IFNAME names the network that the processes talk over; gloo would say that another one is gone.
+
+    Raises:
+        UserError: this machine has no such interface.
+    """
+    given = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    known = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, given.split(",")):
+        if name not in known:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={given}: this machine has no network interface {name}; it has {', '.join(known)}"
+            )
 
 
 def _join(rank: int, world_size: int, device: torch.device) -> dist.Store:
