@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
 from toe_train.cli.exits import START_AGAIN
+from toe_train.cli.threads import usable_cores
 from toe_train.errors import Preempted, UserError
 
 RESTARTS = 3  # after which a run that crashes again and again ends
@@ -67,7 +68,7 @@ def launch(
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     options = ["--standalone", f"--nproc-per-node={count}"]
     known = get_args_parser().format_help()  # torch 2.6 has neither of the two
     if "--shutdown-timeout" in known:

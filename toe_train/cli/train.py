@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
@@ -15,6 +18,7 @@ from toe_train.build.lifecycle import begins, complete, dry_build, warnings
 from toe_train.cli.console import lasting_console
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
+from toe_train.cli.threads import is_busy, usable_cores
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
@@ -80,6 +84,7 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
         raise UserError("--output is empty; name a folder, or leave it out")
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), begins(folder, options.resume))
+    _take_threads()
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
@@ -100,6 +105,15 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
         for done in planned:
             print(summary_table(done, folder))
         return 0
+
+
+def _take_threads() -> None:
+    """Computes with as many threads as there are cores to use, and says where others use them."""
+    if "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets
+        torch.set_num_threads(usable_cores())
+    note = is_busy(os.cpu_count() or 1, os.getloadavg()[0])
+    if note and not torch.cuda.is_available() and os.environ.get("RANK", "0") == "0":
+        print(note)
 
 
 def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:
