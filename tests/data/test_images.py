@@ -1,6 +1,7 @@
 """Files as they lie about in real data sets: each loads as RGB, in silence, or is named."""
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -142,3 +143,11 @@ def test_broken_files_are_named(tmp_path, content, reason):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"gone\.jpg cannot be read as an image \(.*No such file"):
         load_rgb(tmp_path / "gone.jpg")
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(
+        UserError, match=r"a.png cannot be read as an image \(a pipe, a device or a folder, and no file\)"
+    ):
+        load_rgb(tmp_path / "a.png")

@@ -1,5 +1,7 @@
 """Read an image file of any kind as RGB, or say which file cannot be read."""
 
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,8 @@ def load_rgb(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+                raise ValueError("a pipe, a device or a folder, and no file")
             with Image.open(path) as image:
                 return _to_rgb(image)
     except MemoryError:
