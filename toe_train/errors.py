@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class Reported(Exception):
     """Base of them all; `str` of one is its message alone.
@@ -9,9 +11,11 @@ class Reported(Exception):
     Attributes:
         then: a clause on how to go on, which names the command as `{command}`: "{command} continues". Empty for none.
         shared: whether every process of the run raises it, so that one telling is enough.
+        told_elsewhere: whether another process has told what was the cause.
     """
 
     shared = False
+    told_elsewhere = False
 
     def __init__(self, message: str, *, then: str = "") -> None:
         super().__init__(message)
@@ -33,12 +37,16 @@ class RunFailed(Reported, RuntimeError):
 class NoMemory(RunFailed):
     """The memory does not hold an image or its labels; a run that passes over unreadable ones passes over it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, then="give the process more, or make the file smaller")
+    def __init__(self, message: str, *, then: str = "give the process more, or make the file smaller") -> None:
+        super().__init__(message, then=then)
 
 
 class Interrupted(RunFailed):
     """A run that the same command takes up again: another process is gone, or it needs less memory. Exit code 4."""
+
+
+class ProcessGone(Interrupted):
+    """Another process of the run is gone."""
 
 
 class Preempted(Reported, RuntimeError):
@@ -50,10 +58,24 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
-def of_system(error: OSError) -> UserError | RunFailed:
-    """What a fault of the file system means: another path is to be named, or room or rights to be given."""
+LACKS = {  # what the machine has too little of, by errno, and the remedy
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`), or take fewer data.workers",
+    errno.ENFILE: "close other programs, or raise the machine's limit of open files (sysctl fs.file-max)",
+    errno.EAGAIN: "raise the limit of processes (`ulimit -u`, a container's --pids-limit), or take fewer data.workers",
+    errno.ENOMEM: "give the process more memory, or take fewer data.workers or smaller train.max_micro_batch",
+}
+
+
+def of_system(error: OSError | MemoryError) -> UserError | RunFailed:
+    """What a fault of the system means: another path is to be named, or room, rights, memory or handles to be given."""
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return RunFailed(
+            f"the machine's memory is full{detail}", then=f"{LACKS[errno.ENOMEM]}; then {{command}} continues"
+        )
     wrong_path = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, wrong_path) and error.filename is not None:
         return UserError(f"{error.strerror}: {error.filename}; name another path, or put this one right")
     reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
-    return RunFailed(reason, then="make room, or give the right to it, then {command} continues")
+    remedy = LACKS.get(error.errno or 0, "make room, or give the right to it")
+    return RunFailed(reason, then=f"{remedy}, then {{command}} continues")

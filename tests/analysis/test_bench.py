@@ -234,3 +234,13 @@ def test_the_operations_share_of_the_full_step(tiny, monkeypatch):
     assert "10.00 % |" in result.as_table()
     with pytest.raises(UserError, match="odd"):
         benchmark_expansion(load_config(tiny), 3, 1, CPU)
+
+
+@pytest.mark.parametrize("given", ["x", "8,", "1.5", "0", "-1"])
+def test_a_batch_that_is_no_number_says_what_is_one(tiny, capsys, given):
+    with pytest.raises(SystemExit) as ended:
+        tools.main(["bench", "--config", str(tiny), f"--batch={given}"])
+    assert ended.value.code == 2
+    assert f"argument --batch: {given!r} must be whole numbers from 1 up, with commas between: 8,32" in (
+        capsys.readouterr().err
+    )

@@ -1,6 +1,7 @@
 """Files as they lie about in real data sets: each loads as RGB, in silence, or is named."""
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -211,3 +212,11 @@ def test_a_heic_file_under_another_name_is_said_to_be_one(tmp_path):
     (tmp_path / "phone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     with pytest.raises(UserError, match=r"phone\.jpg cannot be read as an image \(it is of the kind HEIC.*convert it"):
         load_rgb(tmp_path / "phone.jpg")
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(
+        UserError, match=r"a.png cannot be read as an image \(a pipe, a device or a folder, and no file\)"
+    ):
+        load_rgb(tmp_path / "a.png")

@@ -1,9 +1,12 @@
 import contextlib
+import errno
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -24,8 +27,10 @@ from toe_train.data import (
     normalized,
     open_datasets,
     train_loader,
+    worker_faults,
 )
-from toe_train.data.loaders import _Batches, _Fault
+from toe_train.data.loaders import _Batches
+from toe_train.data.worker_faults import Fault, require_open_files
 from toe_train.errors import RunFailed, UserError
 
 
@@ -231,9 +236,9 @@ def test_another_collate_function(workers):
 
 def test_a_fault_passes_the_thread_that_pins_memory():
     fault = _Batches(Faulty(UserError("theirs")), list).__getitems__([0])
-    assert type(fault) is _Fault
-    assert pin_memory(fault) == pickle.loads(pickle.dumps(fault)) == _Fault("theirs")
-    assert type(pin_memory(fault)) is _Fault
+    assert type(fault) is Fault
+    assert pin_memory(fault) == pickle.loads(pickle.dumps(fault)) == Fault(UserError, "theirs", "")
+    assert type(pin_memory(fault)) is Fault
 
 
 @pytest.fixture
@@ -335,3 +340,76 @@ def test_workers_end_when_closed(parts):
     assert len(list(loader)) == 3
     loader.close()
     eval_loader(eval_set, range(6), 2, workers=0).close()
+
+
+FULL = "/dev/shm (0.2 MiB) is full: loader processes hand their batches over through it"
+
+
+@pytest.fixture
+def small_shared_memory(monkeypatch):
+    """Shared memory of 200 KiB, none of it free, of which torch gets nothing; a call in C raises, as torch's does."""
+    monkeypatch.setattr(worker_faults, "_space", lambda: (200 * 1024, 0))
+    for name in ("_new_using_fd_cpu", "_share_fd_cpu_"):
+        monkeypatch.setattr(torch.UntypedStorage, name, partial(torch.zeros, -1))
+
+
+def unshared(samples):
+    """A batch that is made shared when it is sent, by a thread of the queue."""
+    return torch.stack([image for image, _ in samples])
+
+
+@pytest.mark.parametrize("collate", [torch.utils.data.default_collate, unshared])
+def test_full_shared_memory_is_said_as_such(parts, small_shared_memory, collate):
+    """Without a word a batch that cannot be sent would be waited for without end."""
+    loader = eval_loader(parts[1], range(6), 2, workers=1, collate=collate)
+    with pytest.raises(RunFailed) as caught:
+        list(loader)
+    assert str(caught.value) == FULL
+    assert "data.workers=0, again continues" in caught.value.told("again")
+
+
+def test_a_worker_that_ended_for_want_of_shared_memory(monkeypatch):
+    class Ended:
+        pid, exitcode = 5, -signal.SIGBUS
+
+        def join(self, seconds):
+            pass
+
+    monkeypatch.setattr(worker_faults, "_space", lambda: (200 * 1024, 0))
+    assert str(worker_faults.gone([Ended()])) == FULL
+
+
+def test_a_run_time_error_of_our_own_is_not_the_machine():
+    assert worker_faults.fault_of(RuntimeError("ours")) is None
+    with pytest.raises(RuntimeError, match="ours"):
+        list(eval_loader(Faulty(RuntimeError("ours")), range(1), 1, workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "raise the limit of open files (`ulimit -n`)"),
+        (MemoryError("of an image"), "out of memory (of an image); give the process more memory"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; make room, or give the right to it"),
+    ],
+)
+def test_what_the_machine_lacks_in_a_worker_has_a_remedy(fault, told, workers):
+    with pytest.raises(RunFailed) as caught:
+        list(eval_loader(Faulty(fault), range(1), 1, workers))
+    assert told in caught.value.told("it")
+
+
+def test_too_few_open_files_are_refused_before_a_run_waits_without_end(monkeypatch):
+    asked = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (30, 100))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
+    with pytest.raises(RunFailed) as caught:
+        require_open_files(8)
+    assert caught.value.told("it") == (
+        "data.workers = 8 takes up to 248 open files, and this process may have 100 (`ulimit -n`); with a higher "
+        "limit, or data.workers=2, it goes on"
+    )
+    require_open_files(2)
+    require_open_files(0)
+    assert asked == [(100, 100)] * 2  # as many as it may have

@@ -1,11 +1,13 @@
 """What a run writes of its own origin; and what its folder's code stands on."""
 
 import ast
+import errno
 from pathlib import Path
 
 import yaml
 
 from toe_train import runs
+from toe_train.build import lifecycle
 from toe_train.runs.folder import RunFolder, versions
 
 
@@ -30,3 +32,17 @@ def test_the_list_of_files_is_whole():
         imports += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
         ours = [name for name in imports if name.startswith("toe_train")]
         assert all(name.split(".")[1] in ("errors", "_version", "runs") for name in ours)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def refused(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    lifecycle._open_folder(RunFolder(tmp_path / "first"), "auto")
+    assert "locks" not in capsys.readouterr().out
+    monkeypatch.setattr("toe_train.runs.folder.fcntl.lockf", refused)
+    lifecycle._open_folder(RunFolder(tmp_path / "second"), "auto")
+    told = (
+        f"note: {tmp_path / 'second'} is on a file system without locks: nothing keeps a second run from training there"
+    )
+    assert told in capsys.readouterr().out

@@ -1,11 +1,12 @@
 """What the console shows of an epoch, and logs behind one."""
 
 import inspect
+import json
 
 import pytest
 import torch
 
-from toe_train.runs.log import Console, RunLog, Several
+from toe_train.runs.log import Console, JsonLines, RunLog, Several, broken_lines, tell_broken
 
 RECORD = {
     "epoch": 1,
@@ -50,3 +51,25 @@ def test_several_pass_everything_on():
         calls.clear()
     several.pictures("kept", torch.zeros(1), epoch=3)
     assert calls[0][2] == {"epoch": 3}
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "step", "epoch": 0, "step": 1, "train_loss": NaN}\n')  # as earlier versions wrote it
+    log = JsonLines(path, 1, 0)
+    log.epoch({"epoch": 1, "val_loss": float("inf"), "parts": [1.0, float("nan")], "more": {"a": float("-inf")}})
+    log.close()
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0], parse_constant=pytest.fail)["train_loss"] is None
+    last = json.loads(lines[1], parse_constant=pytest.fail)
+    assert (last["val_loss"], last["parts"], last["more"]) == (None, [1.0, None], {"a": None})
+
+
+def test_broken_lines_are_counted_and_told(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = '{"kind": "epoch", "epoch": 0}\n'
+    path.write_text(whole + '{"kind": "epoch", "epo\n' + whole + "5\n")
+    assert broken_lines(path) == [2, 4]
+    assert tell_broken(path) == [f"note: {path}: lines 2, 4 are no whole lines of a run (2 in all) and left out"]
+    path.write_text(whole)
+    assert tell_broken(path) == tell_broken(tmp_path / "none") == []

@@ -113,14 +113,23 @@ def test_asked_before_the_first_step(trainer_in):
     assert not trainer.keeper.checkpoints.last.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.fixture(autouse=True)
+def _in_the_foreground():
+    """What is started from here hears Ctrl-C, also where the tests run in the background of a shell."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, start, number):
     metrics = tmp_path / "run/metrics.jsonl"
     job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=2")
     job.wait_until(lambda: len(read_metrics(metrics, "step")) > 7)
-    job.process.send_signal(number)
+    os.killpg(job.process.pid, number)  # loader processes too, as a terminal and a scheduler do
     assert job.end(timeout=60) == 75, job.stderr
-    assert job.stderr.startswith("stopped: by a signal, ")
+    asked = "\nCtrl-C: the run saves its place and ends; a second one ends it at once\n" * (number == signal.SIGINT)
+    assert job.stderr.startswith(f"{asked}stopped: by a signal, ")
     progress = read(tmp_path / "run/checkpoints/last.pt")["progress"]
     assert 5 * progress["epoch"] + progress["step"] >= 8
     assert Checkpoints(tmp_path / "run/checkpoints").heal() == []
@@ -159,6 +168,18 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(tiny, tmp_p
     assert "run failed: a loader process is gone (process " in job.stderr
     assert "with fewer data.workers the same command continues" in job.stderr
     assert "Traceback" not in job.stderr
+
+
+def test_a_loader_process_of_one_process_that_is_killed_is_told_once(tiny, tmp_path, start):
+    """The other process, whose neighbour is gone, learns that the cause is told."""
+    job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=1", processes=2)
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    second = str(job.workers()[1])
+    children = subprocess.run(["ps", "--ppid", second, "-o", "pid="], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert job.end(timeout=60) == 1
+    assert job.stderr.count("run failed: ") == 1, job.stderr
+    assert "run failed: a loader process is gone (process " in job.stderr
 
 
 def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
@@ -222,6 +243,40 @@ with stop.listening():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
     assert done.stdout == f"{int(signal.SIGTERM)}\n"
     assert done.returncode == 128 + signal.SIGUSR1
+
+
+SECOND_KEY = """
+import os, signal, time
+from toe_train.runs.preemption import StopRequest
+with StopRequest().listening():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.7)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1.5)
+"""
+
+
+@pytest.mark.parametrize(("environment", "code"), [({}, 130), ({"RANK": "0"}, 0)])
+def test_a_second_ctrl_c_ends_soon_but_where_a_launcher_may_have_repeated_it(environment, code):
+    command = [sys.executable, "-c", SECOND_KEY]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, timeout=50)
+    assert done.returncode == code
+
+
+def test_a_command_in_the_background_of_a_shell_does_not_hear_ctrl_c():
+    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + SECOND_KEY
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_stops_a_run_of_two_processes_of_its_own(tiny, tmp_path, start):
+    """A terminal signals the launcher and both processes, and the launcher passes it on."""
+    job = start("--config", tiny, "--output", "run", "--nproc", "2", "epochs=400")
+    job.wait_until(lambda: len(read_metrics(tmp_path / "run/metrics.jsonl", "step")) > 7)
+    os.killpg(job.process.pid, signal.SIGINT)
+    assert job.end(timeout=60) == 75, job.stderr
+    assert "Traceback" not in job.stderr
+    assert read(tmp_path / "run/checkpoints/last.pt")["progress"]["epoch"] >= 1
 
 
 def test_a_second_signal_ends_a_process_that_waits_for_another(tiny, tmp_path, start):

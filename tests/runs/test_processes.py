@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from toe_train.errors import Interrupted, RunFailed
+from toe_train.errors import Interrupted, RunFailed, UserError
+from toe_train.runs import processes
 from toe_train.runs.processes import Processes, communicating
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -180,3 +181,51 @@ def test_a_bare_error_is_gloos_only_where_torch_communicates():
 def test_alone_nothing_is_lost():
     with pytest.raises(RuntimeError, match=r"^bare$"), ALONE.averaging(torch.nn.Linear(1, 1), skip=False):
         raise RuntimeError("bare")
+
+
+def test_in_the_steps_the_others_are_waited_for_in_minutes_and_longer_before(in_two):
+    script = """
+import time
+from datetime import timedelta
+from toe_train.runs import processes
+processes.PATIENCE_IN_STEPS = timedelta(seconds=2)
+assert processes.PATIENCE > timedelta(hours=1)
+time.sleep(4 * rank)  # before the steps
+here.sum(torch.zeros(1))
+wrapped = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2)
+try:
+    if rank == 0:
+        here.largest([0.0])
+    time.sleep(5)
+except processes.ProcessGone as error:
+    print("gone", flush=True)
+os._exit(0)
+"""
+    told = in_two(script)
+    assert (told[0].out, told[0].code) == ("gone\n", 0), told[0].err
+
+
+@pytest.mark.parametrize(("gpus", "local_rank", "taken"), [(1, 3, 0), (1, 0, 0), (4, 3, 3)])
+def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(monkeypatch, gpus, local_rank, taken):
+    """Slurm's --gpus-per-task shows each task its own GPU as number 0."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert processes._device(local_rank) == torch.device("cuda", taken)
+    assert chosen == [torch.device("cuda", taken)]
+    if gpus == 1 and local_rank:  # the same GPU is that of all processes of one torchrun
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with pytest.raises(UserError, match="process 3 of this node has no GPU: 1 visible; start at most 1 processes"):
+            processes._device(local_rank)
+
+
+def test_processes_talk_over_the_network_that_gloo_is_told(monkeypatch):
+    """GLOO_SOCKET_IFNAME; one that this machine lacks is named, and no other process is said to be gone."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    processes._require_interfaces()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ib7")
+    with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=lo,ib7: this machine has no network interface ib7; it has"):
+        processes._require_interfaces()

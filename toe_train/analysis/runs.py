@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, essential, load_saved
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import Record, read_metrics
+from toe_train.runs.log import Record, read_metrics, tell_broken
 
 SEED = re.compile(r"-s\d+$")
 IMAGENET_CLASSES = 1000
@@ -185,5 +186,7 @@ def _read(root: Path) -> Run:
     missing = [path.name for path in (folder.config, folder.metrics) if not path.is_file()]
     if missing:
         raise UserError(f"{root} is not a run folder: it holds no {' and no '.join(missing)}")
+    for note in tell_broken(folder.metrics):
+        print(note, file=sys.stderr)
     starts = read_metrics(folder.metrics, "start")
     return Run(folder.root.name, load_saved(folder.config), starts or [{}], read_metrics(folder.metrics, "epoch"))

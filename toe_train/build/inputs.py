@@ -42,8 +42,13 @@ def open_images(config: RunConfig, processes: Processes) -> Images:
     """Train and val images, listed by the main process and handed to the others; all call it together.
 
     What was passed over is said.
+
+    Raises:
+        UserError: an image is not there in some process.
+        RunFailed: a process may not open as many files as its loader processes need.
     """
     section = config.data
+    processes.together(lambda: data.require_open_files(section.workers))
     images = processes.from_main(
         lambda: data.open_datasets(section.kind, section.root, exif_orientation=section.exif_orientation)
     )

@@ -36,9 +36,10 @@ from toe_train.recipes import (
 from toe_train.runs import memory
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder, provenance, versions
+from toe_train.runs.jobs import jobs, restarted_jobs
 from toe_train.runs.log import read_metrics
 from toe_train.runs.preemption import StopRequest
-from toe_train.runs.processes import Processes, jobs, restarted_jobs
+from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
 from toe_train.training.loop import Trainer
 from toe_train.training.precision import describe_precision
@@ -271,6 +272,8 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
             print(f"the run in {folder.root} has no checkpoint to continue from; it is now {folder.set_aside()}")
     folder.create()
     folder.lock()
+    if not folder.has_locks:
+        print(f"note: {folder.root} is on a file system without locks: nothing keeps a second run from training there")
 
 
 def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_classes: int) -> MicroBatches:

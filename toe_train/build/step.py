@@ -57,6 +57,15 @@ def build_step(
     )
 
 
+def choose_convolutions(model: nn.Module) -> None:
+    """Lets cuDNN try its algorithms where a stem has convolutions that overlap (LV-ViT); image sizes stay the same.
+
+    A plain patch embedding is one matrix product, for which trying would only cost time.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    torch.backends.cudnn.benchmark = any(module.kernel_size != module.stride for module in convolutions)
+
+
 def build_compile(
     config: RunConfig, step: TrainStep, loaded_size: int, stages: Sequence[int], whole: bool = False
 ) -> Callable[[], str | None] | None:

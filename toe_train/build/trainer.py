@@ -10,13 +10,13 @@ from toe_train.build.inputs import Images, batch_layout, build_inputs, build_ski
 from toe_train.build.model import BuiltModel, build_model, load_initial
 from toe_train.build.pictures import build_pictures
 from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
-from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step
+from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step, choose_convolutions
 from toe_train.build.task import build_task
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import Console, JsonLines, RunLog, Several, TensorBoard
+from toe_train.runs.log import Console, JsonLines, RunLog, Several, TensorBoard, tell_broken
 from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
 from toe_train.tasks.task import Task
@@ -75,6 +75,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     if found is None and processes.is_main:
         started_from = load_initial(config, built, train_images.classes)
     built.model.to(processes.device)
+    choose_convolutions(built.model)
     steps = config.epochs * order.steps_per_epoch
     built.method.join(lambda values: processes.sum(values) / processes.world_size, steps)
     task = build_task(now, built, len(train_images.classes), layout)
@@ -149,6 +150,7 @@ def _log(run: Setting, found: Found | None, progress: Progress, task: Task, note
         return RunLog()
     if found is not None:
         notes = [*kept_aside(run.folder, found, run.belongs_to), *notes, *changes(found[1], run.belongs_to)]
+    notes = [*tell_broken(run.folder.metrics), *notes]
     log = Several(
         [
             JsonLines(run.folder.metrics, progress.epoch, progress.step),

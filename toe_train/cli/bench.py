@@ -122,7 +122,7 @@ def _require_writable(name: str, given: str | None) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: every number must be at least 1")
-    return numbers
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers from 1 up, with commas between: 8,32")
+    return [int(part) for part in parts]

@@ -41,13 +41,7 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("stopped", error, PREEMPTED, again())
     except torch.OutOfMemoryError as error:
         return _report("run failed", RunFailed(f"out of device memory: {error}"), RUN_FAILED, again())
-    except MemoryError as error:
-        fault = RunFailed(
-            "the machine's memory is full" + (f" ({_last_line(error)})" if str(error).strip() else ""),
-            then="give the process more, or take fewer data.workers or a smaller batch, then {command} continues",
-        )
-        return _report("run failed", fault, RUN_FAILED, again())
-    except OSError as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
+    except (OSError, MemoryError) as error:  # a log on a full disk, for one; what is known of beforehand is a UserError
         return guarded(partial(_raise, of_system(error)), again)
     except (KeyboardInterrupt, SignalException):
         interrupted = Reported("from outside", then="{command} continues from the last checkpoint, if there is one")
@@ -66,6 +60,6 @@ def _raise(error: Exception) -> NoReturn:
 
 def _report(what: str, fault: Reported, code: int, again: str) -> int:
     is_main = int(os.environ.get("RANK", 0)) == 0
-    if is_main or not fault.shared:
+    if not fault.told_elsewhere and (is_main or not fault.shared):
         print(f"{what}: {fault.told(again)}", file=sys.stderr, flush=True)
     return code

@@ -14,6 +14,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
 from toe_train.cli.exits import START_AGAIN
+from toe_train.cli.threads import usable_cores
 from toe_train.errors import Preempted, UserError
 
 RESTARTS = 3  # after which a run that crashes again and again ends
@@ -63,20 +64,24 @@ def launch(
     Raises:
         Preempted: this process was asked to stop; so were the others.
     """
-    # torchrun passes SIGTERM on to the processes, once they run, and would die of SIGUSR1.
+    # torchrun passes SIGTERM and Ctrl-C on to the processes, once they run, and would die of SIGUSR1.
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))
     options = ["--standalone", f"--nproc-per-node={count}"]
-    if "--shutdown-timeout" in get_args_parser().format_help():  # torch 2.6 has not
+    known = get_args_parser().format_help()  # torch 2.6 has neither of the two
+    if "--shutdown-timeout" in known:
         options.append(f"--shutdown-timeout={SHUTDOWN_SECONDS}")
+    if "--signals-to-handle" in known:
+        options.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")  # a terminal that is closed, SIGHUP, ends nothing
     restarts = 0
     while True:
         try:
             torchrun([*options, "-m", module, *arguments])
             return 0
         except SignalException as error:
-            if error.sigval == signal.SIGTERM:
+            if error.sigval in (signal.SIGTERM, signal.SIGINT):
                 raise Preempted(
                     "by a signal, which was passed on", then="{command} continues from the last checkpoint"
                 ) from None

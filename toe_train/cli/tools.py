@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from toe_train._version import __version__
 from toe_train.analysis.tables import plan_table
 from toe_train.cli import bench, doctor, evaluate, export, labels, pack, report, view
+from toe_train.cli.console import lasting_console
 from toe_train.cli.exits import guarded
 from toe_train.cli.printing import print_any_name
 from toe_train.errors import UserError
@@ -18,7 +19,11 @@ from toe_train.recipes import load_config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 2 the user's error)."""
     print_any_name()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_console():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(given: list[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(given)  # overrides may stand after an option, which subparsers do not know
     takes_overrides = hasattr(options, "overrides")

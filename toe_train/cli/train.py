@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from toe_train._version import __version__
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split, listing_notes
 from toe_train.build.lifecycle import begins, complete, dry_build, require_place
+from toe_train.cli.console import lasting_console
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
+from toe_train.cli.threads import is_busy, usable_cores
 from toe_train.cli.typed import require_understood
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, notes, plan_epochs
@@ -35,7 +40,11 @@ HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, or one of `exits`."""
     print_any_name()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_console():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(given: list[str]) -> int:
     options, unknown = _parser().parse_known_intermixed_args(given)
     folder = RunFolder(_output(options))
     saved = Checkpoints(folder.checkpoints).watch()
@@ -84,6 +93,7 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
     config = load_config(options.config, options.overrides)
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), folder, options.resume)
+    _take_threads()
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
@@ -105,6 +115,15 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
         for done in planned:
             print(summary_table(done, folder))
         return 0
+
+
+def _take_threads() -> None:
+    """Computes with as many threads as there are cores to use, and says where others use them."""
+    if "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets
+        torch.set_num_threads(usable_cores())
+    note = is_busy(os.cpu_count() or 1, os.getloadavg()[0])
+    if note and not torch.cuda.is_available() and os.environ.get("RANK", "0") == "0":
+        print(note)
 
 
 def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:

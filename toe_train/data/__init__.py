@@ -7,6 +7,7 @@ labels/        what a teacher saw in each part of an image, in files
 sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
 check.py       a tool: is the data healthy? findings.py: what it finds
+worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder
 
 Other packages import from this one and not from its files.
@@ -29,7 +30,7 @@ from toe_train.data.labels.files import (
     read_token_labels,
 )
 from toe_train.data.labels.record import LabelRecord, require_same_orientation
-from toe_train.data.loaders import CleanErrors, WorkerGone, eval_loader, train_loader
+from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
@@ -50,6 +51,7 @@ from toe_train.data.sources.names import compare_classes, escaped, legible, shor
 from toe_train.data.sources.opening import only_class, open_datasets
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
     "ALIGNMENTS",
@@ -107,6 +109,7 @@ __all__ = [
     "pack_images",
     "read_token_labels",
     "require_healthy",
+    "require_open_files",
     "require_same_orientation",
     "seeded",
     "shorten",

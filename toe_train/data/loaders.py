@@ -1,11 +1,10 @@
 """Data loaders: batches in the order of a sampler, whatever the number of workers."""
 
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -13,20 +12,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from toe_train.data.augmentation.pixels import collate
 from toe_train.data.order.positions import SampleKey
 from toe_train.data.sets import EvalSet, TrainSet
-from toe_train.errors import NoMemory, Reported, RunFailed, UserError
-
-SECONDS_TO_END = 1.0  # that a worker may take from the loss of its sockets to its end
-
-
-class WorkerGone(RunFailed):
-    """A loader process has ended before its time, mostly killed for want of memory."""
+from toe_train.data.worker_faults import SECONDS_TO_END, Fault, begin, fault_of, gone
+from toe_train.errors import Reported
 
 
 class CleanErrors:
-    """A DataLoader that raises a UserError or NoMemory as its data set did, and WorkerGone where a worker is gone.
+    """A DataLoader that raises a UserError as its data set did, and RunFailed for what the machine lacks.
+
+    That is NoMemory where an image is too large, and WorkerGone where a worker is gone.
 
     torch would send a worker's exception as "Caught ... in DataLoader worker process 0. Original Traceback ...", which
-    is not for a person to read; other exceptions still come so. Workers end with an error.
+    is not for a person to read; what is a fault of our own still comes so. Workers end with an error.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -38,8 +34,8 @@ class CleanErrors:
     def __iter__(self) -> Iterator[Any]:
         try:
             for batch in self.loader:
-                if isinstance(batch, _Fault):
-                    raise batch.kind(batch.message)
+                if isinstance(batch, Fault):
+                    raise batch.error()
                 yield batch
         except Reported:
             self.close()
@@ -51,7 +47,7 @@ class CleanErrors:
             self.close()
             if not lost:
                 raise
-            raise _gone(lost) from fault
+            raise gone(lost) from fault
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -65,7 +61,7 @@ class CleanErrors:
             raise
         except RuntimeError as fault:
             if lost := self._lost(0):
-                raise _gone(lost) from fault
+                raise gone(lost) from fault
             raise
 
     def close(self) -> None:
@@ -104,7 +100,7 @@ def train_loader(
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=begin,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else each pass would draw a seed for the workers from the global one
         )
@@ -131,22 +127,15 @@ def eval_loader(
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=begin,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
         )
     )
 
 
-class _Fault(NamedTuple):
-    """What a worker sends in a batch's place for an image that it could not read."""
-
-    message: str
-    kind: type[UserError | NoMemory] = UserError
-
-
 class _Batches(Dataset[Any]):
-    """A data set that gives whole batches, collated, or a `_Fault`."""
+    """A data set that gives whole batches, collated, or a `Fault`."""
 
     def __init__(self, samples: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         self._samples = samples
@@ -157,29 +146,11 @@ class _Batches(Dataset[Any]):
             if hasattr(self._samples, "__getitems__"):  # which reads an image once for all its places in the batch
                 return self._collate(self._samples.__getitems__(keys))
             return self._collate([self._samples[key] for key in keys])
-        except (UserError, NoMemory) as fault:
-            return _Fault(str(fault), type(fault))
-
-
-def _gone(lost: list[BaseProcess]) -> WorkerGone:
-    return WorkerGone(
-        f"a loader process is gone ({', '.join(map(_ending, lost))}); too little memory is a frequent cause",
-        then="with fewer data.workers {command} continues",
-    )
+        except Exception as error:
+            if fault := fault_of(error):
+                return fault
+            raise
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _ending(worker: BaseProcess) -> str:
-    worker.join(SECONDS_TO_END)  # its sentinel says that it has ended: this fetches how
-    code = worker.exitcode
-    how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-    return f"process {worker.pid}: {how}"
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """A scheduler signals every process of a job; the main one still needs its workers while it saves its place."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

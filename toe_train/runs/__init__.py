@@ -8,6 +8,7 @@ In reading order:
     checkpoints.py: the checkpoints of a run, found whole.
     clock.py: where an epoch's time goes.
     progress.py: where a run stands.
+    jobs.py: what started this command, and whether it did so again by itself
     log.py: what a run tells: metrics.jsonl, TensorBoard and the console.
     polling.py: when the processes tell each other what only one of them may know.
     preemption.py: being asked to stop by a signal.

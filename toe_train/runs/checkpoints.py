@@ -91,7 +91,7 @@ class Checkpoints:
         return lambda: _identity(self.last) not in (None, before)
 
     def is_of_any(self, jobs: dict[str, str]) -> bool:
-        """Whether the newest one that can be read was written by one of them (see `processes.jobs`)."""
+        """Whether the newest one that can be read was written by one of them (see `jobs.jobs`)."""
         for path in (self.last, self.previous) if jobs else ():
             with contextlib.suppress(UserError):
                 return not jobs.items().isdisjoint(read(path).get("jobs", {}).items())

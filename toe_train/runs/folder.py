@@ -33,6 +33,7 @@ class RunFolder:
         self.skipped = self.root / "skipped_images.jsonl"
         self.micro_batch = self.root / "micro_batch"
         self.not_finite = self.root / "not_finite.jsonl"
+        self.has_locks = True
         self._lock: TextIO | None = None
 
     def create(self) -> None:
@@ -91,8 +92,8 @@ class RunFolder:
             raise UserError(
                 f"another process trains in {self.root}; wait for its end, or give another --output"
             ) from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError:  # a file system without locks; who opens the folder says so
+            self.has_locks = False
         self._lock = file
 
     def holds_a_run(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -85,7 +86,7 @@ class JsonLines(RunLog):
         self.file.close()
 
     def _write(self, kind: str, record: Record) -> None:
-        self.file.write(json.dumps({"kind": kind, **record}) + "\n")
+        self.file.write(_line({"kind": kind, **record}))
         self.file.flush()
 
 
@@ -206,15 +207,34 @@ def read_metrics(path: Path, kind: str) -> list[Record]:
 
 
 def _records(path: Path) -> list[Record]:
-    records = []
+    return [record for record in _lines(path) if record is not None]
+
+
+def broken_lines(path: Path) -> list[int]:
+    """The numbers, from 1, of the lines in a `metrics.jsonl` that `read_metrics` leaves out: torn, or not a run's."""
+    return [number for number, record in enumerate(_lines(path), 1) if record is None]
+
+
+def tell_broken(path: Path) -> list[str]:
+    """A note for the reader on those lines; none where there are none."""
+    numbers = broken_lines(path)
+    if not numbers:
+        return []
+    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    which = f"line {shown} is no whole line" if len(numbers) == 1 else f"lines {shown} are no whole lines"
+    return [f"note: {path}: {which} of a run ({len(numbers)} in all) and left out"]
+
+
+def _lines(path: Path) -> list[Record | None]:
+    """The record of each line; None where it is broken."""
+    records: list[Record | None] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue
+            record = None
         needed = KEYS.get(str(record.get("kind"))) if isinstance(record, dict) else None
-        if needed is not None and all(key in record for key in needed):
-            records.append(record)
+        records.append(record if needed is not None and all(key in record for key in needed) else None)
     return records
 
 
@@ -223,10 +243,23 @@ def _keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in _records(path) if wanted(record))
+        file.writelines(_line(record) for record in _records(path) if wanted(record))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _line(record: Record) -> str:
+    """A record as a line of JSON, which has no number for what is not finite: null."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_shown(record: Record, name: str) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from traceback import walk_tb
 from typing import Any, TypeVar
 
@@ -17,40 +17,23 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import Interrupted, RunFailed, UserError, of_system
+from toe_train.errors import ProcessGone, Reported, RunFailed, UserError, of_system
 from toe_train.runs import parcel
 
 Result = TypeVar("Result")
 
 # How long a process waits for the others. One that dies is noticed at once, by its closed sockets or by torchrun; this
-# ends a run in which one hangs. It is longer than any may be at work alone: the main one reads checkpoints through and
-# lists the images and writes, each compiles by itself, on a slow disk for minutes (NCCL's own 10 are few).
-PATIENCE = timedelta(minutes=30)
+# ends a run in which one hangs. It is longer than any may be at work alone: before the first step the main one lists
+# the images, on a slow disk for long, and each compiles; after it checkpoints are written and read, in minutes.
+PATIENCE = timedelta(hours=2)
+PATIENCE_IN_STEPS = timedelta(minutes=15)
+TOLD = "toe_train/told"  # key in the processes' store, set by one that ends and says why
 COMMUNICATING = ("torch/distributed/", "torch/nn/parallel/distributed.py", "torch/autograd/")
-
-
-def jobs() -> dict[str, str]:
-    """What stays the same when torchrun or Slurm starts a command again by itself, and only then; of each at hand."""
-    found = {"slurm": os.environ.get("SLURM_JOB_ID"), "torchrun": os.environ.get("TORCHELASTIC_RUN_ID")}
-    if found["torchrun"] == "none":  # its run has no name: then the process itself, on one machine
-        agent = os.getppid()
-        try:
-            began = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-        except OSError:  # not Linux
-            began = "?"
-        found["torchrun"] = f"{agent}, started at {began}"
-    return {name: value for name, value in found.items() if value}
-
-
-def restarted_jobs() -> dict[str, str]:
-    """Those of `jobs` that started this command again by themselves."""
-    counts = {"slurm": "SLURM_RESTART_COUNT", "torchrun": "TORCHELASTIC_RESTART_COUNT"}
-    return {name: value for name, value in jobs().items() if os.environ.get(counts[name], "") not in ("", "0")}
 
 
 @contextmanager
 def communicating(backend: str) -> Iterator[None]:
-    """Around what the processes do together over `backend`: where another process is gone, raises Interrupted.
+    """Around what the processes do together over `backend`: where another process is gone, raises ProcessGone.
 
     NCCL says so by a DistError, gloo by a RuntimeError of no subclass; that one counts where torch's collectives, DDP
     or autograd, whose backward pass communicates, raised it. A model's own fault comes from another place.
@@ -96,11 +79,15 @@ class Processes:
 
         After its first backward pass DDP arranges the gradients anew, and sums in another order from then on. Here that
         pass is one that changes nothing, so that a resumed run's first step is summed as the uninterrupted run's was.
+        From then on the others are waited for in minutes; torch has no public function for that (torchtitan takes the
+        same one).
         """
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         with communicating(_backend(self.device)):
+            # Buffers are synced in each forward pass, the default (`forward_sync_buffers`): LV-ViT's batch norm in the
+            # stem relies on it, whose statistics are the main process's.
             wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
             model.eval()
             with torch.compiler.set_stance("force_eager"):
@@ -108,6 +95,8 @@ class Processes:
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
                 sum((part.sum() for part in outputs), start=torch.zeros((), device=self.device)).backward()
         model.zero_grad(set_to_none=True)
+        for group in (dist.group.WORLD, self.control):
+            dist.distributed_c10d._set_pg_timeout(PATIENCE_IN_STEPS, group)
         return wrapped
 
     @contextmanager
@@ -170,7 +159,7 @@ class Processes:
             result = work()
         except (UserError, RunFailed) as error:
             fault = error
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             fault = of_system(error)
         first = next((found for found in self.gather(fault) if found is not None), None)
         if first is not None:
@@ -216,23 +205,28 @@ def processes() -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(rank, world_size, device)
         return
+    _require_interfaces()
+    store: dist.Store | None = None
     try:
         with communicating(_backend(device)):
-            _join(rank, world_size, device)
+            store = _join(rank, world_size, device)
         with communicating("gloo"):
             control = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
         yield Processes(rank, world_size, device, control)
     except dist.DistError as error:
-        raise _lost(error) from error
+        raise _heard(_lost(error), store) from error
+    except Reported as fault:
+        _heard(fault, store)
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _lost(error: RuntimeError) -> Interrupted:
+def _lost(error: RuntimeError) -> ProcessGone:
     reason = (str(error).strip() or repr(error)).splitlines()[-1][:200]
-    lost = Interrupted(
+    lost = ProcessGone(
         f"another process of the run is gone ({reason}); what it printed, or torchrun's report, says why",
         then="{command} continues from the last checkpoint",
     )
@@ -240,12 +234,39 @@ def _lost(error: RuntimeError) -> Interrupted:
     return lost
 
 
+def _heard(fault: Reported, store: dist.Store | None) -> Reported:
+    """The fault, as one that another process has told where it has; else the others learn that this one tells it."""
+    with suppress(RuntimeError):  # the store may be gone with its process
+        if store is not None:
+            store.set_timeout(timedelta(seconds=5))
+            if isinstance(fault, ProcessGone):
+                fault.told_elsewhere = store.check([TOLD])
+            elif not fault.shared:
+                store.set(TOLD, "1")
+    return fault
+
+
 def _backend(device: torch.device) -> str:
     """That of the processes' devices."""
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def _join(rank: int, world_size: int, device: torch.device) -> None:
+def _require_interfaces() -> None:
+    """GLOO_SOCKET_IFNAME names the network that the processes talk over; gloo would say that another one is gone.
+
+    Raises:
+        UserError: this machine has no such interface.
+    """
+    given = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    known = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, given.split(",")):
+        if name not in known:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={given}: this machine has no network interface {name}; it has {', '.join(known)}"
+            )
+
+
+def _join(rank: int, world_size: int, device: torch.device) -> dist.Store:
     store, _, _ = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # On one node torchrun's restarts meet at the same store (torch 2.15), which still holds the addresses of the
@@ -259,12 +280,16 @@ def _join(rank: int, world_size: int, device: torch.device) -> None:
         timeout=PATIENCE,
         device_id=device if device.type == "cuda" else None,
     )
+    return store
 
 
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    of_one_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1"
+    if count == 1 and not of_one_torchrun:  # whose processes all see the same GPU; Slurm's --gpus-per-task shows each
+        local_rank = 0  # task its own, as number 0
     if local_rank >= count:
         raise UserError(
             f"process {local_rank} of this node has no GPU: {count} visible; start at most {count} processes a node, "

@@ -43,6 +43,8 @@ class ForwardDraws:
         def uniform(purpose: str, columns: int) -> Tensor:
             source = generator(self.seed, purpose, epoch, step)
             drawn = torch.rand(self.global_batch, columns, generator=source)[rows]  # (b, columns)
+            if self.device.type == "cuda":  # from other memory the copy waits for the device
+                drawn = drawn.pin_memory()
             return drawn.to(self.device, non_blocking=True)
 
         if self.drop_path.count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -77,14 +78,14 @@ class Trainer:
         """Trains the epochs that are left, up to one that needs another trainer.
 
         Raises:
-            RunFailed: numbers that are not finite, again and again, or not the same in all processes; or what saving
-                raises.
+            RunFailed: numbers not finite again and again, or not the same in all processes; or what saving raises.
             Preempted: a signal asked a process to stop; the place is saved.
         """
         try:
             with self.inputs.watching():
                 self._fit()
         finally:
+            gc.unfreeze()
             self.inputs.close()
             self.log.close()
 
@@ -97,6 +98,8 @@ class Trainer:
         self._compile()
         require_same_everywhere(self.step.tensors(), self.processes)
         self.step.join()
+        gc.collect()
+        gc.freeze()  # what lives as long as the run is not looked through again and again
         while self.cadence.is_for(self.progress.epoch):
             try:
                 self._run_epoch(self.cadence.plans[self.progress.epoch])
@@ -131,6 +134,7 @@ class Trainer:
         record.update(self.validate(plan), skipped_images=self.inputs.num_skipped())
         self.log.epoch(record)
         self._end_epoch(plan, record)
+        gc.collect()  # here rather than within a step of the next one
 
     def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
         """One epoch of steps; the part of its record that training knows."""
@@ -196,10 +200,7 @@ class Trainer:
         return stop, save
 
     def _leave_before_validation(self) -> None:
-        """Stops with the epoch's steps done and its evaluation to do, if any process was asked to stop.
-
-        Not after a bad step, after which nothing is saved: then the next epoch's first good one is waited for.
-        """
+        """Stops with its evaluation to do, if asked to; after a bad step the next epoch's first good one is awaited."""
         if not self.evaluation_polling.due():
             return
         stop, row = self.evaluation_polling.largest(self.stop.signal, self.step.guard.counts().running)

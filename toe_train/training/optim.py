@@ -54,6 +54,17 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes up the moments of a state_dict; the options stay the optimiser's own.
+
+    They are its own while the state is read, too: torch leaves the count of steps on the CPU, or takes it to the
+    parameters, by the options that come with the state, and those of a run on a CPU do not know the fused kernel.
+    """
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    groups = [{**group, **own} for group, own in zip(state["param_groups"], options, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 class Schedule(Protocol):
     """A learning rate for each optimiser step."""
 

@@ -19,6 +19,7 @@ from toe_train.tasks.task import Task
 from toe_train.training.device_batches import Batch
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.guard import StepGuard
+from toe_train.training.optim import load_optimizer
 from toe_train.training.resolution import fit_moments, fit_positions
 
 
@@ -77,10 +78,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], self.model))
         if state["optimizer"] is not None:
-            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(fit_moments(state["optimizer"], self.model, self.optimizer))
-            for group, own in zip(self.optimizer.param_groups, options, strict=True):
-                group.update(own)
+            load_optimizer(self.optimizer, fit_moments(state["optimizer"], self.model, self.optimizer))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state(state.get("method", {}))

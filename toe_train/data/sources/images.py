@@ -1,5 +1,7 @@
 """Read an image file of any kind as RGB, or say which file cannot be read."""
 
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -23,6 +25,8 @@ def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+                raise ValueError("a pipe, a device or a folder, and no file")
             with Image.open(path) as image:
                 if exif_orientation == "ignore":
                     return to_rgb(image)

@@ -1,0 +1,65 @@
+"""A console that goes away ends no command: a reader that stops, a terminal that is closed, a full disk behind it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from toe_train.runs.log import read_metrics
+
+TOOLS = "from toe_train.cli.tools import main; raise SystemExit(main())"
+
+
+def started(folder, *command, **streams):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=folder, env=environment, text=True, **streams)
+
+
+def test_a_run_goes_on_when_the_reader_of_its_output_is_gone(tiny, tmp_path):
+    reading, writing = os.pipe()
+    job = started(tmp_path, "-m", "toe_train", "--config", tiny, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    os.read(reading, 1)  # as `head -1`
+    os.close(reading)
+    _, error = job.communicate(timeout=100)
+    assert (job.returncode, error) == (
+        0,
+        "note: standard output is gone (Broken pipe); the command goes on without it\n",
+    )
+    assert len(read_metrics(tmp_path / "runs/tiny/metrics.jsonl", "epoch")) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has one")
+def test_a_full_disk_behind_the_console_ends_no_run(tiny, tmp_path):
+    with open("/dev/full", "w") as full:
+        job = started(tmp_path, "-m", "toe_train", "--config", tiny, stdout=full, stderr=full)
+        assert job.wait(timeout=100) == 0
+    assert len(read_metrics(tmp_path / "runs/tiny/metrics.jsonl", "epoch")) == 3
+
+
+def test_a_run_without_any_console(tiny, tmp_path):
+    command = f"exec {sys.executable} -m toe_train --config {tiny} >&- 2>&-"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, timeout=100).returncode == 0
+
+
+def test_a_terminal_that_is_closed_ends_no_run(tiny, tmp_path, start):
+    metrics = tmp_path / "run/metrics.jsonl"
+    job = start("--config", tiny, "--output", "run", "epochs=20")
+    job.wait_until(lambda: len(read_metrics(metrics, "epoch")) > 1)
+    os.killpg(job.process.pid, signal.SIGHUP)
+    assert job.end(timeout=100) == 0
+    assert len(read_metrics(metrics, "epoch")) == 20
+
+
+def test_a_tool_ends_well_when_its_reader_has_seen_enough(tiny, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    job = started(tmp_path, "-c", TOOLS, "plan", "--config", tiny, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    _, error = job.communicate(timeout=100)
+    assert job.returncode == 0
+    assert "Traceback" not in error
+    assert "Exception ignored" not in error
