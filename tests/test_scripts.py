@@ -1,6 +1,5 @@
 """The scripts of the paper's tables and figures: what they start, and that they run at the scale of seconds."""
 
-import argparse
 import functools
 import json
 import os
@@ -15,6 +14,7 @@ import pytest
 
 from toe_train.analysis.paper import PAPER
 from toe_train.cli import bench
+from toe_train.cli.options import tools_parser
 from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -361,14 +361,10 @@ def test_each_runs_and_reports(desk, script, tmp_path):
 
 def test_every_speed_figure_has_a_command_that_the_benchmarks_take(desk, tmp_path):
     calls = desk.calls("speed", str(tmp_path / "figures"), f"data.root={desk.images}", "--batch", "32", "--rounds", "3")
-    parser = argparse.ArgumentParser()
-    bench.add_options(parser)
-    parser.add_argument("--config")
-    parser.add_argument("overrides", nargs="*")
     files = set()
     for program, command, *given in calls.commands:
         assert (program, command) == ("toe-tools", "bench")
-        options = parser.parse_args(given)
+        options = tools_parser().parse_args(["bench", *given])
         bench.require_consistent(options)
         assert options.rounds == 3
         config = resolve(options.config, tuple(options.overrides))

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from toe_train.cli import threads, train
+from toe_train.cli import running, threads
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_a_run_takes_the_cores_that_it_may(monkeypatch, capsys, set_before, take
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if set_before:
         monkeypatch.setenv("OMP_NUM_THREADS", set_before)
-    monkeypatch.setattr(train, "usable_cores", lambda: 3)
+    monkeypatch.setattr(running, "usable_cores", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0, 0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    train._take_threads()
+    running._take_threads()
     assert asked == taken
     assert capsys.readouterr().out == ""
     monkeypatch.setattr(os, "getloadavg", lambda: (1.9, 0, 0))
-    train._take_threads()
+    running._take_threads()
     assert "note: other programs take this machine's cores (load 1.9 of 2): the run takes longer" in (
         capsys.readouterr().out
     )

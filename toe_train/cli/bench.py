@@ -18,34 +18,6 @@ from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.runs.folder import provenance
 
-TEXT = "Time what a run spends its time on, in one go."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options, beside the configuration."""
-    sub.add_argument(
-        "--what",
-        choices=("step", "expansion", "loader", "end-to-end", "saving"),
-        default="step",
-        help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
-        "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
-        "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
-        "saving: a checkpoint (default: step)",
-    )
-    sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
-    sub.add_argument(
-        "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
-    )
-    sub.add_argument(
-        "--graph",
-        choices=("blocks", "model"),
-        help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
-    )
-    sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
-    sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
-    sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
-    sub.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
-
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Times and prints; returns the exit code."""
@@ -119,10 +91,3 @@ def _require_writable(name: str, given: str | None) -> None:
             path.unlink()
     except OSError as error:
         raise UserError(f"--{name} {path} cannot be written ({error.strerror}); name another file") from None
-
-
-def _numbers(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers from 1 up, with commas between: 8,32")
-    return [int(part) for part in parts]

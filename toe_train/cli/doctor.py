@@ -11,11 +11,9 @@ from pathlib import Path
 from toe_train import data
 from toe_train.analysis.tables import table
 from toe_train.cli.exits import USER_ERROR
+from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
-
-TEXT = "Look over a whole data set: every file is opened, every fault listed. Ends with 0 where a run would work."
-MOST_CLASSES = 30  # that are listed unasked
 
 
 @dataclass(frozen=True)
@@ -28,24 +26,6 @@ class _Asked:
     label_geometry: str = "full"
     may_miss: int = 0
     download: bool = False
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    sub.add_argument("--config", metavar="FILE", help="YAML file of a run, whose data set is looked at")
-    sub.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="FOLDER|KEY=VALUE",
-        help="folder that holds train/ and val/, without or in place of a run's; or overrides, as with toe-train",
-    )
-    sub.add_argument("--classes", action="store_true", help=f"list the classes though they are over {MOST_CLASSES}")
-    sub.add_argument(
-        "--remove-list",
-        metavar="FILE",
-        help="new file that gets the paths of unreadable images, one a line: xargs -d '\\n' rm -- < FILE removes them",
-    )
-    sub.set_defaults(takes_folder=True)
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:

@@ -6,16 +6,7 @@ import argparse
 
 from toe_train.build.evaluation import evaluate_trained
 from toe_train.build.weights.trained import open_trained
-from toe_train.cli.trained import add_trained_options
 from toe_train.runs.processes import processes
-
-TEXT = "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), all tokens."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    add_trained_options(sub)
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:

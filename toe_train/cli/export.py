@@ -7,16 +7,6 @@ from pathlib import Path
 
 from toe_train.build.export import export
 from toe_train.build.weights.trained import open_trained
-from toe_train.cli.trained import add_trained_options
-
-TEXT = "Write a trained model as safetensors in the layout of timm and the Hugging Face hub."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    add_trained_options(sub)
-    sub.add_argument("--output", required=True, metavar="DIR", help="new folder")
-    sub.add_argument("--license", metavar="NAME", help="of the weights, e.g. cc-by-4.0 (default: none is named)")
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:

@@ -13,46 +13,6 @@ from toe_train.data import FolderImages, only_class
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
-TEXT = "Make token labels: what a teacher sees in each part of each image of a folder."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    sub.add_argument(
-        "--images", required=True, metavar="DIR", help="folder of class folders, e.g. /data/imagenet/train"
-    )
-    sub.add_argument("--output", required=True, metavar="DIR", help="gets <class>/<image>.pt; continued if it is there")
-    sub.add_argument("--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own")
-    sub.add_argument(
-        "--teacher-weights",
-        default="pretrained",
-        metavar="pretrained|random|PATH",
-        help="timm's, none, or a run folder, a checkpoint, an exported folder or a state_dict (default: pretrained)",
-    )
-    sub.add_argument("--teacher-averaged", action="store_true", help="of a file's weights, the averaged ones")
-    sub.add_argument("--image-size", type=int, metavar="N", help="side of the teacher's input (default: its own)")
-    sub.add_argument(
-        "--geometry",
-        choices=("full", "center_crop"),
-        default="full",
-        help="what a map covers: the whole image, squashed to a square, or its central square, as LV-ViT's own "
-        "generator (default: full); token_labels.geometry of the run must be the same",
-    )
-    sub.add_argument(
-        "--exif-orientation",
-        choices=("ignore", "apply"),
-        default="ignore",
-        help="turn images as their EXIF blocks say (default: ignore); as data.exif_orientation of the run",
-    )
-    sub.add_argument("--batch", type=int, default=64, metavar="N", help="images per process at a time (default: 64)")
-    sub.add_argument("--workers", type=int, default=8, metavar="N", help="loader processes per process (default: 8)")
-    sub.add_argument(
-        "--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the teacher; on a CPU fp16 is fp32"
-    )
-    sub.add_argument(
-        "--nproc", default="auto", metavar="auto|N", help="processes on this machine (default: one per GPU)"
-    )
-
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Makes the label files; returns the exit code."""

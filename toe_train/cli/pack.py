@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from toe_train.cli.exits import USER_ERROR
 from toe_train.data import Packing, pack_images
-
-TEXT = "Copy an image folder with smaller images, which load faster."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    sub.add_argument("--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images")
-    sub.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
-    sub.add_argument(
-        "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
-    )
-    sub.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sub.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:

@@ -8,16 +8,6 @@ from pathlib import Path
 from toe_train.analysis.report import read_report
 from toe_train.errors import UserError
 
-TEXT = "Put runs into a table beside the paper's figures."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those ending in -s0, -s1, ... are one row")
-    sub.add_argument("--title", default="Runs", help="of the report")
-    sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
-    sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
-
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Reports the runs; returns the exit code."""

@@ -10,20 +10,7 @@ from toe_train.analysis.tables import table
 from toe_train.analysis.view import draw_features, draw_kept, open_viewer, token_sets
 from toe_train.build.weights.asked import listed
 from toe_train.build.weights.trained import open_trained
-from toe_train.cli.trained import add_trained_options
 from toe_train.errors import UserError
-
-TEXT = "Draw what Token Expansion keeps and merges of images, and where its tokens lie."
-
-
-def add_options(sub: argparse.ArgumentParser) -> None:
-    """Gives the subcommand its options."""
-    add_trained_options(sub)
-    sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
-    sub.add_argument("--output", required=True, metavar="FILE", help="picture (.png, .pdf, .svg) of what is kept")
-    sub.add_argument("--features", metavar="FILE", help="also draw a t-SNE map of the tokens there")
-    sub.add_argument("--blocks", default="1,2", metavar="N[,N...]", help="blocks of the map (default: 1,2)")
-    sub.add_argument("--stage", type=int, default=1, metavar="N", help="of ToE, in the map (default: 1)")
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:

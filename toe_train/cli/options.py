@@ -1,0 +1,220 @@
+"""The options of both commands, apart from what they do: `--help` and a wrong option need no torch, whose import takes
+seconds. A tool's work is in the file of this folder that has its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+from toe_train._version import __version__
+
+MOST_CLASSES = 30  # that doctor lists unasked
+HELP = {
+    "--resume": "auto: from the run folder's last checkpoint if there is one; never: start anew, an earlier run is set "
+    "aside; or from a checkpoint file (default: auto)",
+    "--nproc": "processes on this machine (default: one per GPU)",
+    "--dry-run": "print the plan and the predicted speed-up, build all, train nothing",
+    "--output": "run folder (default: runs/<config name>, or that of a run's config.yaml)",
+}
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Of `toe-train`."""
+    parser = argparse.ArgumentParser(
+        prog="toe-train",
+        allow_abbrev=False,
+        description="Train a vision transformer, faster by Token Expansion, from one YAML file.",
+    )
+    parser.add_argument("--version", action="version", version=f"toe-train {__version__}")
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and YAML value: optim.lr=1e-3")
+    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=HELP["--resume"])
+    parser.add_argument("--nproc", default="auto", metavar="auto|N", help=HELP["--nproc"])
+    parser.add_argument("--dry-run", action="store_true", help=HELP["--dry-run"])
+    parser.add_argument("--output", metavar="DIR", help=HELP["--output"])
+    return parser
+
+
+def tools_parser() -> argparse.ArgumentParser:
+    """Of `toe-tools`; in the result `tool` is the name of the file that does the work."""
+    parser = argparse.ArgumentParser(prog="toe-tools", description="What surrounds a toe-train run.")
+    parser.add_argument("--version", action="version", version=f"toe-tools {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (text, add_options) in TOOLS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(tool="evaluate" if name == "eval" else name)
+        add_options(sub)
+    return parser
+
+
+def _of_a_run(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
+
+
+def _of_a_trained_model(sub: argparse.ArgumentParser) -> None:
+    """`KEY=VALUE` may stand after them."""
+    sub.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights",
+    )
+    sub.add_argument(
+        "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
+    )
+    sub.add_argument(
+        "--config", metavar="FILE", help="YAML file of a run with the model, where the weights do not bring their own"
+    )
+    sub.set_defaults(overrides=[])
+
+
+def _plan(sub: argparse.ArgumentParser) -> None:
+    _of_a_run(sub)
+    sub.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
+
+
+def _bench(sub: argparse.ArgumentParser) -> None:
+    _of_a_run(sub)
+    sub.add_argument(
+        "--what",
+        choices=("step", "expansion", "loader", "end-to-end", "saving"),
+        default="step",
+        help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
+        "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
+        "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
+        "saving: a checkpoint (default: step)",
+    )
+    sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
+    sub.add_argument(
+        "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
+    )
+    sub.add_argument(
+        "--graph",
+        choices=("blocks", "model"),
+        help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
+    )
+    sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
+    sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
+    sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
+    sub.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
+
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--config", metavar="FILE", help="YAML file of a run, whose data set is looked at")
+    sub.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="FOLDER|KEY=VALUE",
+        help="folder that holds train/ and val/, without or in place of a run's; or overrides, as with toe-train",
+    )
+    sub.add_argument("--classes", action="store_true", help=f"list the classes though they are over {MOST_CLASSES}")
+    sub.add_argument(
+        "--remove-list",
+        metavar="FILE",
+        help="new file that gets the paths of unreadable images, one a line: xargs -d '\\n' rm -- < FILE removes them",
+    )
+    sub.set_defaults(takes_folder=True)
+
+
+def _evaluate(sub: argparse.ArgumentParser) -> None:
+    _of_a_trained_model(sub)
+    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
+
+
+def _export(sub: argparse.ArgumentParser) -> None:
+    _of_a_trained_model(sub)
+    sub.add_argument("--output", required=True, metavar="DIR", help="new folder")
+    sub.add_argument("--license", metavar="NAME", help="of the weights, e.g. cc-by-4.0 (default: none is named)")
+
+
+def _labels(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--images", required=True, metavar="DIR", help="folder of class folders, e.g. /data/imagenet/train"
+    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="gets <class>/<image>.pt; continued if it is there")
+    sub.add_argument("--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own")
+    sub.add_argument(
+        "--teacher-weights",
+        default="pretrained",
+        metavar="pretrained|random|PATH",
+        help="timm's, none, or a run folder, a checkpoint, an exported folder or a state_dict (default: pretrained)",
+    )
+    sub.add_argument("--teacher-averaged", action="store_true", help="of a file's weights, the averaged ones")
+    sub.add_argument("--image-size", type=int, metavar="N", help="side of the teacher's input (default: its own)")
+    sub.add_argument(
+        "--geometry",
+        choices=("full", "center_crop"),
+        default="full",
+        help="what a map covers: the whole image, squashed to a square, or its central square, as LV-ViT's own "
+        "generator (default: full); token_labels.geometry of the run must be the same",
+    )
+    sub.add_argument(
+        "--exif-orientation",
+        choices=("ignore", "apply"),
+        default="ignore",
+        help="turn images as their EXIF blocks say (default: ignore); as data.exif_orientation of the run",
+    )
+    sub.add_argument("--batch", type=int, default=64, metavar="N", help="images per process at a time (default: 64)")
+    sub.add_argument("--workers", type=int, default=8, metavar="N", help="loader processes per process (default: 8)")
+    sub.add_argument(
+        "--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the teacher; on a CPU fp16 is fp32"
+    )
+    sub.add_argument(
+        "--nproc", default="auto", metavar="auto|N", help="processes on this machine (default: one per GPU)"
+    )
+
+
+def _pack(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images")
+    sub.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
+    sub.add_argument(
+        "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
+    )
+    sub.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sub.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
+
+
+def _report(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those ending in -s0, -s1, ... are one row")
+    sub.add_argument("--title", default="Runs", help="of the report")
+    sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
+    sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
+
+
+def _view(sub: argparse.ArgumentParser) -> None:
+    _of_a_trained_model(sub)
+    sub.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
+    sub.add_argument("--output", required=True, metavar="FILE", help="picture (.png, .pdf, .svg) of what is kept")
+    sub.add_argument("--features", metavar="FILE", help="also draw a t-SNE map of the tokens there")
+    sub.add_argument("--blocks", default="1,2", metavar="N[,N...]", help="blocks of the map (default: 1,2)")
+    sub.add_argument("--stage", type=int, default=1, metavar="N", help="of ToE, in the map (default: 1)")
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers from 1 up, with commas between: 8,32")
+    return [int(part) for part in parts]
+
+
+TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "doctor": (
+        "Look over a whole data set: every file is opened, every fault listed. Ends with 0 where a run would work.",
+        _doctor,
+    ),
+    "plan": ("Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.", _plan),
+    "eval": (
+        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), all tokens.",
+        _evaluate,
+    ),
+    "bench": ("Time what a run spends its time on, in one go.", _bench),
+    "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
+    "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
+    "pack": ("Copy an image folder with smaller images, which load faster.", _pack),
+    "report": ("Put runs into a table beside the paper's figures.", _report),
+    "view": ("Draw what Token Expansion keeps and merges of images, and where its tokens lie.", _view),
+}
