@@ -19,9 +19,9 @@ def test_its_links_lead_somewhere():
 
 
 def test_the_tools_that_it_names_exist():
-    from toe_train.cli.tools import _parser
+    from toe_train.cli.options import tools_parser
 
     named = set(re.findall(r"toe-tools ([a-z]+)", README))
-    known = _parser().format_help()
+    known = tools_parser().format_help()
     assert named
     assert all(f"    {name} " in known for name in named)

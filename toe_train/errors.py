@@ -69,13 +69,14 @@ LACKS = {  # what the machine has too little of, by errno, and the remedy
 def of_system(error: OSError | MemoryError) -> UserError | RunFailed:
     """What a fault of the system means: another path is to be named, or room, rights, memory or handles to be given."""
     if isinstance(error, MemoryError):
-        detail = f" ({error})" if str(error) else ""
+        said = str(error).strip().splitlines()  # torch puts a loader process's traceback before
+        detail = f" ({said[-1]})" if said else ""
         return RunFailed(
             f"the machine's memory is full{detail}", then=f"{LACKS[errno.ENOMEM]}; then {{command}} continues"
         )
     wrong_path = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
     if isinstance(error, wrong_path) and error.filename is not None:
         return UserError(f"{error.strerror}: {error.filename}; name another path, or put this one right")
-    reason = (str(error).strip() or repr(error)).splitlines()[-1]  # torch puts a loader process's traceback before
+    reason = (str(error).strip() or repr(error)).splitlines()[-1]
     remedy = LACKS.get(error.errno or 0, "make room, or give the right to it")
     return RunFailed(reason, then=f"{remedy}, then {{command}} continues")

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 
-from toe_train.cli import tools, train
+from toe_train.cli import running, tools, train
 from toe_train.cli.exits import guarded
 from toe_train.data import SkippedImages
 from toe_train.errors import Interrupted, RunFailed, UserError
@@ -127,7 +127,7 @@ BAD_VALUES = {
     "a misspelt word for resume": (["--resume", "nver"], "did you mean --resume never?"),
     "a long warm-up": (
         ["allow=[]", "epochs=5", "schedule.warmup_epochs=5"],
-        "never reaches the peak learning rate 0.0015; write schedule.warmup_epochs=4 or less",
+        "never reaches the peak learning rate 0.003; write schedule.warmup_epochs=4 or less",
     ),
     "a key without effect": (["optim.momentum=0.8"], "optim.momentum = 0.8: has no effect in this run"),
 }
@@ -148,7 +148,7 @@ def test_an_odd_batch_trains_where_nothing_is_mixed(run, folder):
 
 @pytest.mark.parametrize("how", [["--dry-run"], ["--nproc", "2"]])
 def test_a_wrong_place_is_found_before_anything_starts(refused, tmp_path, monkeypatch, how):
-    monkeypatch.setattr(train, "launch", None)
+    monkeypatch.setattr(running, "launch", None)
     assert "checkpoint gone.pt does not exist" in refused(*how, "--resume", "gone.pt")
     (tmp_path / "plain.pt").write_bytes(b"no checkpoint")
     assert "plain.pt" in refused(*how, "--resume", "plain.pt")
@@ -159,7 +159,7 @@ def test_a_wrong_place_is_found_before_anything_starts(refused, tmp_path, monkey
 
 
 def test_a_checkpoint_of_another_model_is_found_before_anything_starts(refused, trained, monkeypatch):
-    monkeypatch.setattr(train, "launch", None)
+    monkeypatch.setattr(running, "launch", None)
     for how in (["--dry-run"], ["--nproc", "2"]):
         message = refused(*how, "--resume", str(trained), "model.kwargs.depth=3")
         assert "belongs to another model" in message

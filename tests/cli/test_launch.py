@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from toe_train.cli import train
+from toe_train.cli import running, train
 from toe_train.cli.launch import RESTARTS
 from toe_train.errors import Preempted
 from toe_train.runs import processes as distributed
@@ -81,8 +81,8 @@ def test_asked_in_the_start_up_of_the_launcher(tiny, tmp_path, monkeypatch, caps
         time.sleep(0.2)  # a thread reads it
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "dry_build", slow)
-    monkeypatch.setattr(train, "launch", None)
+    monkeypatch.setattr(running, "dry_build", slow)
+    monkeypatch.setattr(running, "launch", None)
     given = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--nproc", "2", "--resume", "never"]
     assert train.main(given) == 75
     assert capsys.readouterr().err == "stopped: by a signal, in start-up; the same command continues\n"
@@ -104,8 +104,8 @@ def test_which_runs_are_started_again(tiny, tmp_path, monkeypatch, capsys):
         raise Preempted("by a signal", then="{command} continues")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(train, "dry_build", lambda *arguments, **options: None)
-    monkeypatch.setattr(train, "launch", launching)
+    monkeypatch.setattr(running, "dry_build", lambda *arguments, **options: None)
+    monkeypatch.setattr(running, "launch", launching)
     given = ["--config", str(tiny), "--output", str(run), "--resume", "never"]
     assert train.main([*given, "--nproc", "2"]) == 75
     assert [given[given.index("--resume") + 1] for given in asked] == ["never", "auto", "auto"]

@@ -108,6 +108,7 @@ def test_a_broken_label_file_is_named_or_passed_over_with_its_image(image_root, 
             drawn.add((red, green))
     assert len(drawn) > 5
     assert skipped.images() == {train.describe(5), train.describe(10)}
+    assert skipped.gather() == 2
     reasons = [json.loads(line)["reason"] for line in skipped.path.read_text().splitlines()]
     assert any("cat_1.pt cannot be used" in reason for reason in reasons)
     assert any("dog_2.pt is missing" in reason for reason in reasons)

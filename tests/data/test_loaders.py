@@ -390,7 +390,7 @@ def test_a_run_time_error_of_our_own_is_not_the_machine():
     ("fault", "told"),
     [
         (OSError(errno.EMFILE, "Too many open files"), "raise the limit of open files (`ulimit -n`)"),
-        (MemoryError("of an image"), "out of memory (of an image); give the process more memory"),
+        (MemoryError("of an image"), "the machine's memory is full (of an image); give the process more memory"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error; make room, or give the right to it"),
     ],
 )

@@ -49,11 +49,6 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         return _report("interrupted", interrupted, INTERRUPTED, again())
 
 
-def _last_line(error: Exception) -> str:
-    """The message of an error; torch puts a loader process's traceback before it."""
-    return str(error).strip().splitlines()[-1]
-
-
 def _raise(error: Exception) -> NoReturn:
     raise error
 

@@ -5,7 +5,7 @@ the r most similar pairs become one token each, their mean by the number of patc
 counts a token as many times as it has patches. Nothing is learned, and evaluation merges as training does: a model
 trained so is not the plain model, although its weights have the same names.
 
-Rules: docs/fidelity.md, "Token Merging".
+Rules: docs/fidelity.md, "Token Merging". The block that does it in a model: merging_block.py.
 
 Shapes: B images, T tokens, P prefix tokens, D width, d width of a head, H heads, A = ceil(T / 2) tokens at even places.
 """
@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from toe_train.methods.merging_block import Between, MergingBlock
 from toe_train.methods.method import Method
-from toe_train.models import blocks_of, lvvit
+from toe_train.models import blocks_of, why_not_plain
 
 NAME = "token_merging"
 
@@ -150,85 +150,6 @@ class TokenMerging(nn.Module):
         return merge(x, metric, size, r, self.num_prefix_tokens)
 
 
-class Between:
-    """What one block hands to the next beside the tokens, in the model's last forward pass.
-
-    A place of its own for each pair of blocks, so that a block whose activations are computed anew (gradient
-    checkpointing) finds what it found before.
-
-    Attributes:
-        size: (B, T, 1), None before the first block.
-        row: (B, T of the block before) the rows of its tokens.
-    """
-
-    def __init__(self) -> None:
-        self.size: Tensor | None = None
-        self.row: Tensor | None = None
-
-
-class MergingBlock(nn.Module):
-    """A block of timm's ViT or of LV-ViT that merges tokens between attention and perceptron.
-
-    It has the block's own modules under their names, so that the model's state_dict stays what it was.
-
-    Args:
-        block: whose place it takes.
-        merging: of the model.
-        r: tokens to lose.
-        before: what the block before hands over.
-        after: what this one hands over.
-        proportional: whether attention counts a token as many times as it has patches.
-    """
-
-    def __init__(
-        self, block: nn.Module, merging: TokenMerging, r: int, before: Between, after: Between, proportional: bool
-    ) -> None:
-        super().__init__()
-        for name, child in block.named_children():
-            self.add_module(name, child)
-        self.r, self.proportional = r, proportional
-        self.before, self.after = before, after
-        self._merging = (merging,)  # in a tuple, as it is a module of the model and not of each block
-        self.branch_scale = 1 / getattr(block, "skip_lam", 1.0)
-        self.train(block.training)
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """(B, T, D) -> (B, T-r, D)."""
-        if attn_mask is not None or is_causal:
-            raise ValueError("merged tokens have no mask: call the model without attn_mask, or detach the merging")
-        size = self.before.size
-        attended, metric = self._attend(self._through(x, "norm1"), size if self.proportional else None)
-        x = torch.add(x, self._through(attended, "ls1", "drop_path1"), alpha=self.branch_scale)
-        if self._merging[0].on:
-            x, self.after.size, self.after.row = self._merging[0](x, metric, size, self.r)
-        else:
-            self.after.size = self.after.row = None
-        return torch.add(x, self._through(x, "norm2", "mlp", "ls2", "drop_path2"), alpha=self.branch_scale)
-
-    def _through(self, x: Tensor, *names: str) -> Tensor:
-        """Through those of the block's modules that it has: LV-ViT's has no ls1 and ls2."""
-        for name in names:
-            if (module := self._modules.get(name)) is not None:
-                x = module(x)
-        return x
-
-    def _attend(self, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The attention of timm with a size for each key; its output (B, T, D) and the mean of the keys (B, T, d)."""
-        attn: Any = self.attn
-        batch, tokens, _ = x.shape
-        heads = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
-        q, k, v = heads.unbind(0)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-        bias = None if size is None else size.log().to(q.dtype).view(batch, 1, 1, tokens)
-        if attn.fused_attn:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        else:
-            weights = (q * attn.scale) @ k.transpose(2, 3)  # (B, H, T, T)
-            x = (weights if bias is None else weights + bias).softmax(dim=3) @ v
-        x = x.transpose(1, 2).flatten(2)  # (B, T, D)
-        return attn.proj_drop(attn.proj(x)), k.detach().mean(dim=1)
-
-
 class _RestoreGrid:
     """Forward hook of the last norm of a model with an output for each patch: each stands where its patch was."""
 
@@ -318,17 +239,8 @@ def attach(
     if getattr(model, NAME, None) is not None:
         raise ValueError(f"{name} merges tokens already: call remove() on its handle first")
     blocks = blocks_of(model)
-    remedy = "use timm's plain vision transformers (ViT, DeiT) or LV-ViT"
-    if not blocks:
-        raise ValueError(f"{name} has no plain list `blocks`; {remedy}")
-    for index, block in enumerate(blocks):
-        attention = getattr(block, "attn", None)
-        if type(block) not in (vision_transformer.Block, lvvit.Block):
-            raise ValueError(f"block {index} of {name} is a {type(block).__name__}, which cannot merge; {remedy}")
-        if type(attention) is not vision_transformer.Attention or getattr(attention, "gate", None) is not None:
-            raise ValueError(f"the attention of block {index} of {name} is no plain one; {remedy}")
-        if not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity) or attention.attn_drop.p:
-            raise ValueError(f"the attention of block {index} of {name} normalises or drops its result; {remedy}")
+    if reason := why_not_plain(model):
+        raise ValueError(f"{reason}; use timm's plain vision transformers (ViT, DeiT) or LV-ViT")
     if getattr(model, "global_pool", "token") != "token":
         raise ValueError(
             f"{name} averages its tokens (global_pool={getattr(model, 'global_pool', None)!r}), and merged ones stand "

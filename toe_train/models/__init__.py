@@ -9,6 +9,7 @@ import timm
 from torch import nn
 
 from toe_train.errors import UserError
+from toe_train.models.blocks import blocks_of, why_not_plain
 from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
@@ -27,13 +28,8 @@ __all__ = [
     "resize_positions",
     "swap_in_boxes",
     "switch_off",
+    "why_not_plain",
 ]
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks, in order; empty where it has no plain list `blocks` of them."""
-    blocks = getattr(model, "blocks", None)
-    return list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
 
 
 def create_model(

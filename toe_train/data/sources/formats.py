@@ -1,5 +1,6 @@
 """Images of kinds that a run does not read, known by the first bytes of a file."""
 
+import os
 from pathlib import Path
 
 TO_JPEG = "`magick mogrify -format jpg FILES` of ImageMagick does it"
@@ -8,6 +9,8 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b
 
 def kind_inside(path: str | Path) -> str | None:
     """Return "HEIC" or "AVIF" where a file is one by its first bytes, whatever its name, else None."""
+    if not os.path.isfile(path):  # a pipe would be waited for without end
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(12)
