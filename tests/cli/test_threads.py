@@ -32,13 +32,16 @@ def test_affinity_and_the_quota_of_the_container_decide(tmp_path, monkeypatch, f
     assert threads.usable_cores(tmp_path) == expected
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, str(threads.SPINS)), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
+)
 def test_how_threads_wait_is_chosen_before_torch_is_there(given, expected):
     """torch's threads read it when their library is loaded."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    script = "import toe_train.cli, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    unset = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    script = "import toe_train.cli, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=unset | given, capture_output=True, text=True, timeout=60)
     assert done.stdout == f"{expected} False\n", done.stderr
 
 

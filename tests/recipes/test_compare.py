@@ -83,6 +83,22 @@ def test_a_key_of_a_later_version_makes_no_other_experiment(dumped, path):
     assert experiment(older) == experiment(now)
 
 
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("deit_tiny_tome_r8", "method.inflection"),
+        ("deit_tiny_s2vite", "method.revive"),
+        ("deit_base_networkexpansion_6_12", "method.copy"),
+        ("deit_tiny_tome_r8", "evaluate"),
+    ],
+)
+def test_a_later_key_of_a_method_makes_none_either(dumped, name, path):
+    now = dumped(name=name)
+    older = without(now, path)
+    assert completed(older) == now
+    assert experiment(older) == experiment(now)
+
+
 def test_another_value_of_such_a_key_makes_one(dumped):
     older = without(dumped(), "schedule.stepping")
     assert differences(completed(older), dumped("schedule.stepping=plain")) == [

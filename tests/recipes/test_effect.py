@@ -11,6 +11,9 @@ RANDOM = ["expansion.initialization=random", "expansion.expansion=uniform", "exp
 
 # Key, a configuration and overrides with which the key has no effect, and what makes it count.
 CASES = [
+    ("data.exif_orientation=apply", "quickstart", [], "it is of image files; set data.kind=image_folder"),
+    ("method.source=ema", "deit_base_stackbert", [], "set method.copy=insert or stack"),
+    ("method.inflection=0.5", "deit_tiny_tome_r8", ["method.r=0"], "set it above 0"),
     ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),
     ("augment.rand_augment=null", "deit_tiny_et", [], "set curriculum.rand_augments"),
     ("augment.mix_group=128", "deit_tiny_et", [], "set curriculum.micro_batches"),
@@ -62,7 +65,7 @@ def test_each_rule_has_a_case():
 def test_each_key_of_a_rule_is_one():
     sections = RunConfig().model_dump().items()
     known = {f"{name}.{key}" for name, section in sections if isinstance(section, dict) for key in section}
-    keys = {key for rule in RULES for key in rule.keys if not key.startswith("expansion.")}
+    keys = {key for rule in RULES for key in rule.keys if not key.startswith(("expansion.", "method."))}
     assert keys <= known
 
 

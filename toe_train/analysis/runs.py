@@ -118,6 +118,8 @@ class Row:
     @property
     def has_default_tokens(self) -> bool:
         """Whether it selects and merges as the paper does, or trains plainly."""
+        if self.config.method is not None:
+            return False
         section = self.config.expansion
         own = section and (section.initialization, section.expansion, section.metric, section.merging)
         return own in (None, ("spatial", "farthest", "cosine", True))

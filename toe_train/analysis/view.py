@@ -63,8 +63,8 @@ def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
     Raises:
         UserError: weights of another model, or an image that cannot be read.
     """
-    config = trained.config
-    config = config.model_copy(update={"expansion": config.expansion or USUAL})
+    config = trained.built_as
+    config = config.model_copy(update={"expansion": config.expansion or USUAL, "method": None})
     built = build_model(config, trained.num_classes or 1)
     assert isinstance(built.method, TokenExpansionMethod)
     expansion = built.method.expansion

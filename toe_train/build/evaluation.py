@@ -20,7 +20,7 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
     Raises:
         UserError: it is another model's than the configuration's, or of other classes than the images.
     """
-    config = trained.config
+    config = trained.built_as
     # Label files are for training alone.
     processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = open_images(config, processes)

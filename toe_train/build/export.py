@@ -39,7 +39,7 @@ def export(trained: Trained, folder: Path, licence: str | None = None) -> list[s
         OSError: the disk does not take it.
     """
     _require_new(folder)
-    config = trained.config
+    config = trained.built_as
     section, augment, size = config.model, config.augment, config.model.image_size
     model: Any = models.create_model(section.name, trained.num_classes, 0.0, size, **section.kwargs)
     told = trained.put_in(model, with_head=trained.num_classes > 0)

@@ -13,7 +13,7 @@ from toe_train.analysis.tables import table
 from toe_train.cli.exits import USER_ERROR
 from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
-from toe_train.recipes import load_config
+from toe_train.recipes import load_saved
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _asked(options: argparse.Namespace) -> _Asked:
                 "name what to look at: toe-tools doctor FOLDER, which holds train/ and val/, or --config FILE"
             )
         return _Asked("image_folder", folder)
-    config = load_config(options.config, overrides)
+    config = load_saved(options.config, overrides)
     section, labels = config.data, config.token_labels
     return _Asked(
         kind="image_folder" if folder else section.kind,

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import all_images
 from toe_train.data.sources.orientation import UPRIGHT, as_exif, orientation_of
-from toe_train.errors import RunFailed, UserError, of_system
+from toe_train.errors import NoMemory, RunFailed, UserError, of_system
 
 RECORD = "pack.json"
 JPEG_NAMES = (".jpg", ".jpeg")
@@ -164,7 +164,7 @@ def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool
             raise UserError(f"{origin}: {width}x{height} is more than a JPEG holds ({LONGEST_SIDE} a side); cut it")
     except OSError as fault:
         return _left_out(goal, f"{origin} cannot be read ({fault.strerror}): replace or remove it")
-    except UserError as fault:
+    except (UserError, NoMemory) as fault:
         return _left_out(goal, str(fault))
     goal.parent.mkdir(parents=True, exist_ok=True)
     temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")

@@ -115,7 +115,10 @@ class DepthGrowthMethod(Method):
         """Changes the stochastic depth alone, where the released one is asked for."""
         blocks = blocks_of(model)
         if len(blocks) not in self._depths:
-            raise ValueError(f"{type(model).__name__} has {len(blocks)} blocks, and method.depths is {self._depths}")
+            raise ValueError(
+                f"depths: {self._depths} do not hold the {len(blocks)} blocks of this {type(model).__name__}; end them "
+                f"with {len(blocks)}, or set model.kwargs={{depth: {self._depths[-1]}}}"
+            )
         if self._drop_path == "released":
             until = self._depths.index(len(blocks)) + 1
             for index in copies_of_the_first(self._depths[:until], self._how):

@@ -196,8 +196,14 @@ class StructuredSparsityMethod(Method):
         self.set_to_rest()
 
     def join(self, average: Callable[[Tensor], Tensor], steps: int) -> None:
-        """Takes both up."""
+        """Takes both up, and notes where the masks will not move."""
         self._average, self._total = average, steps
+        if self._every >= self._until * steps:
+            more = max(1, int(self._until * steps) // 20)
+            self.note = (
+                f"note: method.update_every={self._every} does not come once in the first {self._until:g} of {steps} "
+                f"steps: the masks stay as drawn; method.update_every={more} moves them about 20 times"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Initial weights may have been loaded since."""

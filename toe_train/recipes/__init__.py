@@ -2,7 +2,7 @@
 
 from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
-from toe_train.recipes.load import dump_config, load_config, load_saved, saved_config
+from toe_train.recipes.load import dump_config, load_config, load_saved, load_saved_values
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.oddities import notes
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
@@ -30,8 +30,8 @@ __all__ = [
     "experiment",
     "load_config",
     "load_saved",
+    "load_saved_values",
     "notes",
     "plan_epochs",
-    "saved_config",
     "stretches",
 ]

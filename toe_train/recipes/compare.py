@@ -18,7 +18,7 @@ def completed(saved: dict[str, Any], kind: type[Section] = RunConfig) -> dict[st
     """
     whole = {}
     for name, field in kind.model_fields.items():
-        inner = section_of(field.annotation)
+        inner = section_of(field.annotation, saved.get(name))
         if name not in saved and not field.is_required():
             default = field.get_default(call_default_factory=True)
             whole[name] = _plain(default)
@@ -46,7 +46,7 @@ def essential(config: dict[str, Any], kind: type[Section] | None = RunConfig) ->
     for name, value in config.items():
         field = kind.model_fields.get(name) if kind else None
         if field is None or INCIDENTAL not in field.metadata:
-            inner = section_of(field.annotation) if field else None
+            inner = section_of(field.annotation, value) if field else None
             kept[name] = essential(value, inner) if inner and isinstance(value, dict) else value
     return kept
 
@@ -64,7 +64,7 @@ def _chosen(config: dict[str, Any], kind: type[Section] = RunConfig) -> dict[str
     found = {}
     for name, value in config.items():
         field = kind.model_fields.get(name)
-        inner = section_of(field.annotation) if field else None
+        inner = section_of(field.annotation, value) if field else None
         if field is not None and inner is not None and isinstance(value, dict):
             chosen = _chosen(value, inner)
             if chosen or field.default is None:

@@ -46,7 +46,26 @@ def _compares_tokens(config: RunConfig) -> bool:
     return section is None or section.expansion == "farthest" or section.merging
 
 
+def _is(run: RunConfig, kind: str) -> bool:
+    return run.method is not None and run.method.kind == kind
+
+
 RULES = (
+    Rule(
+        ("data.exif_orientation",),
+        lambda run: run.data.kind != "image_folder",
+        "it is of image files; set data.kind=image_folder",
+    ),
+    Rule(
+        ("method.source",),
+        lambda run: _is(run, "depth_growth") and getattr(run.method, "copy") == "double",  # noqa: B009
+        "copy=double copies raw weights; set method.copy=insert or stack",
+    ),
+    Rule(
+        ("method.inflection",),
+        lambda run: _is(run, "token_merging") and getattr(run.method, "r") == 0,  # noqa: B009
+        "nothing is merged with method.r=0; set it above 0",
+    ),
     Rule(
         ("augment.rand_augment",),
         lambda run: run.curriculum is not None,

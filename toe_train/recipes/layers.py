@@ -138,11 +138,22 @@ def _merged(base: Values, changes: Values) -> Values:
     """`base` with `changes` laid over it; sections are merged key by key, `model.kwargs` and lists replaced whole."""
     merged = {key: value for key, value in base.items() if key not in _replaced(changes)}
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "kwargs":
+        former = merged.get(key)
+        if (
+            isinstance(former, dict)
+            and isinstance(value, dict)
+            and key != "kwargs"
+            and (key != "method" or _of_one_kind(former, value))
+        ):
             merged[key] = _merged(merged[key], value)
         else:
             merged[key] = value
     return merged
+
+
+def _of_one_kind(former: Values, value: Values) -> bool:
+    """Whether the keys of two values of a section belong together: a method of another kind has keys of its own."""
+    return "kind" not in value or "kind" not in former or value["kind"] == former["kind"]
 
 
 def _replaced(changes: Values) -> set[str]:

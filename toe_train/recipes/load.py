@@ -42,7 +42,7 @@ def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return _validated(path, read_layers(Path(path), overrides)[-1].values)
 
 
-def saved_config(values: Values, origin: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_saved_values(values: Values, origin: str, overrides: Sequence[str] = ()) -> RunConfig:
     """As `load_saved`, of a configuration that a file of weights holds.
 
     Args:

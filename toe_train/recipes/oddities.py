@@ -54,7 +54,7 @@ def _stages(config: RunConfig) -> Oddity | None:
             "last_stage_not_reached",
             f"method.from_epochs={list(starts)}: the last growth is at epoch {starts[-1] + 1}, after the end of the "
             f"run, which has epochs={config.epochs}: training never sees the {growth.depths[-1]} blocks",
-            f'"method.from_epochs={near}"',
+            f'"method.from_epochs={near}"' if len(set(near)) == len(near) else f"epochs={starts[-1] + 1} or more",
         )
     if section is None or section.stage_epochs[-1] < config.epochs:
         return None

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
 from toe_train.recipes.fields import INCIDENTAL, Integer, Section
-from toe_train.recipes.methods import OtherMethod, StructuredSparsityConfig
+from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod, StructuredSparsityConfig
 from toe_train.recipes.sections import (
     AugmentConfig,
     CheckpointConfig,
@@ -97,6 +97,16 @@ def _one_method(config: RunConfig) -> None:
         raise ValueError(
             f"method: {config.method.kind} stands beside expansion, and a run has one method; set expansion=null, or "
             "method=null for Token Expansion"
+        )
+
+
+def _there_are_averages_to_copy(config: RunConfig) -> None:
+    method = config.method
+    if not isinstance(method, DepthGrowthConfig) or method.copy == "double" or method.source != "ema":
+        return
+    if config.train.ema_decay is None:
+        raise ValueError(
+            "method.source: ema copies averaged weights, and train.ema_decay=null has none; use method.source=raw"
         )
 
 
@@ -208,6 +218,7 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 # Rules between sections, in order: the first one that is broken is reported.
 CROSS_CHECKS = (
     _one_method,
+    _there_are_averages_to_copy,
     _sparsity_is_not_compiled,
     _best_metric_is_measured,
     _cooldown_leaves_a_cosine,
@@ -231,9 +242,15 @@ def dotted_key(name: str) -> str | None:
     return None
 
 
-def section_of(annotation: Any) -> type[Section] | None:
-    """The section class behind a field's annotation (`ExpansionConfig | None` counts), or None for a plain value."""
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
+def section_of(annotation: Any, value: Any = None) -> type[Section] | None:
+    """The section class behind a field's annotation (`ExpansionConfig | None` counts), or None for a plain value.
+
+    Of several, which a `kind` tells apart, it is that of `value`.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [inner for part in get_args(annotation) if (inner := section_of(part, value)) is not None]
+    if len(found) > 1:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        found = [inner for inner in found if get_args(inner.model_fields["kind"].annotation) == (kind,)]
+    return found[0] if found else None

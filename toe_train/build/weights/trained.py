@@ -13,7 +13,7 @@ from toe_train.build.resume import does_not_fit, require_same
 from toe_train.build.weights.asked import Asked
 from toe_train.build.weights.fit import fit
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
-from toe_train.recipes import RunConfig, load_config, saved_config
+from toe_train.recipes import RunConfig, TokenMergingConfig, load_saved, load_saved_values
 from toe_train.training.resolution import fit_positions
 
 # Of a model's arguments in a card, those that toe-train gives itself (recipes.ModelConfig).
@@ -41,6 +41,13 @@ class Trained:
             return len(self.weights.classes)
         head = self.weights.tensors.get("head.weight")
         return 0 if head is None else len(head)
+
+    @property
+    def built_as(self) -> RunConfig:
+        """`config` with the model that the weights are of: a method may train a smaller one at first."""
+        run, model = self.weights.run, self.config.model
+        kwargs = self.config.cheaper.model_kwargs(run.get("segment", 0)) if run else {}
+        return self.config.model_copy(update={"model": model.model_copy(update={"kwargs": {**model.kwargs, **kwargs}})})
 
     def require_same_model(self, classes: list[str]) -> None:
         """Refuses another model or other classes than its own, as far as the file tells them.
@@ -74,6 +81,15 @@ class Trained:
             told.append("note: the file does not name its classes; its outputs count as the data set's, in their order")
         return told
 
+    def _other_model(self, model: nn.Module) -> list[str]:
+        """A note where the run evaluated with what the plain model does not do."""
+        merged = isinstance(self.config.method, TokenMergingConfig) and not hasattr(model, "token_merging")
+        note = (
+            "note: the run merged tokens in its evaluation too, and this is the plain model: its accuracy is not the "
+            "run's"
+        )
+        return [note] if merged else []
+
     def put_in(self, model: nn.Module, with_head: bool = True) -> list[str]:
         """Gives a model the weights; what was done to them, a line each.
 
@@ -86,7 +102,7 @@ class Trained:
             except RuntimeError as error:
                 remedy = "use what it was written with, or another checkpoint"
                 raise self.asked.fault(does_not_fit(self.weights.path, self.weights.run, error, remedy)) from None
-            return list(self.weights.told)
+            return [*self.weights.told, *self._other_model(model)]
         head = "keep" if with_head else "new"
         state, told = fit(model, self.weights, self.config.model.name, self.asked, head, exact=True)  # type: ignore[arg-type]
         model.load_state_dict(state)
@@ -108,11 +124,11 @@ def open_trained(path: str, weights: str, config: str | None = None, overrides: 
     asked = Asked(path, f"--checkpoint {path}", weights == "ema")
     found = read_weights(asked)
     if config is not None:
-        return Trained(asked, found, load_config(config, overrides))
+        return Trained(asked, found, load_saved(config, overrides))
     if found.run is not None:
-        return Trained(asked, found, saved_config(found.run["config"], str(found.path), overrides))
+        return Trained(asked, found, load_saved_values(found.run["config"], str(found.path), overrides))
     if found.card is not None:
-        return Trained(asked, found, saved_config(_of_card(found.card, asked), f"{found.path.parent}", overrides))
+        return Trained(asked, found, load_saved_values(_of_card(found.card, asked), f"{found.path.parent}", overrides))
     raise asked.fault("holds weights and does not tell their model; give --config FILE of a run with that model")
 
 
@@ -125,7 +141,7 @@ def trained_in_run(state: dict[str, Any], weights: str, path: str = "checkpoint"
     asked = Asked(path, f"--checkpoint {path}", weights == "ema")
     if state[weights] is None:
         raise asked.has_none()
-    config = saved_config(state["config"], path)
+    config = load_saved_values(state["config"], path)
     found = Weights(Path(path), dict(state[weights]), run=state, classes=list(state["classes"]))
     return Trained(asked, found, config)
 
