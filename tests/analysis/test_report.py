@@ -106,10 +106,13 @@ def test_unfinished_runs_are_named_and_not_compared(made):
 def test_runs_that_went_on_with_other_values_are_named(made):
     folder = made("mixed", "proxy", *SHORT)
     (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"kind": "start", "experiment": name}) + "\n" for name in "aab")
+        "".join(json.dumps({"kind": "start", "experiment_id": name}) + "\n" for name in "aab")
         + (folder / "metrics.jsonl").read_text()
     )
-    told = read_report([folder, made("clean", "proxy", *SHORT)], "Runs").markdown()
+    clean = made("clean", "proxy", *SHORT)
+    earlier = json.dumps({"kind": "start", "experiment": "by an earlier rule"}) + "\n"
+    (clean / "metrics.jsonl").write_text(earlier + (clean / "metrics.jsonl").read_text())
+    told = read_report([folder, clean], "Runs").markdown()
     assert "**Went on with other values** than it began with: mixed;" in told
 
 

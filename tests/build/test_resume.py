@@ -314,7 +314,7 @@ def test_what_a_run_with_other_values_writes_over_is_kept(tiny, tmp_path, capsys
     assert "--resume never begins anew" in told
     assert (folder.checkpoints / "last.pt.kept-2").read_bytes() == newest  # kept-1 is of the epoch before
     assert (folder.root / "metrics.jsonl.kept-2").read_bytes() == lines
-    assert len({line["experiment"] for line in read_metrics(folder.metrics, "start")}) == 3
+    assert len({line["experiment_id"] for line in read_metrics(folder.metrics, "start")}) == 3
 
 
 def test_what_stays_the_same_experiment_keeps_nothing(tiny, tmp_path):

@@ -52,7 +52,7 @@ class Run:
     @property
     def is_mixed(self) -> bool:
         """Whether a later start changed what decides what is learned; runs of before that was written down are not."""
-        return len({start["experiment"] for start in self.starts if "experiment" in start}) > 1
+        return len({start["experiment_id"] for start in self.starts if "experiment_id" in start}) > 1
 
     @property
     def origins(self) -> set[str]:

@@ -115,7 +115,7 @@ class Run:
                 "first_step": step,
                 "world_size": here.world_size,
                 "num_classes": self.num_classes,
-                "experiment": experiment(config.model_dump(mode="json")),
+                "experiment_id": experiment(config.model_dump(mode="json")),
                 **self.started,
             }
         )

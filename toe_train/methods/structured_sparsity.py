@@ -92,7 +92,7 @@ def unit_magnitude(weights: list[tuple[Tensor, Tensor]]) -> Tensor:
 class HeadScores:
     """Of one block's heads, while `wanted`: what their outputs o and the gradients of these give in a training step.
 
-    Hung before `attn.proj`, whose input is o. Sums over the micro-batches of a step, of means over their images.
+    Hung before `attn.proj`, whose input is o. Sums over micro-batches of means over images.
 
     Attributes:
         wanted: whether a step's are taken.
@@ -178,8 +178,7 @@ class StructuredSparsityMethod(Method):
                 raise ValueError(
                     f"{what}_kept={share} keeps none of {count} {what} of {name}; give at least {1 / count}"
                 )
-        draws = torch.Generator().manual_seed(self._seed)
-        depth = len(blocks)
+        depth, draws = len(blocks), torch.Generator().manual_seed(self._seed)
         self.heads = _drawn(depth, heads, int(self._heads_kept * heads), draws)  # (L, H)
         self.units = _drawn(depth, units, int(self._units_kept * units), draws)  # (L, M)
         self._rest = [
@@ -200,10 +199,8 @@ class StructuredSparsityMethod(Method):
         self._average, self._total = average, steps
         if self._every >= self._until * steps:
             more = max(1, int(self._until * steps) // 20)
-            self.note = (
-                f"note: method.update_every={self._every} does not come once in the first {self._until:g} of {steps} "
-                f"steps: the masks stay as drawn; method.update_every={more} moves them about 20 times"
-            )
+            when = f"does not come once in the first {self._until:g} of {steps} steps: the masks stay as drawn"
+            self.note = f"note: method.update_every={self._every} {when}; {more} moves them about 20 times"
 
     def begin_epoch(self, epoch: int) -> None:
         """Initial weights may have been loaded since."""
@@ -273,9 +270,7 @@ class StructuredSparsityMethod(Method):
     def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
         """Rows of what is off, and its heads' attention; the projection behind the heads stays whole."""
         linear = attention = 0
-        if not stage:
-            return linear, attention
-        for heads, units, block in zip(self.heads, self.units, self._blocks, strict=True):
+        for heads, units, block in zip(self.heads, self.units, self._blocks if stage else (), strict=bool(stage)):
             width = block.attn.qkv.in_features
             columns = int((~heads).sum()) * block.attn.head_dim
             linear += num_tokens * width * (3 * columns + 2 * int((~units).sum()))
