@@ -129,6 +129,20 @@ BAD_VALUES = {
         ["allow=[]", "epochs=5", "schedule.warmup_epochs=5"],
         "never reaches the peak learning rate 0.003; write schedule.warmup_epochs=4 or less",
     ),
+    "growth that ends elsewhere": (
+        ["expansion=null", "method={kind: depth_growth, depths: [3, 6], from_epochs: [0, 1]}"],
+        "ends with a model of 6 blocks, and model.name = deit_tiny_patch16_224 has 2; end with 2, or set",
+    ),
+    "growth that shrinks": (
+        ["expansion=null", "method={kind: depth_growth, depths: [3, 2], from_epochs: [0, 1]}"],
+        "method: 3 blocks grow to 4 ... 6 at once, not 2; the nearest is 4",
+    ),
+    "a misspelt method": (["expansion=null", "method={kind: token_mergin}"], "did you mean token_merging?"),
+    "a misspelt key of a method": (
+        ["expansion=null", "method={kind: token_merging, rr: 3}"],
+        "method.rr = 3: there is no such key; did you mean r?",
+    ),
+    "two methods": (["method={kind: token_merging}"], "a run has one method; set expansion=null"),
     "a key without effect": (["optim.momentum=0.8"], "optim.momentum = 0.8: has no effect in this run"),
 }
 

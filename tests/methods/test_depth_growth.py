@@ -7,8 +7,10 @@ import torch
 from golden_figures import by_rule, cases, figures, near
 from timm.models.vision_transformer import VisionTransformer
 
+from toe_train.build.step import build_schedule
 from toe_train.methods.depth_growth import DepthGrowthMethod, copies_of_the_first, grow, sources
 from toe_train.models import create_model, give_drop_path
+from toe_train.recipes import load_config
 
 GROWTHS = [
     pytest.param(number, case, step, id=f"{case['fn']}-{'-'.join(map(str, case['depths']))}-{step}")
@@ -80,6 +82,14 @@ def test_lvvit_grows_with_its_stem_and_both_heads_raw():
         if not name.startswith("blocks."):
             assert torch.equal(value, raw[name]), name
     assert torch.equal(grown["blocks.3.mlp.fc1.weight"], averaged["blocks.1.mlp.fc1.weight"])
+
+
+def test_the_rate_goes_on_over_a_growth_as_if_nothing_had_been(configs):
+    config = load_config(configs / "deit_tiny_networkexpansion_6_12.yaml")
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.peak_lr)
+    schedule = build_schedule(config, optimizer, 1251)
+    rates = torch.tensor([schedule.lr(epoch, 0) for epoch in range(300)], dtype=torch.float64)
+    torch.testing.assert_close(rates, figures("network_expansion.npz")["lr_300_grown_at_150"], atol=1e-12, rtol=1e-9)
 
 
 def method(source="ema", drop_path="spread", how="insert"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
 from toe_train.analysis.tables import table
 from toe_train.errors import UserError
@@ -130,7 +131,7 @@ class Report:
             _number(self._practical(row, "gpu_hours_with_loading"), "{:.2f}x"),
             f"{row.costs.speedup:.3f}x",
             f"{row.costs.thop_speedup:.3f}x",
-            f"{_number(theirs[0], '{:g}')}{' (averaged)' if paper and paper.averaged else ''}",
+            f"{_number(theirs[0], '{:g}')}{_of_averages(paper)}",
             _number(theirs[1], "{:g}"),
             _number(theirs[2], "{:.2f}x"),
             _number(theirs[3], "{:.2f}x"),
@@ -231,6 +232,13 @@ def _spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def _of_averages(paper: PaperRow | None) -> str:
+    """What the paper's accuracy is of the averaged model: it, or a second figure beside it."""
+    if paper is None:
+        return ""
+    return " (averaged)" if paper.averaged else f" / {paper.averaged_top1:g}" if paper.averaged_top1 else ""
 
 
 def _number(value: float | None, form: str) -> str:

@@ -19,7 +19,7 @@ from toe_train.build.inputs import (
     describe_split,
     open_images,
 )
-from toe_train.build.model import build_model, load_initial, require_resizable
+from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
 from toe_train.build.resume import Found, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, build_step, micro_batches
 from toe_train.build.task import build_task
@@ -235,6 +235,7 @@ def dry_build(
     num_classes, stages = len(train_images.classes), curriculum_stages(plan_epochs(config))
     alone, started_from = Processes(0, world_size, torch.device("cpu")), None
     require_resizable(config, [plan.image_size for plan in stages])
+    require_whole_in_the_end(config)
     for plan in stages:
         now, size = config_at(config, plan), plan.image_size
         build_train_transform(now, plan.loaded_size)
@@ -283,6 +284,7 @@ def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_cl
         here.together(partial(batch_layout, config_at(config, plan), here.world_size))
         here.together(partial(build_train_transform, config_at(config, plan), plan.loaded_size))
     here.together(partial(require_resizable, config, [plan.image_size for plan in stages]))
+    here.together(partial(require_whole_in_the_end, config))
     left = here.from_main(lambda: memory.remembered(folder.micro_batch))
     limits = micro_batches(config, num_classes, here, left)
     for plan in stages:

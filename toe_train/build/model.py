@@ -14,7 +14,7 @@ from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 from toe_train.methods.method import Method
-from toe_train.recipes import RunConfig
+from toe_train.recipes import RunConfig, config_at, plan_epochs
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     grid = _require_whole_patches(section.name, f"{key} = {size}", size, model)
     _refuse_dropout(model)
     drop_path = models.give_drop_path(model)
-    method = build_method(config)
     try:
+        method = build_method(config)
         method.prepare(model)
     except ValueError as error:
         raise UserError(f"{'expansion' if config.expansion else 'method'}: {error}") from None
@@ -82,6 +82,26 @@ def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
                 f"model.name = {config.model.name}: {name} depends on the image's size, and a curriculum resizes "
                 "pos_embed alone; use a model such as deit_tiny_patch16_224, or curriculum=null"
             )
+
+
+def require_whole_in_the_end(config: RunConfig) -> None:
+    """Refuses a run whose last segment trains a model of other blocks than the run's own, which is evaluated after it.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    last = config_at(config, plan_epochs(config)[-1])
+    if last.model == config.model:
+        return
+    own, trained = (
+        len(models.blocks_of(models.create_model(section.name, 2, 0.0, section.image_size, **section.kwargs)))
+        for section in (config.model, last.model)
+    )
+    if own != trained:
+        raise UserError(
+            f"method: the run ends with a model of {trained} blocks, and model.name = {config.model.name} has {own}; "
+            f"end with {own}, or set model.kwargs={{depth: {trained}}}"
+        )
 
 
 def load_initial(config: RunConfig, built: BuiltModel, classes: list[str]) -> str | None:

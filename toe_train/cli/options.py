@@ -5,10 +5,10 @@ seconds. A tool's work is in the file of this folder that has its name.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 
 from toe_train._version import __version__
+from toe_train.cli.threads import usable_cores
 
 MOST_CLASSES = 30  # that doctor lists unasked
 HELP = {
@@ -174,8 +174,7 @@ def _pack(sub: argparse.ArgumentParser) -> None:
         "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
     )
     sub.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sub.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: one a core)")
+    sub.add_argument("--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one a core)")
 
 
 def _report(sub: argparse.ArgumentParser) -> None:

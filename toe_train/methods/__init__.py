@@ -8,5 +8,5 @@ structured_sparsity.py  S2ViTE: a part of the heads and hidden units is off
 pictures.py         what Token Expansion keeps, as pictures
 
 The loop and the step name none of them; `build/method.py` makes the one that a configuration asks for. A new method is
-one file here, beside its section in `recipes/sections.py`.
+one file here, beside its section in `recipes/methods.py`.
 """

@@ -106,9 +106,14 @@ class DepthGrowthMethod(Method):
         how: see `sources`.
         source: "ema" copies averaged weights where `how` does, "raw" never.
         drop_path: "spread" gives every block its linear share of the rate; "released" leaves copies of block 0 without.
+
+    Raises:
+        ValueError: a depth does not grow from the one before.
     """
 
     def __init__(self, depths: Sequence[int], how: str, source: str, drop_path: str) -> None:
+        for depth, grown in pairwise(depths):
+            sources(depth, grown, how)  # legal
         self._depths, self._how, self._source, self._drop_path = list(depths), how, source, drop_path
 
     def prepare(self, model: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """How training is made cheaper: the interface of all methods, whose hooks do nothing. That is plain training.
 
-A method is a file here with a class like this one; its section in `recipes/sections.py`, a `MethodSection`, which says
+A method is a file here with a class like this one; its section in `recipes/methods.py`, a `MethodSection`, which says
 beforehand what stage and segment each epoch has (`EpochPlan.stage`, `.segment`); and a line in `build/method.py`, which
 makes the class from the section. A run has one method. What changes images and batches is no method but a curriculum.
 """

@@ -270,10 +270,10 @@ class StructuredSparsityMethod(Method):
     def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
         """Rows of what is off, and its heads' attention; the projection behind the heads stays whole."""
         linear = attention = 0
-        for heads, units, block in zip(self.heads, self.units, self._blocks if stage else (), strict=bool(stage)):
-            width = block.attn.qkv.in_features
+        parts = zip(self.heads, self.units, self._blocks, strict=True) if stage else ()
+        for heads, units, block in parts:
             columns = int((~heads).sum()) * block.attn.head_dim
-            linear += num_tokens * width * (3 * columns + 2 * int((~units).sum()))
+            linear += num_tokens * block.attn.qkv.in_features * (3 * columns + 2 * int((~units).sum()))
             attention += 2 * num_tokens**2 * columns
         return linear, attention
 

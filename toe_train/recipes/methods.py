@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -41,12 +40,6 @@ class TokenMergingConfig(AlwaysSection):
     )
     proportional_attention: bool = True  # a token counts as many times as it has patches
 
-    @model_validator(mode="after")
-    def _one_schedule(self) -> TokenMergingConfig:
-        if self.inflection and not isinstance(self.r, int):
-            raise ValueError(f"inflection: {self.inflection} is of a number r, and r is by block; leave it at 0")
-        return self
-
 
 with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, gives way to the key's name
     warnings.filterwarnings("ignore", message='Field name "copy"')
@@ -65,7 +58,11 @@ with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, g
 
         @model_validator(mode="after")
         def _legal_growth(self) -> DepthGrowthConfig:
-            _require_growth(self.depths, self.from_epochs, self.copy)
+            if len(self.depths) < 2 or len(self.depths) != len(self.from_epochs):
+                given = f"{len(self.depths)} of them and {len(self.from_epochs)} from_epochs"
+                raise ValueError(f"depths: {given}; give the same number, at least 2")
+            if self.from_epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(self.from_epochs)):
+                raise ValueError(f"from_epochs: {list(self.from_epochs)} must begin with 0 and rise")
             return self
 
         def stage(self, epoch: int) -> int:
@@ -79,21 +76,6 @@ with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, g
         def model_kwargs(self, segment: int) -> dict[str, Any]:
             """Its depth."""
             return {"depth": self.depths[segment]}
-
-
-def _require_growth(depths: Sequence[int], from_epochs: Sequence[int], how: str) -> None:
-    if len(depths) < 2 or len(depths) != len(from_epochs):
-        raise ValueError(
-            f"depths: {len(depths)} of them and {len(from_epochs)} from_epochs; give the same number, at least 2"
-        )
-    if from_epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(from_epochs)):
-        raise ValueError(f"from_epochs: {list(from_epochs)} must begin with 0 and rise")
-    for depth, grown in pairwise(depths):
-        if how == "double" and (grown <= depth or grown % depth):
-            raise ValueError(f"depths: {grown} is no multiple of {depth}, which copy=double needs; use {2 * depth}")
-        if how != "double" and not depth < grown <= 2 * depth:
-            near = min(max(grown, depth + 1), 2 * depth)
-            raise ValueError(f"depths: {depth} blocks grow to {depth + 1} ... {2 * depth}, not {grown}; use {near}")
 
 
 class StructuredSparsityConfig(AlwaysSection):

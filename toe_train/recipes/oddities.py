@@ -27,7 +27,7 @@ class Oddity:
 
 def oddities(config: RunConfig) -> list[Oddity]:
     """All that a plan has of them; those in `config.allow` too."""
-    return [found for rule in (_stages, _images, _warmup, _minimum, _warmup_start) if (found := rule(config))]
+    return [found for rule in (_stages, _growth, _images, _warmup, _minimum, _warmup_start) if (found := rule(config))]
 
 
 def refusals(config: RunConfig) -> list[str]:
@@ -46,21 +46,25 @@ def notes(config: RunConfig) -> list[str]:
 
 def _stages(config: RunConfig) -> Oddity | None:
     section = config.expansion
-    growth = config.method
-    if isinstance(growth, DepthGrowthConfig) and growth.from_epochs[-1] >= config.epochs:
-        starts = growth.from_epochs
-        near = [start * (config.epochs - 1) // starts[-1] for start in starts]
-        return Oddity(
-            "last_stage_not_reached",
-            f"method.from_epochs={list(starts)}: the last growth is at epoch {starts[-1] + 1}, after the end of the "
-            f"run, which has epochs={config.epochs}: training never sees the {growth.depths[-1]} blocks",
-            f'"method.from_epochs={near}"' if len(set(near)) == len(near) else f"epochs={starts[-1] + 1} or more",
-        )
     if section is None or section.stage_epochs[-1] < config.epochs:
         return None
     rate = section.keep_rates[-1]
     missed = "all tokens" if rate == 1 else f"{rate:g} of the tokens"
     return _never_reached(config, "expansion", section.stage_epochs, missed)
+
+
+def _growth(config: RunConfig) -> Oddity | None:
+    section = config.method
+    if not isinstance(section, DepthGrowthConfig) or section.from_epochs[-1] < config.epochs:
+        return None
+    starts = section.from_epochs
+    near = [start * (config.epochs - 1) // starts[-1] for start in starts]
+    return Oddity(
+        "last_stage_not_reached",
+        f"method.from_epochs={list(starts)}: the last growth is at epoch {starts[-1] + 1}, after the end of the run, "
+        f"which has epochs={config.epochs}: training never sees the {section.depths[-1]} blocks",
+        f'"method.from_epochs={near}"' if len(set(near)) == len(near) else f"epochs={starts[-1] + 1} or more",
+    )
 
 
 def _images(config: RunConfig) -> Oddity | None:
