@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "toe_train"
-ROOT_FILES = {"errors", "_version"}  # below all layers but the algorithm, which needs neither
+ROOT_FILES = {"errors", "cores", "_version"}  # below all layers but the algorithm, which needs neither
 LOWER = {"expansion", "models", "methods", "runs", "data", "recipes", "tasks", "training", "build"}
 
 # Folder -> (the project's folders it may import, libraries it may import; None: any that is installed)

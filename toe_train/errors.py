@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Reported(Exception):
@@ -58,6 +60,21 @@ def is_text(name: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in name)
 
 
+@contextmanager
+def host_memory() -> Iterator[None]:
+    """For the block, MemoryError too where torch does not get the machine's memory, for which it has no type.
+
+    It raises RuntimeError, as for any fault of a call, and the name of its allocator is all that tells this one.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is RuntimeError and CPU_ALLOCATOR in str(error):
+            raise MemoryError(str(error).partition(f"{CPU_ALLOCATOR}: ")[2]) from None
+        raise
+
+
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # c10/core/impl/alloc_cpu.cpp of torch 2.6 to 2.15
 LACKS = {  # what the machine has too little of, by errno, and the remedy
     errno.EMFILE: "raise the limit of open files (`ulimit -n`), or take fewer data.workers",
     errno.ENFILE: "close other programs, or raise the machine's limit of open files (sysctl fs.file-max)",

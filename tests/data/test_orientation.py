@@ -4,12 +4,21 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from toe_train.cli.tools import main as tools
-from toe_train.data import LabelRecord, Packing, examine, load_rgb, open_datasets, pack_images, require_same_orientation
+from toe_train.data import (
+    LabelRecord,
+    Packing,
+    TokenLabelFiles,
+    check_datasets,
+    examine,
+    load_rgb,
+    open_datasets,
+    pack_images,
+)
 from toe_train.data.sources.orientation import UPRIGHT, as_exif, orientation_of
-from toe_train.errors import UserError
 
 
 def save(path, given, size=(24, 16)):
@@ -79,9 +88,33 @@ def test_a_packed_copy_is_turned_as_its_original_is(image_root, tmp_path):
     assert orientation_of(tmp_path / "packed/train/cat/cat_0.JPEG") == 6
 
 
-def test_labels_of_another_orientation_are_refused(tmp_path):
-    require_same_orientation(tmp_path, "apply")  # published ones say nothing
-    LabelRecord("t", "random", 32, "full", ["a", "b"], "apply").write(tmp_path)
-    require_same_orientation(tmp_path, "apply")
-    with pytest.raises(UserError, match=r"set data\.exif_orientation=apply"):
-        require_same_orientation(tmp_path, "ignore")
+@pytest.mark.parametrize("sample", [64, None])
+def test_labels_of_another_orientation_are_refused(image_root, tmp_path, sample):
+    labels = tmp_path / "labels"
+    images, _ = open_datasets("image_folder", image_root)
+    for path, label in ((images.describe(index), images[index][1]) for index in range(len(images))):
+        file = TokenLabelFiles(labels, images.classes).path(path, label)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.zeros(2, 2, 3, 3, dtype=torch.float16), file)
+
+    def faults(exif_orientation):
+        return check_datasets("image_folder", image_root, sample, label_root=labels, exif_orientation=exif_orientation)
+
+    assert faults("apply") == faults("ignore") == []  # published ones say nothing
+    LabelRecord("t", "random", 32, "full", images.classes, "apply").write(labels)
+    assert faults("apply") == []
+    (fault,) = faults("ignore")
+    assert fault.endswith("set data.exif_orientation=apply")
+
+
+def test_doctor_holds_labels_and_sizes_against_the_orientation_of_the_run(image_root, tmp_path, configs, capsys):
+    save(image_root / "train/cat/cat_0.JPEG", 6, (60, 20))
+    (tmp_path / "labels").mkdir()
+    LabelRecord("t", "random", 32, "full", ["bird", "cat", "dog"], "ignore").write(tmp_path / "labels")
+    run = ["doctor", "--config", str(configs / "lvvit_t.yaml"), f"data.root={image_root}"]
+    assert tools([*run, f"token_labels.root={tmp_path / 'labels'}", "data.exif_orientation=apply"]) == 2
+    said = capsys.readouterr().out
+    assert "set data.exif_orientation=ignore" in said
+    assert "1 images have an EXIF orientation; the run turns them upright" in said
+    assert "20x60" in said
+    assert "60x20" not in said

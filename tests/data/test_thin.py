@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from toe_train.data import EvalSet, SkippedImages, eval_transform
+from toe_train.data import EvalSet, SampleKey, SkippedImages, TrainSet, eval_transform
 from toe_train.data.augmentation.thin import ORDINARY, Resize
 from toe_train.data.sets import NOT_COUNTED
 from toe_train.errors import NoMemory, UserError
@@ -92,7 +92,15 @@ class OneImage:
         return "odd.png"
 
 
-@pytest.mark.parametrize(("fault", "kind"), [(MemoryError(), NoMemory), (ValueError("no"), UserError)])
+FAULTS = [
+    (MemoryError(), NoMemory),
+    (ValueError("no"), UserError),
+    (ZeroDivisionError(), UserError),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), NoMemory),
+]
+
+
+@pytest.mark.parametrize(("fault", "kind"), FAULTS)
 def test_what_the_transform_cannot_take_is_named_or_passed_over(tmp_path, fault, kind):
     def failing(image):
         if image.size == (6, 4):
@@ -101,6 +109,49 @@ def test_what_the_transform_cannot_take_is_named_or_passed_over(tmp_path, fault,
 
     with pytest.raises(kind, match=r"odd\.png \(6 x 4\)"):
         EvalSet(OneImage(), failing)[0]
+    with pytest.raises(kind, match=r"odd\.png \(6 x 4\)"):
+        TrainSet(OneImage(), failing, seed=0)[SampleKey(0, 0, 0)]
     skipped = SkippedImages(tmp_path / "skipped.jsonl", 1)
     assert EvalSet(OneImage(), failing, skipped)[0][1] == NOT_COUNTED
     assert skipped.images() == {"odd.png"}
+
+
+class ThreeImages(OneImage):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return picture(6, 4 + index), index
+
+    def describe(self, index):
+        return f"{index}.png"
+
+
+@pytest.mark.parametrize(("fault", "kind"), FAULTS)
+def test_training_puts_another_in_the_place_of_what_its_transform_cannot_take(tmp_path, fault, kind):
+    def failing(image):
+        if image.size == (6, 4):
+            raise fault
+        return image.size
+
+    keys = [SampleKey(0, 0, 7), SampleKey(1, 0, 8), SampleKey(0, 0, 9)]
+    skipped = SkippedImages(tmp_path / "skipped.jsonl", 1)
+    shown = TrainSet(ThreeImages(), failing, 0, skipped).__getitems__(keys)
+    assert all(size == (6, 4 + label) and label > 0 for size, label in shown)
+    assert shown[1][1] == 1
+    assert [shown[place] for place in (0, 1, 2)] == [
+        TrainSet(ThreeImages(), failing, 0, skipped)[key] for key in keys
+    ]  # whatever else is in the batch
+    assert skipped.images() == {"0.png"}
+    with pytest.raises(kind, match=r"0\.png \(6 x 4\)"):
+        TrainSet(ThreeImages(), failing, 0).__getitems__(keys)
+
+
+def test_a_fault_of_our_own_is_none_of_an_image(tmp_path):
+    def failing(image):
+        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
+
+    for kind in (TrainSet, EvalSet):
+        dataset = kind(OneImage(), failing, **({"seed": 0} if kind is TrainSet else {}))
+        with pytest.raises(RuntimeError, match="size of tensor"):
+            dataset[SampleKey(0, 0, 0) if kind is TrainSet else 0]

@@ -12,6 +12,15 @@ RANDOM = ["expansion.initialization=random", "expansion.expansion=uniform", "exp
 # Key, a configuration and overrides with which the key has no effect, and what makes it count.
 CASES = [
     ("data.exif_orientation=apply", "quickstart", [], "it is of image files; set data.kind=image_folder"),
+    ("data.on_error=skip", "quickstart", [], "it is of image files, which may be unreadable"),
+    ("data.max_skipped=3", "cifar10_deit_tiny", [], "set data.kind=image_folder"),
+    ("data.check_sample=3", "quickstart", [], "set data.kind=image_folder"),
+    ("augment.mix_group=8", "quickstart", [], "set one of them above 0"),
+    ("augment.interpolation=random", "cifar10_deit_tiny", [], "set augment.interpolation=bicubic, or augment.crop="),
+    ("method.update_every=99", "deit_tiny_s2vite", ["method.update_until=0"], "set it above 0"),
+    ("method.death_rate=0.1", "deit_tiny_s2vite", ["method.update_until=0"], "method.update_until=0"),
+    ("method.drop_path=spread", "deit_base_stackbert", ["model.drop_path=0"], "set it above 0"),
+    ("expansion.restore=copy", "deit_tiny_toe_r05", [], "set token_labels.root"),
     ("method.source=ema", "deit_base_stackbert", [], "set method.copy=insert or stack"),
     ("method.inflection=0.5", "deit_tiny_tome_r8", ["method.r=0"], "set it above 0"),
     ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),

@@ -4,7 +4,7 @@ import pytest
 
 from toe_train.errors import UserError
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES
-from toe_train.recipes import MethodSection, RunConfig, load_config
+from toe_train.recipes import MethodSection, RunConfig, load_saved
 
 
 def test_without_a_method_every_epoch_is_plain():
@@ -14,7 +14,7 @@ def test_without_a_method_every_epoch_is_plain():
 
 
 def test_token_expansion_is_a_method(configs):
-    config = load_config(configs / "deit_tiny_toe_r05.yaml")
+    config = load_saved(configs / "deit_tiny_toe_r05.yaml")
     assert config.cheaper is config.expansion
     assert [config.cheaper.stage(epoch) for epoch in (0, 99, 100, 200, 299)] == [1, 1, 2, 3, 3]
     assert [config.cheaper.is_dense(stage) for stage in range(4)] == [True, False, False, True]
@@ -23,7 +23,7 @@ def test_token_expansion_is_a_method(configs):
 
 @pytest.mark.parametrize(("name", "kind"), [("deit_tiny", "classification"), ("lvvit_t", "token_labelling")])
 def test_the_task_goes_by_the_token_labels(configs, name, kind):
-    assert load_config(configs / f"{name}.yaml").task_kind == kind
+    assert load_saved(configs / f"{name}.yaml").task_kind == kind
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_the_task_goes_by_the_token_labels(configs, name, kind):
 def test_options_are_those_of_the_algorithm(configs, key, legal):
     file = configs / "deit_tiny_toe_r05.yaml"
     for value in legal:
-        assert getattr(load_config(file, [f"expansion.{key}={value}"]).expansion, key) == value
+        assert getattr(load_saved(file, [f"expansion.{key}={value}"]).expansion, key) == value
     with pytest.raises(UserError) as caught:
-        load_config(file, [f"expansion.{key}={legal[0]}s"])
+        load_saved(file, [f"expansion.{key}={legal[0]}s"])
     values = [repr(value) for value in legal]
     rule = f"should be {', '.join(values[:-1])} or {values[-1]}; did you mean {legal[0]}?"
     assert f"expansion.{key} = '{legal[0]}s': {rule}" in str(caught.value)

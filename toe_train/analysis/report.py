@@ -30,11 +30,15 @@ class Report:
         """Title, heads and cells of each table."""
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
         found: list[Table] = [("", RESULT_HEADS[:shown], [self._result(row)[:shown] for row in self.rows])]
-        staged = [row for row in self.rows if row.config.expansion is not None and row.stage_seconds()]
+        staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]
         if staged:
-            shown = len(STAGE_HEADS) - (not any(row.paper and row.paper.stage_seconds for row in staged))
-            lines = [cells[:shown] for row in staged for cells in _stages(row)]
-            found.append(("Time in each stage", STAGE_HEADS[:shown], lines))
+            left_out = {
+                "blocks": not any(row.grows for row in staged),
+                "paper: GPU-seconds": not any(row.paper and row.paper.stage_seconds for row in staged),
+            }
+            columns = [place for place, head in enumerate(STAGE_HEADS) if not left_out.get(head)]
+            lines = [tuple(cells[place] for place in columns) for row in staged for cells in _stages(row)]
+            found.append(("Time in each stage", [STAGE_HEADS[place] for place in columns], lines))
         return found
 
     def markdown(self) -> str:
@@ -183,7 +187,16 @@ RESULT_HEADS = (
     "paper: by FLOPs",
 )
 OWN_COLUMNS = 10
-STAGE_HEADS = ("run", "stage", "pixels", "tokens", "GPU-seconds an epoch", "against the last", "paper: GPU-seconds")
+STAGE_HEADS = (
+    "run",
+    "stage",
+    "pixels",
+    "tokens",
+    "blocks",
+    "GPU-seconds an epoch",
+    "against the last",
+    "paper: GPU-seconds",
+)
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title>
@@ -220,6 +233,7 @@ def _stages(row: Row) -> list[tuple[str, ...]]:
             str(stage),
             str(pixels),
             str(kept[stage, pixels]),
+            row.blocks(stage),
             f"{taken:.4g}",
             f"{last / taken:.2f}x",
             f"{theirs[stage - 1]:g}" if 0 < stage <= len(theirs) else "-",

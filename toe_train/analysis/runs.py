@@ -13,14 +13,14 @@ from statistics import mean
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, essential, load_saved
+from toe_train.recipes import DepthGrowthConfig, RunConfig, essential, load_saved
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics, tell_broken
 
 SEED = re.compile(r"-s\d+$")
 IMAGENET_CLASSES = 1000
 
-Stage = tuple[int, int]  # of ToE, and the side of its images in pixels
+Stage = tuple[int, int]  # of the method, and the side of its images in pixels
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,24 @@ class Row:
         section = self.config.expansion
         own = section and (section.initialization, section.expansion, section.metric, section.merging)
         return own in (None, ("spatial", "farthest", "cosine", True))
+
+    @property
+    def has_stages(self) -> bool:
+        """Whether its method trains in stages: on more and more tokens, or blocks."""
+        method = self.config.cheaper
+        return (
+            self.config.expansion is not None or len({method.stage(epoch) for epoch in range(self.config.epochs)}) > 1
+        )
+
+    @property
+    def grows(self) -> bool:
+        """Whether its model has more and more blocks."""
+        return isinstance(self.config.method, DepthGrowthConfig)
+
+    def blocks(self, stage: int) -> str:
+        """Of its model in a stage of growth; "-" where it does not grow."""
+        method = self.config.method
+        return str(method.depths[stage - 1]) if isinstance(method, DepthGrowthConfig) else "-"
 
     def values(self, key: str) -> list[float]:
         """The last values of an epoch line's key, of the runs that have one."""

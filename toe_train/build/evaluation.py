@@ -9,6 +9,7 @@ from toe_train import data
 from toe_train.build.inputs import build_eval_transform, check_data, open_images
 from toe_train.build.model import build_model
 from toe_train.build.weights.trained import Trained
+from toe_train.errors import RunFailed
 from toe_train.runs.processes import Processes
 from toe_train.tasks.scoring import Scores, evaluate
 from toe_train.training.precision import autocast_on
@@ -38,5 +39,11 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
         with batches.watching():
             scores = evaluate([model], batches, processes, autocast)[0]
         batches.close()
-        processes.together(skipped.require_within_limit)  # each for its own share
+    if noted is not None and scores.left_out > config.data.max_skipped:
+        failure = RunFailed(
+            f"{scores.left_out} images could not be read, and data.max_skipped allows {config.data.max_skipped}. "
+            "Repair or remove them (`toe-tools doctor` finds all), or raise the limit"
+        )
+        failure.shared = True  # the number is that of all processes
+        raise failure
     return scores, told

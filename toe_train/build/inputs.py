@@ -33,9 +33,8 @@ def check_data(config: RunConfig) -> None:
         sample=sample,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
+        exif_orientation=section.exif_orientation,
     )
-    if labels:
-        data.require_same_orientation(Path(labels.root), section.exif_orientation)
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:

@@ -19,7 +19,13 @@ from toe_train.build.inputs import (
     describe_split,
     open_images,
 )
-from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
+from toe_train.build.model import (
+    batch_norm_notes,
+    build_model,
+    load_initial,
+    require_resizable,
+    require_whole_in_the_end,
+)
 from toe_train.build.resume import Found, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, build_step, micro_batches
 from toe_train.build.task import build_task
@@ -107,7 +113,7 @@ class Run:
             if first or step:
                 after = f", after {step} of its steps" if step else ""
                 print(f"continuing at epoch {first + 1} of {config.epochs}{after}")
-            for line in notes(config):
+            for line in [*notes(config), *batch_norm_notes(trainer.model, here.world_size)]:
                 print(line)
         trainer.log.start(
             {

@@ -64,6 +64,16 @@ def build_model(config: RunConfig, num_classes: int, image_size: int | None = No
     return BuiltModel(model, method, drop_path, grid)
 
 
+def batch_norm_notes(model: nn.Module, world_size: int) -> list[str]:
+    """What several processes should be told of a model with batch norm, LV-ViT's stem: it sees no global batch."""
+    if world_size == 1 or not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules()):
+        return []
+    return [
+        "note: batch norm sees the micro-batch of its process, not the global batch; the first process's running "
+        "statistics go to all with each forward pass (DDP's forward_sync_buffers), and are what is evaluated and saved"
+    ]
+
+
 def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
     """Refuses a model of which more than the positional embedding depends on the image's size, where that changes.
 

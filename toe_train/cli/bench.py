@@ -14,6 +14,7 @@ from toe_train.analysis.expansion_speed import benchmark_expansion
 from toe_train.analysis.loader_speed import benchmark_loader
 from toe_train.analysis.saving import benchmark_saving
 from toe_train.analysis.step_speed import benchmark_step
+from toe_train.cli.threads import tell_if_busy
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
 from toe_train.runs.folder import provenance
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     for name in ("json", "profile"):  # before anything is timed
         _require_writable(name, getattr(options, name))
+    tell_if_busy()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: Benchmark
     if options.what == "saving":

@@ -8,7 +8,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TextIO
+
+INTERRUPTED = 130  # exit code, as of a shell
 
 
 class LastingStream:
@@ -58,6 +61,28 @@ class LastingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For the block, which imports libraries, Ctrl-C ends the process with one line.
+
+    Not by KeyboardInterrupt, which a library's import may swallow or turn into a fault of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"interrupted: while the libraries were loaded; nothing was begun\n")
+    os._exit(INTERRUPTED)
 
 
 @contextmanager

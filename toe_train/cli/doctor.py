@@ -24,6 +24,7 @@ class _Asked:
     root: str | Path | None
     label_root: str | Path | None = None
     label_geometry: str = "full"
+    exif_orientation: data.ExifOrientation = "ignore"
     may_miss: int = 0
     download: bool = False
 
@@ -40,6 +41,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         progress=sys.stderr.isatty(),
         label_root=asked.label_root,
         label_geometry=asked.label_geometry,
+        exif_orientation=asked.exif_orientation,
     )
     for line in _classes(found, options.classes):
         print(line)
@@ -85,6 +87,7 @@ def _asked(options: argparse.Namespace) -> _Asked:
         root=folder or section.root,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
+        exif_orientation=section.exif_orientation,
         may_miss=section.max_skipped if section.on_error == "skip" else 0,
         download=section.download and not folder,
     )

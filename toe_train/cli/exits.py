@@ -12,13 +12,13 @@ from typing import NoReturn
 import torch
 from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError, of_system
+from toe_train.cli.console import INTERRUPTED
+from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError, host_memory, of_system
 
 USER_ERROR = 2
 RUN_FAILED = 3  # it cannot go on
 START_AGAIN = 4  # the same command goes on
 PREEMPTED = 75  # EX_TEMPFAIL
-INTERRUPTED = 130
 
 
 def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the same command") -> int:
@@ -29,7 +29,8 @@ def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the 
         again: names the command that goes on from here.
     """
     try:
-        return command()
+        with host_memory():
+            return command()
     except UserError as error:
         return _report("error", error, USER_ERROR, again())
     except RunFailed as error:

@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
 from toe_train.cli.exits import START_AGAIN
-from toe_train.cli.threads import usable_cores
+from toe_train.cores import usable_cores
 from toe_train.errors import Preempted, UserError
 
 RESTARTS = 3  # after which a run that crashes again and again ends

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Callable
 
 from toe_train._version import __version__
-from toe_train.cli.threads import usable_cores
+from toe_train.cores import usable_cores
 
 MOST_CLASSES = 30  # that doctor lists unasked
 HELP = {

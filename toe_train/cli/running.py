@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
@@ -16,7 +13,7 @@ from toe_train.build.lifecycle import begins, complete, dry_build, require_place
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
-from toe_train.cli.threads import is_busy, usable_cores
+from toe_train.cli.threads import take_threads, tell_if_busy
 from toe_train.cli.typed import require_understood
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, dump_config, load_config, notes, plan_epochs
@@ -66,7 +63,8 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
     config = load_config(options.config, options.overrides)
     if options.dry_run:
         return _dry_run(config, process_count(options.nproc), folder, options.resume)
-    _take_threads()
+    take_threads()
+    tell_if_busy()
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
@@ -88,15 +86,6 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
         for done in planned:
             print(summary_table(done, folder))
         return 0
-
-
-def _take_threads() -> None:
-    """Computes with as many threads as there are cores to use, and says where others use them."""
-    if "OMP_NUM_THREADS" not in os.environ:  # which torchrun sets
-        torch.set_num_threads(usable_cores())
-    note = is_busy(os.cpu_count() or 1, os.getloadavg()[0])
-    if note and not torch.cuda.is_available() and os.environ.get("RANK", "0") == "0":
-        print(note)
 
 
 def _for_each_process(options: argparse.Namespace, resume: str) -> list[str]:

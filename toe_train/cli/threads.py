@@ -6,11 +6,11 @@ Imported before torch, whose threads read `GOMP_SPINCOUNT` when its library is l
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from toe_train.cores import usable_cores
 
 SPINS = 30_000  # of a waiting thread of GNU OpenMP before it sleeps
 BUSY = 0.75  # share of the cores
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def wait_briefly() -> None:
@@ -25,16 +25,21 @@ def wait_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
-def usable_cores(cgroup: Path = CGROUP) -> int:
-    """Cores that this process may use: by its affinity and its container's CPU quota, and not what the host has.
+def take_threads() -> None:
+    """Computes with as many threads as there are cores to use; `OMP_NUM_THREADS`, which torchrun sets, goes before."""
+    import torch  # not at the top, see above
 
-    Args:
-        cgroup: where control groups are mounted; both of their versions are read.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return cores if quota is None else max(1, min(cores, int(quota)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(usable_cores())
+
+
+def tell_if_busy() -> None:
+    """Says where other programs use the cores that the main process would compute with."""
+    import torch
+
+    note = is_busy(os.cpu_count() or 1, os.getloadavg()[0])
+    if note and not torch.cuda.is_available() and os.environ.get("RANK", "0") == "0":
+        print(note)
 
 
 def is_busy(cores: int, load: float) -> str:
@@ -47,23 +52,6 @@ def is_busy(cores: int, load: float) -> str:
     if load < BUSY * cores:
         return ""
     return (
-        f"note: other programs take this machine's cores (load {load:.1f} of {cores}): the run takes longer, and its "
-        "times and speeds say little"
+        f"note: other programs take this machine's cores (load {load:.1f} of {cores}): what is begun takes longer, and "
+        "its times and speeds say little"
     )
-
-
-def _quota(cgroup: Path) -> float | None:
-    """Cores' worth of time that the container has; None where it is not bounded."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
-    except (OSError, ValueError):
-        try:
-            folder = cgroup / "cpu"
-            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
-            return None
-    try:
-        found = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # "max"
-        return None
-    return found if found > 0 else None  # -1 is no bound

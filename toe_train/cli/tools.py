@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from toe_train.cli.console import lasting_console
+from toe_train.cli.console import importing, lasting_console
 from toe_train.cli.options import tools_parser
+from toe_train.cli.threads import take_threads
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,11 +29,13 @@ def _main(given: list[str]) -> int:
     if takes_overrides:
         options.overrides += rest
     # Not at the top: what a tool needs takes seconds to import, and --help needs none of it.
-    from toe_train.cli.exits import guarded
-    from toe_train.cli.printing import print_any_name
+    with importing():
+        from toe_train.cli.exits import guarded
+        from toe_train.cli.printing import print_any_name
 
+        tool = import_module(f"toe_train.cli.{options.tool}")
     print_any_name()
-    tool = import_module(f"toe_train.cli.{options.tool}")
+    take_threads()
     return guarded(lambda: tool.run(options, given))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from toe_train.cli.console import lasting_console
+from toe_train.cli.console import importing, lasting_console
 from toe_train.cli.options import train_parser
 
 
@@ -15,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with lasting_console():
         options, unknown = train_parser().parse_known_intermixed_args(given)
         # Not at the top: what a run needs takes seconds to import, and --help needs none of it.
-        from toe_train.cli.running import carry_out
+        with importing():
+            from toe_train.cli.running import carry_out
 
         return carry_out(options, unknown, given)
 

@@ -29,7 +29,7 @@ from toe_train.data.labels.files import (
     label_name,
     read_token_labels,
 )
-from toe_train.data.labels.record import LabelRecord, require_same_orientation
+from toe_train.data.labels.record import LabelRecord
 from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
@@ -49,6 +49,7 @@ from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
 from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
 from toe_train.data.worker_faults import WorkerGone, require_open_files
@@ -64,6 +65,7 @@ __all__ = [
     "CleanErrors",
     "DrawView",
     "EvalSet",
+    "ExifOrientation",
     "Fault",
     "Findings",
     "FolderImages",
@@ -110,7 +112,6 @@ __all__ = [
     "read_token_labels",
     "require_healthy",
     "require_open_files",
-    "require_same_orientation",
     "seeded",
     "shorten",
     "split_batch",

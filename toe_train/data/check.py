@@ -6,6 +6,7 @@ takes seconds on ImageNet; the full check decodes every image in all processor c
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from toe_train.data.findings import Findings, Seen
@@ -14,15 +15,17 @@ from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, ClassFolders, is_image, is_left_behind
 from toe_train.data.sources.names import compare_classes, shorten
 from toe_train.data.sources.opening import only_class, open_datasets
-from toe_train.data.sources.orientation import UPRIGHT, orientation_of
+from toe_train.data.sources.orientation import UPRIGHT, ExifOrientation, orientation_of
 from toe_train.data.spread import spread
 from toe_train.errors import NoMemory, UserError
 
 FAULTS_SHOWN = 10
-TURNED = (
-    "have an EXIF orientation; a run takes them as they are stored, turned or mirrored, as DeiT does, and turns them "
-    "upright with data.exif_orientation=apply"
-)
+TURNED: dict[ExifOrientation, str] = {
+    "ignore": "have an EXIF orientation; a run takes them as they are stored, turned or mirrored, as DeiT does, and "
+    "turns them upright with data.exif_orientation=apply",
+    "apply": "have an EXIF orientation; the run turns them upright, and with data.exif_orientation=ignore takes them "
+    "as they are stored, as DeiT does",
+}
 
 
 def examine(
@@ -32,13 +35,15 @@ def examine(
     progress: bool = False,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    exif_orientation: ExifOrientation = "ignore",
 ) -> Findings:
     """Return what is found of a data set; a healthy one has no faults.
 
     sample: images decoded in each of train and val, always the same ones; None decodes all. progress: show a bar while
     decoding. label_root, label_geometry: folder of an image folder's token labels and what part of an image a map
-    covers; those of the same training images are read. The digits have nothing to check; CIFAR's files are verified by
-    their checksums, so fetch them with `open_datasets(..., download=True)` first where that is wanted.
+    covers; those of the same training images are read. exif_orientation: what the run does about it. The digits have
+    nothing to check; CIFAR's files are verified by their checksums, so fetch them with
+    `open_datasets(..., download=True)` first where that is wanted.
     """
     found = Findings()
     if kind != "image_folder":
@@ -48,7 +53,7 @@ def examine(
         found.add("data kind image_folder needs data.root: the folder that holds train/ and val/")
         return found
     try:
-        _look_at_folder(Path(root).expanduser(), sample, progress, label_root, label_geometry, found)
+        _look_at_folder(Path(root).expanduser(), sample, progress, label_root, label_geometry, exif_orientation, found)
     except PermissionError as fault:
         found.classes.clear()  # a part of them would mislead
         found.add(f"{fault.filename} cannot be listed ({fault.strerror}): give this user the right to read it")
@@ -62,9 +67,10 @@ def check_datasets(
     progress: bool = False,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    exif_orientation: ExifOrientation = "ignore",
 ) -> list[str]:
     """Return the faults that `examine` finds, a line each."""
-    found = examine(kind, root, sample, progress, label_root, label_geometry)
+    found = examine(kind, root, sample, progress, label_root, label_geometry, exif_orientation)
     return [fault.text for fault in found.faults]
 
 
@@ -74,9 +80,10 @@ def require_healthy(
     sample: int | None = 64,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    exif_orientation: ExifOrientation = "ignore",
 ) -> None:
     """Raise UserError with the first faults that `check_datasets` finds, and the number of the rest."""
-    faults = check_datasets(kind, root, sample, label_root=label_root, label_geometry=label_geometry)
+    faults = check_datasets(kind, root, sample, False, label_root, label_geometry, exif_orientation)
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:
@@ -101,6 +108,7 @@ def _look_at_folder(
     progress: bool,
     label_root: str | Path | None,
     label_geometry: str,
+    exif_orientation: ExifOrientation,
     found: Findings,
 ) -> None:
     if not folder.is_dir():
@@ -117,12 +125,16 @@ def _look_at_folder(
     ]
     if present == list(SPLITS):
         _compare(folder, listings, found)
-        _look_at_images(images, sample is None, progress, found)
+        _look_at_images(images, exif_orientation, sample is None, progress, found)
     if label_root is not None and "train" in listings:
         classes = listings["train"].classes
         label_of = {name: label for label, name in enumerate(classes)}
         labelled = [(path, label_of[name]) for path, name in images if (folder / "train") in path.parents]
-        found.add(*check_labels(Path(label_root), label_geometry, classes, labelled, sample is None, progress))
+        found.add(
+            *check_labels(
+                Path(label_root), label_geometry, exif_orientation, classes, labelled, sample is None, progress
+            )
+        )
 
 
 def _compare(folder: Path, listings: dict[str, ClassFolders], found: Findings) -> None:
@@ -133,8 +145,14 @@ def _compare(folder: Path, listings: dict[str, ClassFolders], found: Findings) -
         found.add(fault)
 
 
-def _look_at_images(images: list[tuple[Path, str]], whole: bool, progress: bool, found: Findings) -> None:
-    seen = spread(_look_at, [path for path, _ in images], whole, progress)
+def _look_at_images(
+    images: list[tuple[Path, str]],
+    exif_orientation: ExifOrientation,
+    whole: bool,
+    progress: bool,
+    found: Findings,
+) -> None:
+    seen = spread(partial(_look_at, exif_orientation), [path for path, _ in images], whole, progress)
     for (path, name), one in zip(images, seen, strict=True):
         found.see(path, name, one)
 
@@ -200,10 +218,10 @@ def _faults_of_listing(folder: Path, listing: ClassFolders, split: str, found: F
         )
 
 
-def _look_at(path: Path) -> Seen:
+def _look_at(exif_orientation: ExifOrientation, path: Path) -> Seen:
     """Return what one image is; what is to be counted of it is a remark."""
     try:
-        size = load_rgb(path).size
+        size = load_rgb(path, exif_orientation).size
     except (UserError, NoMemory) as fault:
         return Seen(str(fault))
-    return Seen(None, size, (TURNED,) if orientation_of(path) != UPRIGHT else ())
+    return Seen(None, size, (TURNED[exif_orientation],) if orientation_of(path) != UPRIGHT else ())

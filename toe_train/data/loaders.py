@@ -13,7 +13,7 @@ from toe_train.data.augmentation.pixels import collate
 from toe_train.data.order.positions import SampleKey
 from toe_train.data.sets import EvalSet, TrainSet
 from toe_train.data.worker_faults import SECONDS_TO_END, Fault, begin, fault_of, gone
-from toe_train.errors import Reported
+from toe_train.errors import Reported, host_memory
 
 
 class CleanErrors:
@@ -143,13 +143,17 @@ class _Batches(Dataset[Any]):
 
     def __getitems__(self, keys: list[Any]) -> Any:
         try:
-            if hasattr(self._samples, "__getitems__"):  # which reads an image once for all its places in the batch
-                return self._collate(self._samples.__getitems__(keys))
-            return self._collate([self._samples[key] for key in keys])
+            return self._batch(keys)
         except Exception as error:
             if fault := fault_of(error):
                 return fault
             raise
+
+    def _batch(self, keys: list[Any]) -> Any:
+        with host_memory():
+            if hasattr(self._samples, "__getitems__"):  # which reads an image once for all its places in the batch
+                return self._collate(self._samples.__getitems__(keys))
+            return self._collate([self._samples[key] for key in keys])
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -18,7 +18,7 @@ from toe_train.data.order.positions import SampleKey
 from toe_train.data.order.randomness import derive_seed, preserved, reseed
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
-from toe_train.errors import NoMemory, UserError
+from toe_train.errors import NoMemory, UserError, host_memory
 
 NOT_COUNTED = -1  # label of an image that evaluation leaves out
 MAX_SUBSTITUTES = 20
@@ -45,9 +45,9 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
     What a transform draws depends on (seed, epoch, global position) only; the global generators of the process are left
     as they were.
 
-    An unreadable image or label file raises UserError; with `skipped` the image is noted there and another one, label
-    included, takes its place: a choice of (seed, epoch, global position) too. MAX_SUBSTITUTES unreadable ones in a row
-    raise UserError.
+    An unreadable image or label file, or an image that the transform cannot take, raises UserError or NoMemory; with
+    `skipped` the image is noted there and another one, label included, takes its place: a choice of (seed, epoch,
+    global position) too. MAX_SUBSTITUTES of them in a row raise UserError.
     """
 
     def __init__(
@@ -76,30 +76,16 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
         held = None
         with preserved():
             for key in sorted(keys):  # by index
-                if held is None or held.index != key.index:  # a substitute's index is another: drawn anew each time
-                    held = self._read(key)
-                samples[key] = self._augmented(key, held)
+                samples[key], held = self._sample(key, held)
         return [samples[key] for key in keys]
 
-    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
-        _, image, label, cells = read
-        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
-        try:
-            if cells is None:
-                return self._transform(image), label
-            shown, target = self._transform(image, cells, label)
-        except MemoryError:
-            raise _too_large(self.dataset.describe(read.index), image) from None
-        return shown, target
-
-    def _read(self, key: SampleKey) -> _Read:
+    def _sample(self, key: SampleKey, held: _Read | None) -> tuple[tuple[Shown, int | TokenTarget], _Read]:
+        """What a place in the run shows, and the image that it was made of; `held` was read last."""
         index = key.index
         for attempt in range(MAX_SUBSTITUTES):
             try:
-                image, label = self.dataset[index]
-                if self._labels is None:
-                    return _Read(index, image, label, None)
-                return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
+                read = held if held is not None and held.index == index else self._read(index)
+                return self._augmented(key, read), read
             except (UserError, NoMemory) as fault:
                 if self._skipped is None:
                     raise
@@ -108,6 +94,21 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
         raise UserError(
             f"{MAX_SUBSTITUTES} images in a row could not be read; `toe-tools doctor --config FILE` lists all"
         )
+
+    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
+        index, image, label, cells = read
+        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
+        name = self.dataset.describe(index)
+        if cells is None:
+            return _made(name, image, self._transform), label
+        shown, target = _made(name, image, self._transform, cells, label)
+        return shown, target
+
+    def _read(self, index: int) -> _Read:
+        image, label = self.dataset[index]
+        if self._labels is None:
+            return _Read(index, image, label, None)
+        return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
 
 
 class EvalSet(Dataset[tuple[Any, int]]):
@@ -130,24 +131,26 @@ class EvalSet(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, label = self.dataset[index]
-            return self._shown(image, index), label
+            return _made(self.dataset.describe(index), image, self._transform), label
         except (UserError, NoMemory) as fault:
             if self._skipped is None:
                 raise
             self._skipped.note(self.dataset.describe(index), str(fault))
         return self._transform(Image.new("RGB", (64, 64))), NOT_COUNTED
 
-    def _shown(self, image: Image.Image, index: int) -> Any:
-        try:
-            return self._transform(image)
-        except MemoryError:
-            raise _too_large(self.dataset.describe(index), image) from None
-        except (ValueError, ArithmeticError, OSError) as fault:
-            raise UserError(
-                f"{self.dataset.describe(index)} ({image.width} x {image.height}) cannot be brought to the size "
-                f"that is evaluated ({fault}): replace or remove it"
-            ) from fault
 
+def _made(name: str, image: Image.Image, transform: Callable[..., Any], *labels: Any) -> Any:
+    """What `transform` makes of a decoded image, and of its labels.
 
-def _too_large(name: str, image: Image.Image) -> NoMemory:
-    return NoMemory(f"the memory does not hold what is made of {name} ({image.width} x {image.height})")
+    Raises UserError or NoMemory, with the image's name, where it cannot.
+    """
+    try:
+        with host_memory():
+            return transform(image, *labels)
+    except MemoryError:
+        raise NoMemory(f"the memory does not hold what is made of {name} ({image.width} x {image.height})") from None
+    except (ValueError, ArithmeticError, OSError) as fault:
+        raise UserError(
+            f"{name} ({image.width} x {image.height}) cannot be brought to the size that the run takes ({fault}): "
+            "replace or remove it"
+        ) from fault

@@ -1,11 +1,12 @@
-"""A function of each of many files, in all processor cores where there are enough of them."""
+"""A function of each of many files, in all cores that there are to use, where there are enough of them."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from toe_train.cores import usable_cores
 
 WORTH_PROCESSES = 1000  # files
 
@@ -22,5 +23,5 @@ def spread(function: Callable[[Item], Result], items: list[Item], parallel: bool
     if not parallel or len(items) < WORTH_PROCESSES:
         yield from shown(map(function, items))
         return
-    with multiprocessing.Pool(os.cpu_count()) as pool:
+    with multiprocessing.Pool(usable_cores()) as pool:
         yield from shown(pool.imap(function, items, chunksize=32))

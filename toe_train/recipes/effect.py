@@ -50,7 +50,14 @@ def _is(run: RunConfig, kind: str) -> bool:
     return run.method is not None and run.method.kind == kind
 
 
+ARRAYS = ("cifar10", "cifar100", "digits")  # kinds of data whose images are no files
+
 RULES = (
+    Rule(
+        ("data.on_error", "data.max_skipped", "data.check_sample"),
+        lambda run: run.data.kind in ARRAYS,
+        "it is of image files, which may be unreadable; set data.kind=image_folder",
+    ),
     Rule(
         ("data.exif_orientation",),
         lambda run: run.data.kind != "image_folder",
@@ -67,6 +74,16 @@ RULES = (
         "nothing is merged with method.r=0; set it above 0",
     ),
     Rule(
+        ("method.update_every", "method.death_rate"),
+        lambda run: _is(run, "structured_sparsity") and getattr(run.method, "update_until") == 0,  # noqa: B009
+        "no part is exchanged with method.update_until=0; set it above 0",
+    ),
+    Rule(
+        ("method.drop_path",),
+        lambda run: _is(run, "depth_growth") and run.model.drop_path == 0,
+        "no path is dropped with model.drop_path=0; set it above 0",
+    ),
+    Rule(
         ("augment.rand_augment",),
         lambda run: run.curriculum is not None,
         "each stage of the curriculum has its own; set curriculum.rand_augments, or curriculum=null",
@@ -75,6 +92,17 @@ RULES = (
         ("augment.mix_group",),
         lambda run: run.curriculum is not None,
         "each stage of the curriculum has its own; set curriculum.micro_batches, or curriculum=null",
+    ),
+    Rule(
+        ("augment.mix_group",),
+        lambda run: not run.mixes_images,
+        "no images are mixed with augment.mixup=0 and augment.cutmix=0; set one of them above 0",
+    ),
+    Rule(
+        ("augment.interpolation",),
+        lambda run: run.augment.crop == "padded" and run.augment.interpolation == "random",
+        "augment.crop=padded draws no kernel and takes bicubic; set augment.interpolation=bicubic, or "
+        "augment.crop=random_resized",
     ),
     Rule(
         ("augment.color_jitter",),
@@ -123,6 +151,11 @@ RULES = (
         ("expansion.repeats",),
         lambda run: run.expansion is not None and run.expansion.expansion != "farthest",
         "tokens are chosen in one go; set expansion.expansion=farthest",
+    ),
+    Rule(
+        ("expansion.restore",),
+        lambda run: run.token_labels is None,
+        "it is of outputs for each patch, which token labels train; set token_labels.root",
     ),
     Rule(
         ("model.initial_averaged",),

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from toe_train.errors import is_text
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -30,7 +32,13 @@ def _absolute(path: str) -> str:
     """The path from the root, so that it means the same in every folder; a shell expands no ~ behind a =."""
     if not path:
         raise ValueError("must be a path, and is empty; name one (`.` is the folder that you are in)")
-    return os.path.abspath(os.path.expanduser(path))
+    whole = os.path.abspath(os.path.expanduser(path))
+    if not is_text(whole):  # the folder that a relative one counts from, for one
+        raise ValueError(
+            f"comes to {whole}, which holds bytes that are no text, and a configuration is text: rename the folder or "
+            "file, or give a link to it (ln -s) by its path from the root"
+        )
+    return whole
 
 
 def _weights(source: str) -> str:

@@ -18,6 +18,7 @@ Values = dict[str, Any]  # by section and key, as YAML has them
 
 # Of two keys that say the same in two ways, the one that is given replaces the other one's earlier value.
 EPOCHS, SHARES = "stage_epochs", "stage_shares"
+WRITER = "written_by"  # first key of a file that the program wrote, with its version
 INSTEAD = {EPOCHS: SHARES, SHARES: EPOCHS}
 
 
@@ -28,10 +29,12 @@ class Layer:
     Attributes:
         own: what it gives itself.
         values: all values, it and the layers before it laid over each other.
+        is_saved: whether the program wrote the file, a run's config.yaml, and no person.
     """
 
     own: Values
     values: Values
+    is_saved: bool = False
 
     def keys(self) -> Values:
         """Dotted key and value of each thing that it gives itself and that is no section."""
@@ -67,7 +70,8 @@ def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     """
     layers: list[Layer] = []
     for own in _read_with_parents(path, chain=()):
-        layers.append(Layer(own, _merged(layers[-1].values if layers else {}, own)))
+        is_saved = own.pop(WRITER, None) is not None
+        layers.append(Layer(own, _merged(layers[-1].values if layers else {}, own), is_saved))
     return [*layers, overridden(layers[-1].values, overrides)]
 
 

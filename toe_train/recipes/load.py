@@ -10,12 +10,28 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from toe_train._version import __version__
 from toe_train.errors import UserError
 from toe_train.recipes.effect import without_effect
-from toe_train.recipes.layers import INSTEAD, Layer, Values, nearest, overridden, read_layers
+from toe_train.recipes.layers import INSTEAD, WRITER, Layer, Values, nearest, overridden, read_layers
 from toe_train.recipes.methods import KINDS
 from toe_train.recipes.oddities import refusals
 from toe_train.recipes.schema import RunConfig, section_of
+
+# What a file holds that the program wrote before it named itself in it: every section of then, those of null too.
+SAVED_BEFORE = {
+    "model",
+    "expansion",
+    "curriculum",
+    "data",
+    "augment",
+    "token_labels",
+    "optim",
+    "schedule",
+    "train",
+    "evaluate",
+    "checkpoint",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -68,11 +84,11 @@ def _faulty(path: str | Path, lines: Sequence[str]) -> UserError:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one.
+    """The resolved configuration as YAML that `load_config` reads back to an equal one; it names its writer.
 
     Of stages that were given as shares only those are written, so that they follow another number of `epochs`.
     """
-    values = config.model_dump(mode="json")
+    values = {WRITER: f"toe-train {__version__}", **config.model_dump(mode="json")}
     for section in values.values():
         if isinstance(section, dict) and section.get("stage_shares"):
             del section["stage_epochs"]
@@ -83,11 +99,11 @@ def _idle_keys(config: RunConfig, layers: Sequence[Layer]) -> list[str]:
     """A line for each key that was given where it has no effect, and has none in the whole run.
 
     What a file gave stays without complaint where only a child of it or the command line takes its effect away. A file
-    that writes out every section, as a run's config.yaml does, gives what is needed and what is not.
+    that the program wrote, a run's config.yaml, gives what is needed and what is not.
     """
     lines = {}
     for layer in layers:
-        given = {} if _writes_out_all(layer.own) else layer.keys()
+        given = {} if layer.is_saved or layer.own.keys() >= SAVED_BEFORE else layer.keys()
         idle = without_effect(config, given)
         if not idle:
             continue
@@ -98,10 +114,6 @@ def _idle_keys(config: RunConfig, layers: Sequence[Layer]) -> list[str]:
         for key in without_effect(there, idle):
             lines[key] = f"{key} = {given[key]!r}: has no effect in this run: {idle[key]}"
     return list(lines.values())
-
-
-def _writes_out_all(own: Values) -> bool:
-    return all(name in own for name, field in RunConfig.model_fields.items() if section_of(field.annotation))
 
 
 def _describe(fault: Any, values: Values) -> str:

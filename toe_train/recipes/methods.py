@@ -10,7 +10,7 @@ from bisect import bisect_right
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from toe_train.recipes.fields import Integer, Number, PositiveInteger, Probability
 from toe_train.recipes.sections import MethodSection
@@ -30,11 +30,22 @@ class AlwaysSection(MethodSection):
         return stage == 0
 
 
+def _counts(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """One rule of both forms, in place of a fault for each."""
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be a whole number from 0 up, or a list of them, one for each block") from None
+
+
+_Count = Annotated[Integer, Field(ge=0)]
+
+
 class TokenMergingConfig(AlwaysSection):
     """ToMe: r tokens fewer in every block, in training and in evaluation."""
 
     kind: Literal["token_merging"]
-    r: Annotated[Integer, Field(ge=0)] | tuple[Annotated[Integer, Field(ge=0)], ...] = 8  # a list is by block
+    r: Annotated[_Count | tuple[_Count, ...], WrapValidator(_counts)] = 8  # a list is by block
     inflection: Annotated[Number, Field(ge=-1, le=1)] = (
         0.0  # of a number r: from r (1 - i) to r (1 + i) over the blocks
     )

@@ -13,15 +13,22 @@ from toe_train.errors import UserError
 
 
 def check_labels(
-    root: Path, geometry: str, classes: list[str], images: list[tuple[Path, int]], whole: bool, progress: bool
+    root: Path,
+    geometry: str,
+    exif_orientation: str,
+    classes: list[str],
+    images: list[tuple[Path, int]],
+    whole: bool,
+    progress: bool,
 ) -> list[str]:
     """Return the faults of the label files of training images; see `examine`.
 
-    images: path and label of those that are looked at. whole: they are all, so that shared files are found too.
+    geometry, exif_orientation: the run's. images: path and label of those that are looked at. whole: they are all, so
+    that shared files are found too.
     """
     if not root.is_dir():
         return [f"{root} is not a folder: set token_labels.root to the folder that holds <class>/<image>.pt"]
-    if fault := record_fault(root, geometry, classes):
+    if fault := record_fault(root, geometry, exif_orientation, classes):
         return [fault]
     files = TokenLabelFiles(root, classes)
     faults = list(_shared_labels(files, images)) if whole else []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from toe_train.errors import NoMemory, UserError
+from toe_train.errors import NoMemory, UserError, host_memory
 
 ALIGNMENTS = ("correct", "released")
 
@@ -88,7 +88,8 @@ def read_token_labels(path: Path, num_classes: int) -> TokenMap:
     Raises UserError naming it where it is missing, damaged, or not what the format says.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with host_memory():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
             f"label file {path} is missing: make it with `toe-tools labels`, or set token_labels.root to the folder "

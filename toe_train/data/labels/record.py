@@ -50,8 +50,11 @@ class LabelRecord:
         os.replace(temporary, root / NAME)
 
 
-def record_fault(root: Path, geometry: str, classes: list[str]) -> str | None:
-    """Return why the label files of a folder cannot serve, by their record, or None."""
+def record_fault(root: Path, geometry: str, exif_orientation: str, classes: list[str]) -> str | None:
+    """Return why the label files of a folder cannot serve, by their record, or None.
+
+    geometry, exif_orientation, classes: the run's; the teacher must have seen images of the same.
+    """
     try:
         record = LabelRecord.read(root)
     except UserError as fault:
@@ -63,16 +66,11 @@ def record_fault(root: Path, geometry: str, classes: list[str]) -> str | None:
             f"the label files in {root} were made with geometry {record.geometry}, and token_labels.geometry is "
             f"{geometry}: set token_labels.geometry={record.geometry}"
         )
-    if record.classes != classes:
-        return f"label files in {root}: {compare_classes(record.classes, classes, ('their teacher', 'train'))}"
-    return None
-
-
-def require_same_orientation(root: Path, exif_orientation: str) -> None:
-    """Raise UserError where the teacher, by the record, saw images turned another way than the run does."""
-    record = LabelRecord.read(root)
-    if record is not None and record.exif_orientation != exif_orientation:
-        raise UserError(
+    if record.exif_orientation != exif_orientation:
+        return (
             f"the label files in {root} were made with --exif-orientation {record.exif_orientation}, and "
             f"data.exif_orientation is {exif_orientation}: set data.exif_orientation={record.exif_orientation}"
         )
+    if record.classes != classes:
+        return f"label files in {root}: {compare_classes(record.classes, classes, ('their teacher', 'train'))}"
+    return None
