@@ -3,7 +3,8 @@
 import torch
 
 from toe_train.build.inputs import open_images
-from toe_train.build.lifecycle import belonging, find_checkpoint
+from toe_train.build.lifecycle import find_checkpoint
+from toe_train.build.resume import belonging
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import RunConfig
 from toe_train.runs.folder import RunFolder

@@ -44,6 +44,41 @@ def refused(run):
     return runner
 
 
+def test_a_run_folder_among_the_classes_is_refused_before_it_is_made(refused, folder):
+    for inside in (folder / "train" / "run", folder / "val" / "dog" / "run", folder / "train"):
+        message = refused("data.kind=image_folder", f"data.root={folder}", "--output", str(inside))
+        assert "whose folders are the classes of the data set: give another --output" in message
+    assert not (folder / "train" / "run").exists()
+
+
+def test_label_files_among_the_classes_are_refused(folder, capsys):
+    options = ["labels", "--images", str(folder / "train"), "--output", str(folder / "train" / "labels")]
+    assert tools.main([*options, "--teacher", "deit_tiny_patch16_224", "--teacher-weights", "random"]) == 2
+    assert "give another --output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("augment.rand_augment=foo", "'foo' is not understood"),
+        ("model.name=swin_tiny_patch4_window7_224", "model.name = swin_tiny"),
+        ("train.global_batch=3", "nearest legal values"),
+    ],
+)
+def test_plan_refuses_what_a_run_is_refused_for(tiny, capsys, override, message):
+    assert tools.main(["plan", "--config", str(tiny), override]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_key_as_an_option_of_a_tool(tiny, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tools.main(["plan", "--config", str(tiny), "--epochs=3"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert "usage: toe-tools plan" in error
+    assert "write epochs=3" in error
+
+
 def save_image(path, color=(200, 30, 30)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (20, 20), color).save(path)
@@ -109,6 +144,7 @@ BAD_VALUES = {
     "no such data": (["data.kind=image_folder", "data.root=/nowhere"], "/nowhere"),
     "no CIFAR": (["data.kind=cifar10", "data.root=nowhere"], "data.download=true"),
     "override": (["epochs"], "must have the form KEY=VALUE"),
+    "a path as a model": (["model.name=../../passwd"], "there is no such model"),
     "a family of models": (["model.name=deit_tinny"], "did you mean deit_tiny_patch16_224"),
     "the beginning of a model": (["model.name=deit_tiny"], "did you mean deit_tiny_patch16_224"),
     "a key as an option": (

@@ -22,7 +22,7 @@ CASES = [
     ("method.drop_path=spread", "deit_base_stackbert", ["model.drop_path=0"], "set it above 0"),
     ("expansion.restore=copy", "deit_tiny_toe_r05", [], "set token_labels.root"),
     ("method.source=ema", "deit_base_stackbert", [], "set method.copy=insert or stack"),
-    ("method.inflection=0.5", "deit_tiny_tome_r8", ["method.r=0"], "set it above 0"),
+    ("method.r=0", "deit_tiny_tome_r8", [], "set it above 0, or method=null"),
     ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),
     ("augment.rand_augment=null", "deit_tiny_et", [], "set curriculum.rand_augments"),
     ("augment.mix_group=128", "deit_tiny_et", [], "set curriculum.micro_batches"),

@@ -214,6 +214,14 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
         ("[1, 2]", "must hold `key: value` lines at the top, not a list"),
         ("epochs: 3\nepochs: 4", "key 'epochs' stands twice"),
         ("epochs: [", "is not valid YAML"),
+        ("a: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
+        ("1: 2", "the key 1 is no word"),
+        ("null: 3", "the key None is no word"),
+        ("allow: yes", "must be a list"),
+        (
+            "expansion: {stage_epochs: [0], keep_rates: [0.5], initial_keep_rate:0.2}",
+            "write a space after the colon: initial_keep_rate: 0.2",
+        ),
         ("seed: 2020-13-45", "is not valid YAML"),
         ("extends: nothing.yaml", "nothing.yaml does not exist (extended by"),
         ("extends: [a.yaml, b.yaml]", "must be the path of one YAML file"),
@@ -221,6 +229,28 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
 )
 def test_one_fault_one_message(write, text, message):
     assert message in faults(write(text))
+
+
+def test_values_are_shown_as_far_as_one_reads_them(write):
+    """Aliases of aliases make a list of 10^7 entries out of a few bytes."""
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]" for before, key in zip("abcdef", "bcdefg", strict=True)]
+    told = faults(write("\n".join(lines)))
+    assert told.count("there is no such key") == 7
+    assert len(told) < 8000
+
+
+def test_a_mapping_may_take_the_keys_of_another(write):
+    text = "model: &small {name: deit_tiny_patch16_224, kwargs: &k {depth: 2}}\nmodel2: 1"
+    assert "model2" in faults(write(text))  # the anchor itself is legal, the key is not
+    merged = "model: {kwargs: {<<: {depth: 2, num_heads: 3}, depth: 4}}"
+    assert load_config(write(merged)).model.kwargs == {"depth": 4, "num_heads": 3}
+
+
+def test_a_file_in_another_encoding_is_told_by_line(tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("seed: 1\n# größer\n".encode("latin-1"))
+    assert "line 2, is not UTF-8; save it as UTF-8" in faults(path)
 
 
 def test_a_loop_of_parents_is_shown(write):

@@ -1,5 +1,6 @@
 """Build: the one place where a configuration meets constructors, and a run's life from its folder to its last epoch.
 
+preflight.py        what can be wrong before anything is made
 lifecycle.py        opens the folder, fits to memory, trains stage after stage
 trainer.py          a Trainer of all parts
 model.py            the model; initial_weights.py is what it starts from

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-import torch
-
-from toe_train import data
 from toe_train.build.inputs import (
-    Images,
     batch_layout,
-    build_eval_transform,
     build_train_transform,
     check_data,
     describe_split,
@@ -21,14 +15,12 @@ from toe_train.build.inputs import (
 )
 from toe_train.build.model import (
     batch_norm_notes,
-    build_model,
-    load_initial,
     require_resizable,
     require_whole_in_the_end,
 )
-from toe_train.build.resume import Found, require_same_experiment, resume_point
-from toe_train.build.step import MicroBatches, build_step, micro_batches
-from toe_train.build.task import build_task
+from toe_train.build.preflight import dry_build, require_apart
+from toe_train.build.resume import Found, belonging, require_same_experiment, resume_point
+from toe_train.build.step import MicroBatches, micro_batches
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import (
     RunConfig,
@@ -41,8 +33,8 @@ from toe_train.recipes import (
 )
 from toe_train.runs import memory
 from toe_train.runs.checkpoints import Checkpoints
-from toe_train.runs.folder import RunFolder, provenance, versions
-from toe_train.runs.jobs import jobs, restarted_jobs
+from toe_train.runs.folder import RunFolder, provenance
+from toe_train.runs.jobs import restarted_jobs
 from toe_train.runs.log import read_metrics
 from toe_train.runs.preemption import StopRequest
 from toe_train.runs.processes import Processes
@@ -181,6 +173,7 @@ def open_run(
         RunFailed: the device does not hold the smallest step; the disk does not take a file.
         Preempted: a signal asked to stop.
     """
+    here.main_only(lambda: require_apart(config, folder))
     here.main_only(lambda: check_data(config))
     images = open_images(config, here)
     if resume == "never" and here.from_main(folder.holds_a_run):  # which is not set aside for one that cannot be
@@ -195,63 +188,6 @@ def open_run(
         return Run(setting, None, stop)
     trainer = here.together(partial(build_trainer, setting, found))
     return Run(setting, trainer, stop, provenance(given))
-
-
-def belonging(config: RunConfig, images: Images) -> dict[str, Any]:
-    """What a run's checkpoints belong to: its configuration, classes and images, the program's versions, the jobs."""
-    return {
-        "config": config.model_dump(mode="json"),
-        "classes": images[0].classes,
-        "images": {"count": len(images[0]), "digest": images[0].digest()},
-        "versions": versions(),
-        "jobs": jobs(),
-    }
-
-
-def begins(folder: RunFolder, resume: str) -> bool:
-    """Whether a run starts from new or initial weights, and not from a checkpoint of its own."""
-    return resume == "never" or (resume == "auto" and not Checkpoints(folder.checkpoints).last.exists())
-
-
-def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
-    """What of a run's folder and of the checkpoint that it is to resume from can be wrong, before anything is made.
-
-    Raises:
-        UserError: the folder cannot be used, or the checkpoint that `resume` names (auto and never name none).
-    """
-    folder.require_usable()
-    if resume not in ("auto", "never"):
-        images = data.open_datasets(config.data.kind, config.data.root)
-        resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
-
-
-def dry_build(
-    config: RunConfig, world_size: int, images: Images | None = None, *, begins: bool
-) -> tuple[Images, str | None]:
-    """Builds what can be wrong, initial weights where it `begins`; the images, and what was done to the weights.
-
-    Raises:
-        UserError: what is.
-    """
-    if images is None:
-        check_data(config)
-        images = data.open_datasets(config.data.kind, config.data.root)
-    train_images, _ = images
-    data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
-    num_classes, stages = len(train_images.classes), curriculum_stages(plan_epochs(config))
-    alone, started_from = Processes(0, world_size, torch.device("cpu")), None
-    require_resizable(config, [plan.image_size for plan in stages])
-    require_whole_in_the_end(config)
-    for plan in stages:
-        now, size = config_at(config, plan), plan.image_size
-        build_train_transform(now, plan.loaded_size)
-        build_eval_transform(config, plan.loaded_size)
-        layout = batch_layout(now, world_size)
-        built = build_model(now, num_classes, size)
-        if begins:
-            started_from = load_initial(config, built, train_images.classes)
-        build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
-    return images, started_from
 
 
 def find_checkpoint(setting: Setting, resume: str) -> Found | None:

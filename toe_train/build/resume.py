@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from toe_train.build.inputs import Images
 from toe_train.data import shorten
 from toe_train.errors import UserError
-from toe_train.recipes import completed, differences, essential
+from toe_train.recipes import RunConfig, completed, differences, essential
 from toe_train.runs.checkpoints import Checkpoints, keep
 from toe_train.runs.folder import RunFolder, versions
+from toe_train.runs.jobs import jobs
 
 ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
 
@@ -17,6 +19,17 @@ ANEW = "use what it was written with, or start anew with --resume never"
 ANOTHER_RUN = "Give the same model; for a new run another --output, or --resume never"
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's path and content
+
+
+def belonging(config: RunConfig, images: Images) -> dict[str, Any]:
+    """What a run's checkpoints belong to: its configuration, classes and images, the program's versions, the jobs."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "classes": images[0].classes,
+        "images": {"count": len(images[0]), "digest": images[0].digest()},
+        "versions": versions(),
+        "jobs": jobs(),
+    }
 
 
 def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, Any]) -> Found | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from toe_train.analysis.label_maker import make_labels
 from toe_train.analysis.teacher import open_teacher
 from toe_train.cli.launch import launch, process_count, under_torchrun
-from toe_train.data import FolderImages, only_class
+from toe_train.data import FolderImages, only_class, require_apart
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
@@ -28,6 +28,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         here.together(images.require_here)
         if fault := only_class(images.root, images.classes):
             raise UserError(fault)
+        require_apart(output, images.root)
         for line in images.notes() if here.is_main else []:
             print(f"note: {line}")
         teacher = here.together(

@@ -38,13 +38,13 @@ def train_parser() -> argparse.ArgumentParser:
 
 
 def tools_parser() -> argparse.ArgumentParser:
-    """Of `toe-tools`; in the result `tool` is the name of the file that does the work."""
+    """Of `toe-tools`; in the result `tool` is the name of the file that does the work, `parser` its options."""
     parser = argparse.ArgumentParser(prog="toe-tools", description="What surrounds a toe-train run.")
     parser.add_argument("--version", action="version", version=f"toe-tools {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (text, add_options) in TOOLS.items():
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(tool="evaluate" if name == "eval" else name)
+        sub.set_defaults(tool="evaluate" if name == "eval" else name, parser=sub)
         add_options(sub)
     return parser
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from toe_train.analysis.tables import plan_table
+from toe_train.build.preflight import build_parts
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
 
@@ -13,5 +14,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     """Prints them; returns the exit code."""
     if options.classes < 1:
         raise UserError(f"--classes {options.classes} must be at least 1")
-    print(plan_table(load_config(options.config, options.overrides), options.classes))
+    config = load_config(options.config, options.overrides)
+    build_parts(config, world_size=1, num_classes=options.classes)  # refuses what a run would be refused for
+    print(plan_table(config, options.classes))
     return 0

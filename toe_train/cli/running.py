@@ -9,7 +9,8 @@ from pathlib import Path
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split, listing_notes
-from toe_train.build.lifecycle import begins, complete, dry_build, require_place
+from toe_train.build.lifecycle import complete
+from toe_train.build.preflight import begins, dry_build, require_place
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name

@@ -25,7 +25,7 @@ def _main(given: list[str]) -> int:
     if unknown := [
         text for text in rest if not takes_overrides or text.startswith("-") or ("=" not in text and not takes_folder)
     ]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown) if takes_overrides else ''}")
     if takes_overrides:
         options.overrides += rest
     # Not at the top: what a tool needs takes seconds to import, and --help needs none of it.
@@ -37,6 +37,12 @@ def _main(given: list[str]) -> int:
     print_any_name()
     take_threads()
     return guarded(lambda: tool.run(options, given))
+
+
+def _meant(unknown: Sequence[str]) -> str:
+    from toe_train.cli.typed import as_override
+
+    return as_override(unknown[0], unknown[1] if len(unknown) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -41,11 +41,24 @@ def _after(given: Sequence[str], argument: str) -> str:
 
 
 def _meant(argument: str, after: str) -> str:
-    name, separator, value = argument.partition("=")
+    name = argument.partition("=")[0]
     if near := difflib.get_close_matches(name, (*OPTIONS, *FLAGS), n=1, cutoff=0.75):
         return f"; did you mean {near[0]}?"
-    if (key := dotted_key(name.lstrip("-"))) is None:
-        return f"; there are {', '.join((*OPTIONS, *FLAGS))}, and KEY=VALUE for what the YAML file holds"
+    if meant := as_override(argument, after):
+        return meant
+    return f"; there are {', '.join((*OPTIONS, *FLAGS))}, and KEY=VALUE for what the YAML file holds"
+
+
+def as_override(argument: str, after: str) -> str:
+    """What to write in place of an option that is a key of the YAML file; empty where it is none.
+
+    Args:
+        argument: as it was typed: `--epochs=3`, or `--epochs`.
+        after: what was typed behind it.
+    """
+    name, separator, value = argument.partition("=")
+    if not argument.startswith("-") or (key := dotted_key(name.lstrip("-"))) is None:
+        return ""
     if not separator:
         value = "VALUE" if not after or "=" in after or after.startswith("--") else after
     return f"; values of the YAML file are given as KEY=VALUE: write {shlex.quote(f'{key}={value}')}"

@@ -48,7 +48,7 @@ from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
-from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.opening import only_class, open_datasets, require_apart
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
@@ -110,6 +110,7 @@ __all__ = [
     "open_datasets",
     "pack_images",
     "read_token_labels",
+    "require_apart",
     "require_healthy",
     "require_open_files",
     "seeded",

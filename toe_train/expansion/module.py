@@ -74,8 +74,10 @@ class TokenExpansion(nn.Module):
         check_option("metric", metric, METRICS)
         check_option("initialization", initialization, INITIALIZATIONS)
         check_option("expansion", expansion, EXPANSIONS)
-        if num_prefix_tokens < 0:
-            raise ValueError(f"num_prefix_tokens={num_prefix_tokens} must be 0 or more; it is 1 with a class token")
+        if not isinstance(num_prefix_tokens, int) or num_prefix_tokens < 0:
+            raise ValueError(
+                f"num_prefix_tokens={num_prefix_tokens!r} must be a whole number, 0 or more; it is 1 with a class token"
+            )
         self.schedule = schedule
         self.num_prefix_tokens = num_prefix_tokens
         self.metric = metric

@@ -47,8 +47,8 @@ def create_model(
     Raises:
         UserError: unknown name, or arguments that the model does not take.
     """
-    if "." in name:
-        plain = name.partition(".")[0]
+    plain = name.partition(".")[0]
+    if plain != name and timm.is_model(plain):
         raise UserError(
             f"model.name = {name!r} names weights too; use {plain!r}, and model.initial_weights=timm for them"
         )

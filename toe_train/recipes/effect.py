@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from toe_train.recipes.fields import TIMM
@@ -50,6 +50,10 @@ def _is(run: RunConfig, kind: str) -> bool:
     return run.method is not None and run.method.kind == kind
 
 
+def _counts(value: int | Sequence[int]) -> Sequence[int]:
+    return (value,) if isinstance(value, int) else value
+
+
 ARRAYS = ("cifar10", "cifar100", "digits")  # kinds of data whose images are no files
 
 RULES = (
@@ -69,9 +73,9 @@ RULES = (
         "copy=double copies raw weights; set method.copy=insert or stack",
     ),
     Rule(
-        ("method.inflection",),
-        lambda run: _is(run, "token_merging") and getattr(run.method, "r") == 0,  # noqa: B009
-        "nothing is merged with method.r=0; set it above 0",
+        ("method.r",),
+        lambda run: _is(run, "token_merging") and not any(_counts(getattr(run.method, "r"))),  # noqa: B009
+        "nothing is merged with method.r=0; set it above 0, or method=null",
     ),
     Rule(
         ("method.update_every", "method.death_rate"),

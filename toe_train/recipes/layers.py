@@ -18,6 +18,7 @@ Values = dict[str, Any]  # by section and key, as YAML has them
 
 # Of two keys that say the same in two ways, the one that is given replaces the other one's earlier value.
 EPOCHS, SHARES = "stage_epochs", "stage_shares"
+MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes the keys of another mapping
 WRITER = "written_by"  # first key of a file that the program wrote, with its version
 INSTEAD = {EPOCHS: SHARES, SHARES: EPOCHS}
 
@@ -47,6 +48,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float)) and key in seen:
                 raise yaml.MarkedYAMLError(
@@ -121,7 +124,10 @@ def _read(path: Path, asked_by: Path | None) -> Values:
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}, is not UTF-8{origin}; save it as UTF-8") from None
+    except OSError as error:
         raise UserError(f"{path} cannot be read{origin}: {error}") from None
     try:
         values = yaml.load(text, Loader=_Loader)
@@ -129,12 +135,16 @@ def _read(path: Path, asked_by: Path | None) -> Values:
         mark = error.problem_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{path}{place} is not valid YAML{origin}: {error.problem}") from None
+    except RecursionError:
+        raise UserError(f"{path}{origin} is nested too deeply; a configuration has sections in one level") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that there is not
         raise UserError(f"{path} is not valid YAML{origin}: {' '.join(str(error).split())}") from None
     if values is None:
         raise UserError(f"{path}{origin} is empty; write at least `extends: deit_tiny.yaml` or the like")
     if not isinstance(values, dict):
         raise UserError(f"{path}{origin} must hold `key: value` lines at the top, not {_kind(values)}")
+    if odd := [key for key in values if not isinstance(key, str)]:
+        raise UserError(f"{path}{origin}: the key {odd[0]!r} is no word; remove its line, or quote it")
     return values
 
 
@@ -180,7 +190,7 @@ def _apply(override: str, values: Values) -> Layer:
         raise UserError("extends= cannot be overridden on the command line; name another file with --config")
     try:
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"override {override!r}: the value {text!r} is not valid YAML; quote it") from None
     after = copy.deepcopy(values)
     here = after

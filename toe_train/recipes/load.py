@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from toe_train.recipes.layers import INSTEAD, WRITER, Layer, Values, nearest, ov
 from toe_train.recipes.methods import KINDS
 from toe_train.recipes.oddities import refusals
 from toe_train.recipes.schema import RunConfig, section_of
+
+# How values are shown: as far as one reads them, however large they are.
+SHOWN = reprlib.Repr()
+SHOWN.maxlevel, SHOWN.maxlist, SHOWN.maxtuple, SHOWN.maxdict = 2, 12, 12, 6
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 200
 
 # What a file holds that the program wrote before it named itself in it: every section of then, those of null too.
 SAVED_BEFORE = {
@@ -125,7 +131,7 @@ def _describe(fault: Any, values: Values) -> str:
         return str(rule)
     given = fault["input"]
     # A whole section says less than the rule, which names the key.
-    value = "" if fault["type"] == "missing" or isinstance(given, dict) else f" = {given!r}"
+    value = "" if fault["type"] == "missing" or isinstance(given, dict) else f" = {SHOWN.repr(given)}"
     if fault["type"] == "extra_forbidden":
         return f"{path}{value}: there is no such key" + _nearest_key(location, section)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -135,7 +141,7 @@ def _describe(fault: Any, values: Values) -> str:
     if fault["type"] in ("model_type", "model_attributes_type"):
         return f"{path}{value}: must be a section of `key: value` lines; remove the line for the defaults"
     if fault["type"] == "tuple_type":
-        return f"{path}{value}: must be a list, such as [0.5, 0.75, 1.0]"
+        return f"{path}{value}: must be a list; of one value: [{given}]"
     if fault["type"] == "missing" and isinstance(location[-1], int):
         return f"{'.'.join(map(str, location[:-1]))}: the list is too short; entry {location[-1] + 1} is missing"
     if fault["type"] == "missing":
@@ -164,6 +170,9 @@ def _where(loc: Sequence[Any]) -> tuple[tuple[Any, ...], Any]:
 
 def _nearest_key(location: tuple[Any, ...], section: Any) -> str:
     name = str(location[-1])
+    if ":" in name:
+        key, _, value = name.partition(":")
+        return f"; write a space after the colon: {key}: {value}"
     near = nearest(name, section.model_fields)
     if near:
         return near

@@ -2,7 +2,7 @@
 
 `last.pt` is the newest, `previous.pt` the one before, to fall back on, and `best.pt` the best by the chosen metric.
 Each is a sealed file (`sealed.py`) of tensors and plain values. Its keys come from `training/loop.py`, and those of the
-weights and the optimiser from `training/step.py`; what it belongs to, from `build/lifecycle.py`.
+weights and the optimiser from `training/step.py`; what it belongs to, from `build/resume.py`.
 """
 
 from __future__ import annotations

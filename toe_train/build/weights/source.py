@@ -170,7 +170,8 @@ def _content(path: Path, asked: Asked) -> Any:
         raise
     except Exception as error:  # what a damaged or foreign file may raise is nearly any kind
         reason = " ".join(str(error).split())[:200]
-        raise asked.fault(f"cannot be read as weights ({type(error).__name__}: {reason}); {remedy}") from None
+        told = f" ({type(error).__name__}: {reason})" if " " in reason else ""  # a lone word or number says nothing
+        raise asked.fault(f"cannot be read as weights{told}; {remedy}") from None
 
 
 def _kinds(path: Path) -> list[str]:

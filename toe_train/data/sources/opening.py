@@ -1,5 +1,6 @@
 """Train and val images of a data set, by its kind."""
 
+import os
 from pathlib import Path
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
@@ -37,6 +38,23 @@ def open_datasets(
             raise UserError(fault)
         return train, val
     return open_cifar(kind, Path(root), download)
+
+
+def require_apart(output: str | Path, root: str | Path) -> None:
+    """Refuse a folder for a command's files that lies in a split of an image folder, where it would count as a class.
+
+    output: the folder. root: of the data set, or of one split.
+
+    Raises UserError where it does.
+    """
+    inside, whole = Path(os.path.realpath(output)), Path(os.path.realpath(root))
+    splits = [whole / split for split in SPLITS if (whole / split).is_dir()] or [whole]
+    for split in splits:
+        if inside.is_relative_to(split):
+            raise UserError(
+                f"{output} lies in {split}, whose folders are the classes of the data set: give another --output, "
+                "beside the data"
+            )
 
 
 def only_class(root: Path, classes: list[str]) -> str | None:
