@@ -35,7 +35,7 @@ def _absolute(path: str) -> str:
     whole = os.path.abspath(os.path.expanduser(path))
     if not is_text(whole):  # the folder that a relative one counts from, for one
         raise ValueError(
-            f"comes to {whole}, which holds bytes that are no text, and a configuration is text: rename the folder or "
+            f"comes to {os.fsencode(whole).decode(errors='backslashreplace')}, which holds bytes that are no text, and a configuration is text: rename the folder or "
             "file, or give a link to it (ln -s) by its path from the root"
         )
     return whole
