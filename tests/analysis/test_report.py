@@ -216,3 +216,22 @@ def test_the_readme_holds_what_the_results_give(configs, capsys):
     title = command.split("--title ")[1].split(" --")[0].strip('"')
     text = read_report([readme.parent / folder for folder in folders], title).markdown()
     assert text.partition("\n")[2].strip() in readme.read_text()
+
+
+def test_time_in_each_segment_of_growth(configs, tmp_path):
+    given = ["epochs=6", "schedule.warmup_epochs=1", "method.from_epochs=[0,3]"]
+    config = load_config(configs / "proxy_networkexpansion.yaml", given)
+    (tmp_path / "grown").mkdir()
+    (tmp_path / "grown/config.yaml").write_text(dump_config(config))
+    lines = [{"kind": "start", "num_classes": 10}]
+    for epoch in range(6):
+        hours = (min(epoch + 1, 3) * 5 + max(epoch - 2, 0) * 10) / 3600
+        place = {"kind": "epoch", "epoch": epoch, "stage": epoch // 3 + 1, "tokens_kept": 64, "image_size": 32}
+        lines.append({**place, "val_top1": 1.0, "gpu_hours": hours, "gpu_hours_with_loading": hours})
+    (tmp_path / "grown/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = cells(read_report([tmp_path / "grown"], "Runs").markdown())
+    assert found[2:] == [
+        ["run", "stage", "pixels", "tokens", "blocks", "GPU-seconds an epoch", "against the last"],
+        ["grown", "1", "32", "64", "6", "5", "2.00x"],
+        ["grown", "2", "32", "64", "12", "10", "1.00x"],
+    ]

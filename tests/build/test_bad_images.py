@@ -117,6 +117,19 @@ def test_eval_passes_over_what_training_passed_over(tiny, broken, tmp_path, caps
     assert "data.max_skipped allows 0" in capsys.readouterr().err
 
 
+def test_an_evaluation_counts_what_all_processes_passed_over(tiny, broken, tmp_path, run):
+    """One broken image in each process's share."""
+    root, _ = broken
+    assert main(arguments(tiny, root, tmp_path / "run", "data.on_error=skip", "epochs=1")) == 0
+    (root / "val/dog/00.png").write_bytes(b"broken")
+    checkpoint = str(tmp_path / "run/checkpoints/last.pt")
+    given = ["eval", "--config", str(tmp_path / "run/config.yaml"), "--checkpoint", checkpoint]
+    done = run(*given, "data.max_skipped=1", module="toe_train.cli.tools", processes=2)
+    assert done.process.returncode == 1  # torchrun's
+    assert done.stderr.count("2 images could not be read, and data.max_skipped allows 1") == 1
+    assert "Traceback" not in done.stderr.partition("torch.distributed.elastic")[0]
+
+
 def test_a_substitute_brings_its_own_label_and_depends_on_the_place_only(broken, tmp_path):
     root, bad = broken
     train, val = open_datasets("image_folder", root)

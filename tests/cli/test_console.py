@@ -63,3 +63,35 @@ def test_a_tool_ends_well_when_its_reader_has_seen_enough(tiny, tmp_path):
     assert job.returncode == 0
     assert "Traceback" not in error
     assert "Exception ignored" not in error
+
+
+INTERRUPTED_WHILE = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from toe_train.cli.{command} import main
+sys.exit(main({given!r}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "given"), [("train", ["--config", "none.yaml"]), ("tools", ["plan", "--config", "none.yaml"])]
+)
+def test_ctrl_c_while_the_libraries_are_loaded_is_one_line(command, given):
+    script = INTERRUPTED_WHILE.format(name="torch", command=command, given=given)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    said = "interrupted: while the libraries were loaded; nothing was begun\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
+
+
+def test_ctrl_c_that_is_ignored_stays_so():
+    """As that of a job in the background."""
+    script = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + INTERRUPTED_WHILE.format(
+        name="yaml", command="train", given=["--config", "none.yaml"]
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "config file none.yaml does not exist" in done.stderr

@@ -117,3 +117,20 @@ def test_a_file_that_gives_all_keys_is_not_asked(configs, write):
 
 def test_defaults_are_not_asked(write):
     assert load_config(write({"optim": {"name": "sgd"}, "augment": {"erasing_prob": 0.0}})).optim.betas == (0.9, 0.999)
+
+
+def test_a_saved_file_is_known_by_its_writer_and_not_by_its_sections(configs, write, monkeypatch):
+    """A section that a later version adds is not in it, and makes no typed file of it."""
+    saved = yaml.safe_load(dump_config(load_config(configs / "deit_tiny_et.yaml")))
+    assert saved["written_by"].startswith("toe-train ")
+    del saved["checkpoint"], saved["token_labels"]
+    assert load_config(write(saved)).optim.momentum == 0.9
+    del saved["written_by"]
+    assert "optim.momentum = 0.9: has no effect" in refusal(write(saved))
+
+
+def test_a_saved_file_of_before_it_named_its_writer_is_known(configs, write):
+    saved = yaml.safe_load(dump_config(load_config(configs / "deit_tiny_et.yaml")))
+    for later in ("written_by", "method", "allow"):
+        del saved[later]
+    assert load_config(write(saved)).optim.momentum == 0.9

@@ -1,5 +1,7 @@
 """From YAML to a RunConfig: parents, overrides, and faults that tell the user what to do."""
 
+import os
+
 import pytest
 import yaml
 
@@ -288,3 +290,22 @@ def test_home_is_expanded_in_paths(configs, monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     config = load_config(configs / "deit_tiny.yaml", ["data.root=~/images"])
     assert config.data.root == "/home/someone/images"
+
+
+@pytest.mark.parametrize("given", ["eight", "-1", "[8, -1]", "[8, x]", "true", "{a: 1}", "1.5"])
+def test_tokens_to_merge_have_one_rule(configs, given):
+    with pytest.raises(UserError) as fault:
+        load_config(configs / "deit_tiny_tome_r8.yaml", [f"method.r={given}"])
+    assert str(fault.value).startswith("1 fault in ")
+    assert str(fault.value).count("\n") == 1
+    assert str(fault.value).endswith("must be a whole number from 0 up, or a list of them, one for each block")
+    assert "method.r" in str(fault.value)
+
+
+@pytest.mark.parametrize("key", ["data.root", "model.initial_weights"])
+def test_a_relative_path_in_a_folder_whose_name_is_no_text_is_refused(configs, tmp_path, monkeypatch, key):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=rf"{key} = 'images': comes to .* no text.*ln -s"):
+        load_config(configs / "deit_tiny.yaml", [f"{key}=images"])

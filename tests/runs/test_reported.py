@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+import torch
 
 from toe_train.cli.exits import guarded
 from toe_train.errors import Interrupted, Preempted, Reported, RunFailed, UserError, of_system
@@ -63,6 +64,15 @@ def test_what_all_raise_is_told_once(monkeypatch, capsys):
 def test_another_runtime_error_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         guarded(failing(RuntimeError("DataLoader worker (pid 1) is killed")))
+
+
+def test_the_machines_memory_too_where_torch_has_no_type_for_it(capsys):
+    """1 PiB, by the allocator of this torch."""
+    assert guarded(lambda: int(torch.empty(1 << 50, dtype=torch.uint8)[0])) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("run failed: the machine's memory is full (can't allocate memory: you tried to allocate")
+    assert error.count("\n") == 1
+    assert "smaller train.max_micro_batch" in error
 
 
 def test_a_wrong_path_is_the_users():

@@ -67,16 +67,18 @@ class LastingStream:
 def importing() -> Iterator[None]:
     """For the block, which imports libraries, Ctrl-C ends the process with one line.
 
-    Not by KeyboardInterrupt, which a library's import may swallow or turn into a fault of its own.
+    Not by KeyboardInterrupt, which a library's import may swallow or turn into a fault of its own. Where something else
+    than Python's own handler is set, as in a background job that ignores it, that stays.
     """
-    if threading.current_thread() is not threading.main_thread():
+    own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not own or threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, _end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, former)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

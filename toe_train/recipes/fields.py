@@ -34,8 +34,9 @@ def _absolute(path: str) -> str:
         raise ValueError("must be a path, and is empty; name one (`.` is the folder that you are in)")
     whole = os.path.abspath(os.path.expanduser(path))
     if not is_text(whole):  # the folder that a relative one counts from, for one
+        shown = os.fsencode(whole).decode(errors="backslashreplace")
         raise ValueError(
-            f"comes to {whole}, which holds bytes that are no text, and a configuration is text: rename the folder or "
+            f"comes to {shown}, which holds bytes that are no text, and a configuration is text: rename the folder or "
             "file, or give a link to it (ln -s) by its path from the root"
         )
     return whole
