@@ -126,3 +126,21 @@ def test_the_cooldown_stays_at_the_least_rate(schedule):
     assert plain.lr(5) == pytest.approx(1.5989e-3, rel=1e-4)
     assert plain.lr(150) == pytest.approx(8.05e-4, rel=1e-4)
     assert [plain.lr(epoch) for epoch in range(300, 310)] == [1e-5] * 10
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "lvvit_t"])
+def test_layer_decay_gives_each_layer_its_share_of_the_rate(name):
+    """Embedding 0, block i layer i + 1, head the last: 0.5 to the number of layers above (BEiT's rule)."""
+    small = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+    model = create_model(name, 7, 0.0, 32, **small)
+    optimizer = create_optimizer(model, "adamw", 1e-3, 0.05, (0.9, 0.999), 1e-8, 0.9, layer_decay=0.5)
+    set_lr(optimizer, 0.8)
+    rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    named = dict(model.named_parameters())
+    expected = {"pos_embed": 0.05, "cls_token": 0.05, "blocks.0.attn.qkv.weight": 0.1, "blocks.1.norm1.bias": 0.2}
+    expected |= {"blocks.2.mlp.fc1.weight": 0.4, "norm.weight": 0.4, "head.weight": 0.8, "head.bias": 0.8}
+    assert {key: rates[id(named[key])] for key in expected} == pytest.approx(expected)
+    assert len(rates) == len(named)
+    decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert decay[id(named["pos_embed"])] == decay[id(named["norm.weight"])] == 0
+    assert decay[id(named["blocks.0.attn.qkv.weight"])] == 0.05

@@ -86,7 +86,7 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     """Optimiser of the `optim` section, at the peak learning rate."""
     section = config.optim
     return create_optimizer(
-        model, section.name, config.peak_lr, section.weight_decay, section.betas, section.eps, section.momentum
+        model, lr=config.peak_lr, **section.model_dump(exclude={"lr", "lr_base_batch", "clip_grad"})
     )
 
 

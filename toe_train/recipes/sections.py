@@ -209,6 +209,8 @@ class OptimConfig(Section):
     eps: Positive = 1.0e-8  # adamw
     momentum: Probability = 0.9  # sgd
     clip_grad: Positive | None = None  # largest norm of all gradients together
+    # Fine-tuning: the rate of a layer over that of the layer after it (BEiT); null for one rate.
+    layer_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
 
 
 class ScheduleConfig(Section):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -23,14 +23,21 @@ def create_optimizer(
     betas: tuple[float, float],
     eps: float,
     momentum: float,
+    layer_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
 
-    There are always two groups, so that a run may be resumed with another decay. On a GPU it is the fused kernel, which
-    knows by itself whether a step is left out, so that no step waits for the device.
+    There are always both kinds of groups, so that a run may be resumed with another decay. On a GPU it is the fused
+    kernel, which knows by itself whether a step is left out, so that no step waits for the device.
+
+    With a `layer_decay` d, layer l of L trains at d^(L - l) of the rate: the head at all of it, the embedding at the
+    least (BEiT, arXiv 2106.08254; timm's `param_groups_layer_decay`). Each group holds its factor as `lr_scale`.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
-    groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one group
+    if layer_decay is None:
+        groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one
+    else:
+        groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=spared, layer_decay=layer_decay)
     for group in groups:
         group["weight_decay"] *= weight_decay
     extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
@@ -78,9 +85,9 @@ class Schedule(Protocol):
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives all parameters the learning rate `lr`."""
+    """Gives all parameters the learning rate `lr`, each group its own share of it where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 class EpochSchedule:
