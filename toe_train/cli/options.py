@@ -87,6 +87,14 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
         "saving: a checkpoint (default: step)",
     )
+    sub.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of step: further runs of the same model, whose steps take turns with the plain step and with those of "
+        "--config; KEY=VALUE holds for all of them",
+    )
     sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
     sub.add_argument(
         "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"

@@ -204,13 +204,13 @@ class StructuredSparsityMethod(Method):
 
     def begin_epoch(self, epoch: int) -> None:
         """Initial weights may have been loaded since."""
-        self._move()
         self.set_to_rest()
         self._expect()
 
     @torch.no_grad()
     def set_to_rest(self) -> None:
-        """Sets what is off to its resting weights, in place; nothing in stage 0."""
+        """Sets what is off to its resting weights, in place and where the model is; nothing in stage 0."""
+        self._move()
         if not self.stage:
             return
         for index, block in enumerate(self._blocks):
