@@ -80,6 +80,7 @@ def timed_steps(
             if reason := compile_now():
                 raise UserError(f"torch.compile does not work here ({reason}); set train.compile=false")
             seconds = (seconds or 0.0) + time.perf_counter() - begin
+        step.method.begin_epoch(alike[0].epoch)
         pixels, labels = (part.to(device) for part in example_batch(config, task, batch, alike[0].loaded_size))
         finish = build_finish(config, size)
         _, targets = task.mix(finish(pixels), labels, 0, 0, 0, 0)
