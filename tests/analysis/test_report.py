@@ -216,3 +216,14 @@ def test_the_readme_holds_what_the_results_give(configs, capsys):
     title = command.split("--title ")[1].split(" --")[0].strip('"')
     text = read_report([readme.parent / folder for folder in folders], title).markdown()
     assert text.partition("\n")[2].strip() in readme.read_text()
+
+
+def test_a_report_says_of_which_model_a_methods_figures_are(made):
+    tome = made("tome-s0", "proxy_tome", *SHORT)
+    sparse = made("sparse-s0", "proxy_s2vite", *SHORT)
+    mended = made("mended-s0", "proxy_s2vite", *SHORT, "method.revive=small_weights")
+    told = read_report([made("plain-s0", "proxy", *SHORT), tome, sparse, mended], "T").notes()
+    of_methods = [line for line in told if line.startswith(("**tome**", "**sparse**", "**mended**", "**plain**"))]
+    assert len(of_methods) == 2
+    assert "evaluation merges tokens as training does" in of_methods[0]
+    assert "count active heads and units alone, and all are computed" in of_methods[1]

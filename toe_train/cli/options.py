@@ -215,7 +215,8 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     ),
     "plan": ("Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.", _plan),
     "eval": (
-        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), all tokens.",
+        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), on all tokens; a "
+        "run with Token Merging merges them as in its own evaluation.",
         _evaluate,
     ),
     "bench": ("Time what a run spends its time on, in one go.", _bench),

@@ -25,6 +25,7 @@ from toe_train.methods.sparse_parts import HeadScores, make_sparse, split, why_n
 from toe_train.models import blocks_of, why_not_plain
 
 REST_STD = 0.02  # of what is off under revive="small_weights", as DeiT initialises
+DENSE = "speed-ups by FLOPs count active heads and units alone, and all are computed: a step takes the plain one's time"
 
 
 def death_rate(step: int, steps: int, first: float = 0.5, last: float = 0.005) -> float:
@@ -69,6 +70,7 @@ class StructuredSparsityMethod(Method):
         self._heads_kept, self._units_kept = heads_kept, units_kept
         self._every, self._until, self._rate = update_every, update_until, death_rate
         self._small, self._seed = revive == "small_weights", seed
+        self.note = DENSE if self._small else None
         self._stage = 1
         self._blocks: list[Any] = []
         self._splits: list[Any] = []  # by block, of heads and of units
@@ -109,9 +111,9 @@ class StructuredSparsityMethod(Method):
         for block, scores in zip(blocks, self._scores, strict=True):
             block.attn.proj.register_forward_pre_hook(scores)
         self._gathers = not self._small and not why_not_plain(model) and not any(map(why_not_sparse, blocks))
-        if self._gathers:
-            for block in blocks:
-                make_sparse(block)
+        self.note = None if self._gathers else DENSE
+        for block in blocks if self._gathers else ():
+            make_sparse(block)
         self._split()
         self.set_to_rest()
 
@@ -121,7 +123,8 @@ class StructuredSparsityMethod(Method):
         if self._every >= self._until * steps:
             more = max(1, int(self._until * steps) // 20)
             when = f"does not come once in the first {self._until:g} of {steps} steps: the masks stay as drawn"
-            self.note = f"note: method.update_every={self._every} {when}; {more} moves them about 20 times"
+            still = f"method.update_every={self._every} {when}; {more} moves them about 20 times"
+            self.note = "; ".join(filter(None, (self.note, still)))
 
     @property
     def stage(self) -> int:
