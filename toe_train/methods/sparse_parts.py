@@ -13,15 +13,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from toe_train.models import PlainAttention, PlainPerceptron
 
 Split = tuple[Tensor, Tensor]  # numbers of what is on, and of what is off
 
 
-class SparseAttention(Attention):
+class SparseAttention(PlainAttention):
     """timm's attention without the heads that are off, in training.
 
     Attributes:
@@ -57,7 +57,7 @@ class SparseAttention(Attention):
         return self.proj_drop(x)
 
 
-class SparsePerceptron(Mlp):
+class SparsePerceptron(PlainPerceptron):
     """timm's perceptron without the units that are off, in training.
 
     Attributes:
@@ -91,7 +91,7 @@ def make_sparse(block: Any) -> None:
 
 def why_not_sparse(block: Any) -> str | None:
     """Why a plain block's perceptron cannot be computed without some of its units; None where it can."""
-    if type(block.mlp) is not Mlp or not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
+    if type(block.mlp) is not PlainPerceptron or not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
         return f"its perceptron is a {type(block.mlp).__name__}, or normalises"
     return None
 
