@@ -119,6 +119,7 @@ def fake_gpu():
     replaced = {
         "torch.Generator": _Generator,
         "torch.Tensor.backward": _gradients,
+        "torch.Tensor.pin_memory": lambda tensor, *_: tensor,  # which asks for a driver
         "torch.Tensor.record_stream": lambda *_: None,
         "torch.cuda.Event": _made(),
         "torch.cuda.Stream": _made(),

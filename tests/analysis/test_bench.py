@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from toe_train.analysis import end_to_end, expansion_speed, loader_speed, step_speed
+from toe_train.analysis import end_to_end, expansion_speed, loader_speed, method_speed, step_speed
 from toe_train.analysis.end_to_end import benchmark_end_to_end
 from toe_train.analysis.expansion_speed import benchmark_expansion
 from toe_train.analysis.flops import plan_costs
 from toe_train.analysis.loader_speed import benchmark_loader
+from toe_train.analysis.method_speed import benchmark_methods
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.cli import tools
 from toe_train.errors import RunFailed, UserError
@@ -58,6 +59,10 @@ def on_folder(root, *settings):
         ("step", ["--output", "there"], "--output is of --what saving, and this is step"),
         ("loader", ["--output", "runs"], "--output is of --what saving, and this is loader"),
         ("step", ["--json", "one", "--profile", "./one"], "name two files"),
+        ("loader", ["--beside", "other.yaml"], "--beside is of --what step, and this is loader"),
+        ("step", ["--beside", "other.yaml", "--sizes", "16"], "--sizes, --graph and --profile are of one run's steps"),
+        ("step", ["--beside", "other.yaml", "--batch", "2,4"], "with --beside give one number"),
+        ("step", ["--beside", "a.yaml", "a.yaml"], "a file is named twice"),
     ],
 )
 def test_an_option_that_is_not_read_is_refused(tiny, capsys, what, wrong, words):
@@ -244,3 +249,59 @@ def test_a_batch_that_is_no_number_says_what_is_one(tiny, capsys, given):
     assert f"argument --batch: {given!r} must be whole numbers from 1 up, with commas between: 8,32" in (
         capsys.readouterr().err
     )
+
+
+RIVALS = {
+    "tome": "{kind: token_merging, r: 3}",
+    "grown": "{kind: depth_growth, depths: [1, 2], from_epochs: [0, 1], copy: double}",
+    "sparse": "{kind: structured_sparsity, heads_kept: 0.5, units_kept: 0.5}",
+}
+
+
+def beside(tiny, tmp_path, **changes):
+    """Files of runs with the compared methods."""
+    found = []
+    for name, method in RIVALS.items():
+        found.append(tmp_path / f"{name}.yaml")
+        lines = [f"extends: {tiny.name}", "expansion: null", f"method: {method}", *changes.get(name, ())]
+        found[-1].write_text("\n".join(lines))
+    return found
+
+
+def test_methods_beside_each_other(tiny, tmp_path, capsys, monkeypatch):
+    turns = []
+    real = method_speed.take_turns
+    monkeypatch.setattr(method_speed, "take_turns", lambda pieces, *given: turns.append(pieces) or real(pieces, *given))
+    output = tmp_path / "methods.json"
+    command = ["bench", "--config", tiny, "--batch", 2, "--rounds", 2, "--json", output, "--beside"]
+    assert tools.main([*map(str, [*command, *beside(tiny, tmp_path)])]) == 0
+    assert [len(pieces) for pieces in turns] == [6]  # plain, two of ToE, one of each other method; all in one go
+    printed = capsys.readouterr().out
+    result = json.loads(output.read_text())
+    runs = {run["name"]: run for run in result["runs"]}
+    stages = {name: [(step["stage"], step["epochs"]) for step in run["steps"]] for name, run in runs.items()}
+    assert stages == {"tiny": [(1, 1), (2, 1), (3, 1)], "tome": [(1, 3)], "grown": [(1, 1), (2, 2)], "sparse": [(1, 3)]}
+    plain = result["plain"]["milliseconds"]
+    for name, run in runs.items():
+        planned = plan_costs(load_config(tmp_path / f"{name}.yaml"), 1000)
+        assert run["by_flops"] == pytest.approx(planned.speedup)
+        assert run["measured"] == pytest.approx(
+            3 * plain / sum(step["epochs"] * step["step"]["milliseconds"] for step in run["steps"])
+        )
+        assert f"| {run['method']} | {run['measured']:.3f}x | {run['by_flops']:.3f}x |" in " ".join(printed.split())
+    assert runs["grown"]["steps"][1]["step"] == result["plain"] == runs["tiny"]["steps"][2]["step"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("model: {drop_path: 0.1}", r"sparse has model\.drop_path=0\.1 and tiny has 0\.2"),
+        ("optim: {name: sgd}", r"optim\.name=sgd and tiny has adamw"),
+        (growing(), "sparse has a curriculum"),
+    ],
+)
+def test_steps_of_another_recipe_are_not_compared(tiny, tmp_path, monkeypatch, change, words):
+    monkeypatch.setattr(method_speed, "take_turns", None)
+    files = [tiny, *beside(tiny, tmp_path, sparse=[change.replace("curriculum=", "curriculum: ")])]
+    with pytest.raises(UserError, match=words):
+        benchmark_methods({path.stem: load_config(path) for path in files}, 2, 1, CPU)

@@ -235,3 +235,14 @@ def test_time_in_each_segment_of_growth(configs, tmp_path):
         ["grown", "1", "32", "64", "6", "5", "2.00x"],
         ["grown", "2", "32", "64", "12", "10", "1.00x"],
     ]
+
+
+def test_a_report_says_of_which_model_a_methods_figures_are(made):
+    tome = made("tome-s0", "proxy_tome", *SHORT)
+    sparse = made("sparse-s0", "proxy_s2vite", *SHORT)
+    mended = made("mended-s0", "proxy_s2vite", *SHORT, "method.revive=small_weights")
+    told = read_report([made("plain-s0", "proxy", *SHORT), tome, sparse, mended], "T").notes()
+    of_methods = [line for line in told if line.startswith(("**tome**", "**sparse**", "**mended**", "**plain**"))]
+    assert len(of_methods) == 2
+    assert "evaluation merges tokens as training does" in of_methods[0]
+    assert "count active heads and units alone, and all are computed" in of_methods[1]

@@ -138,3 +138,10 @@ def test_the_command(checkpoint, folder, tmp_path, capsys):
         assert tools([*command, *wrong]) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "new.png").exists()
+
+
+def test_a_run_with_another_method_is_refused(checkpoint, folder):
+    state = read(checkpoint)
+    state["config"] |= {"expansion": None, "method": {"kind": "token_merging"}}
+    with pytest.raises(UserError, match=r"method\.kind=token_merging, and pictures are of Token Expansion alone"):
+        open_viewer(trained_in_run(state, "model"), sorted(folder.glob("*.png")))

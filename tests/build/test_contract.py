@@ -24,6 +24,10 @@ METHODS = {
         *PLAIN,
         "method={kind: structured_sparsity, heads_kept: 0.5, update_every: 3, update_until: 1, revive: small_weights}",
     ],
+    "structured_sparsity as released": [
+        *PLAIN,
+        "method={kind: structured_sparsity, heads_kept: 0.5, update_every: 3, update_until: 1}",
+    ],
 }
 # Ends of epochs, (e, 0), and places in the middle: stage switches, a growth, a mask's update.
 WORST = [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]

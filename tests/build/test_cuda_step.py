@@ -86,6 +86,7 @@ def kind(config, plan):
     return (
         (model.name, str(model.kwargs), model.drop_path > 0, plan.image_size < plan.loaded_size),
         method and (method.model_dump_json(exclude=rates), plan.stage > 0 and method.keep_rates[plan.stage - 1] < 1),
+        (config.cheaper.__class__, plan.segment),
         (config.token_labels is not None, augment.mixup > 0, augment.cutmix > 0, augment.on_device),
         (train.precision, train.ema_decay is not None, config.optim.name, config.optim.clip_grad is not None),
     )

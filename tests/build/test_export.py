@@ -5,15 +5,20 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from support import HERE
 
+from toe_train.analysis import teacher
+from toe_train.build.evaluation import evaluate_trained
 from toe_train.build.export import export
 from toe_train.build.initial_weights import Wanted, load_initial_weights
+from toe_train.build.model import build_model
 from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
 from toe_train.models import create_model
-from toe_train.recipes import load_config
+from toe_train.recipes import config_at, load_config, plan_epochs
 from toe_train.runs.checkpoints import read
 
 
@@ -85,3 +90,68 @@ def test_without_averaged_weights(tiny, tmp_path, capsys):
     assert tools(["export", "--checkpoint", str(path), "--weights", "ema", "--output", str(tmp_path / "out")]) == 2
     assert "holds no averaged weights" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+METHODS = {
+    "token_merging": "{kind: token_merging, r: 3}",
+    "depth_growth": "{kind: depth_growth, depths: [1, 2], from_epochs: [0, 2]}",
+    "released": "{kind: structured_sparsity, heads_kept: 0.5}",
+    "small_weights": "{kind: structured_sparsity, heads_kept: 0.5, revive: small_weights}",
+}
+
+
+def trained_by(tiny, method, epoch=-1):
+    """The model of a run with the method at an epoch, and its checkpoint."""
+    config = load_config(tiny, ["expansion=null", f"method={METHODS[method]}"])
+    plan = plan_epochs(config)[epoch]
+    built = build_model(config_at(config, plan), 10)
+    built.method.begin_epoch(plan.epoch)
+    weights = {key: value.clone() for key, value in built.model.state_dict().items()}
+    classes = [str(digit) for digit in range(10)]
+    saved = {"config": config.model_dump(mode="json"), "classes": classes, "segment": plan.segment}
+    return built, {**saved, "model": weights, "ema": weights}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_what_each_method_trains_is_a_plain_model_of_timm(tiny, tmp_path, method):
+    built, state = trained_by(tiny, method)
+    told = export(trained_in_run(state, "model"), tmp_path / "exported")
+    kwargs = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    plain = timm.create_model("deit_tiny_patch16_224", img_size=16, num_classes=10, **kwargs).eval()
+    plain.load_state_dict(load_file(tmp_path / "exported/model.safetensors"), strict=True)
+    images = torch.randn(2, 3, 16, 16)
+    own = built.model.eval()(images)
+    if method == "token_merging":
+        assert ["the run merged tokens" in line for line in told] == [True]
+        assert not torch.allclose(plain(images), own)
+        built.method.stage = 0  # merging off
+        own = built.model(images)
+    else:
+        assert told == []
+    torch.testing.assert_close(plain(images), own)
+
+
+def test_a_model_that_is_still_to_grow_is_exported_as_deep_as_it_is(tiny, tmp_path):
+    _, state = trained_by(tiny, "depth_growth", epoch=0)
+    export(trained_in_run(state, "model"), tmp_path / "exported")
+    assert len(timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).blocks) == 1
+
+
+@pytest.mark.parametrize("method", ["token_merging", "released"])
+def test_an_evaluation_says_where_it_merges(tiny, method):
+    _, state = trained_by(tiny, method)
+    _, told = evaluate_trained(trained_in_run(state, "model"), HERE)
+    assert any("accuracies are the merging model's" in line for line in told) == (method == "token_merging")
+
+
+def test_a_teacher_is_the_plain_model_as_deep_as_its_checkpoint(tiny, tmp_path, monkeypatch):
+    (tmp_path / "last.pt").write_bytes(b"read below")
+    classes = [str(digit) for digit in range(10)]
+    for method, epoch, depth in (("token_merging", -1, 2), ("depth_growth", 0, 1)):
+        _, state = trained_by(tiny, method, epoch)
+        monkeypatch.setattr(teacher.checkpoints, "read", lambda path, state=state: state)
+        found = teacher.open_teacher(None, str(tmp_path / "last.pt"), None, classes)
+        assert len(found.model.blocks) == depth
+        assert not hasattr(found.model, "token_merging")
+        assert [line for line in found.told if "merged tokens" in line] == list(found.told)
+        assert bool(found.told) == (method == "token_merging")

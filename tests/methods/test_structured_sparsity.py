@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from golden_figures import by_rule, figures, meta, near
+from timm.layers import Mlp
 from timm.models.vision_transformer import VisionTransformer
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from toe_train.methods.structured_sparsity import (
@@ -81,8 +83,9 @@ def test_a_step_of_the_released_code(name):
     loss.backward()
     near(logits, figure["logits"], 1e-5)
     near(loss, figure["loss"].float(), 1e-5)
-    near(torch.stack([scores.score for scores in sparse._scores]), figure["head_score"], 1e-5)
-    near(torch.stack([scores.growth for scores in sparse._scores]), figure["head_grad_norm"], 1e-5)
+    found = torch.stack([scores.found for scores in sparse._scores])  # (L, 2, H)
+    near(found[:, 0], figure["head_score"], 1e-5)
+    near(found[:, 1], figure["head_grad_norm"], 1e-5)
     layers = [(block.mlp.fc1.weight, block.mlp.fc2.weight) for block in model.blocks]
     near(unit_magnitude(layers), figure["unit_score"], 1e-4)
     sparse.after_average(torch.tensor(True))
@@ -104,7 +107,8 @@ def train(sparse, model, steps, lr=0.05, good=True):
     torch.manual_seed(1)
     masks = []
     for _ in range(steps):
-        loss = F.cross_entropy(model.train()(torch.randn(8, 3, 32, 32)), torch.randint(0, 10, (8,)))
+        images = torch.randn(8, 3, 32, 32).to(model.head.weight)
+        loss = F.cross_entropy(model.train()(images), torch.randint(0, 10, (8,)))
         loss.backward()
         if good:
             optimizer.step()
@@ -190,3 +194,100 @@ def test_the_state_dict_stays_the_plain_models_and_the_saving_is_counted():
 def test_masks_that_keep_nothing_are_refused(kept, what):
     with pytest.raises(ValueError, match=what):
         method(kept=kept).prepare(model_of(CASES["given"]))
+
+
+def whole(model):
+    """Lets the model compute what is off."""
+    for block in model.blocks:
+        block.attn.split = block.mlp.split = None
+
+
+@pytest.mark.parametrize("biases", ["zero", "trained"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_is_off_is_not_computed_and_every_gradient_is_the_dense_one(biases, fused):
+    """Also of what is off, whose moments go on, and where biases make its values other than 0."""
+    sparse, model = prepared(every=1000)
+    model.double()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.add_(0.2 * torch.randn_like(value)) if biases == "trained" or name.endswith("weight") else None
+    sparse.set_to_rest()
+    images, found = torch.randn(4, 3, 32, 32, dtype=torch.float64), []
+    shapes = []
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+        block.mlp.act.register_forward_hook(lambda _, given, out: shapes.append(tuple(given[0].shape)))
+    for _ in range(2):
+        model.zero_grad()
+        loss = F.cross_entropy(model.train()(images), torch.arange(4))
+        loss.backward()
+        found.append((loss.detach(), {name: value.grad.clone() for name, value in model.named_parameters()}))
+        whole(model)
+    gathered, dense = found
+    torch.testing.assert_close(gathered[0], dense[0], atol=1e-12, rtol=1e-12)
+    for name, gradient in dense[1].items():
+        torch.testing.assert_close(gathered[1][name], gradient, atol=1e-11, rtol=1e-9)
+    assert shapes[0][2] == 67  # of 96 units
+    assert shapes[-1][2] == 96
+    heads = sparse.heads[0]
+    value_rows = dense[1]["blocks.0.attn.qkv.weight"].view(3, 3, -1)[2]
+    assert value_rows[~heads].any()  # what is off has gradients there
+
+
+def test_a_run_that_computes_what_is_on_alone_is_the_dense_run():
+    """With updates between, of which the steps before compute everything."""
+    ends = []
+    for gathers in (True, False):
+        sparse, model = prepared(every=3)
+        model.double()
+        if not gathers:
+            sparse._splits = []
+            sparse._gathers = False
+            whole(model)
+        masks = train(sparse, model, 8)
+        ends.append((masks, dict(model.named_parameters())))
+    for one, other in zip(*(masks for masks, _ in ends), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    for name, value in ends[0][1].items():
+        torch.testing.assert_close(value, ends[1][1][name], atol=1e-10, rtol=1e-8)
+
+
+def test_where_it_would_not_be_the_dense_step_everything_is_computed():
+    """What rests at small weights has attention of its own; evaluation is the plain model's."""
+    _, model = prepared(revive="small_weights")
+    assert type(model.blocks[0].mlp) is Mlp
+    released, model = prepared(every=2)
+    assert model.blocks[0].mlp.split is not None
+    train(released, model, 1)
+    assert model.blocks[0].mlp.split is None  # an update follows
+    train(released, model, 1)
+    assert model.blocks[0].mlp.split is not None
+    released.stage = 0
+    assert model.blocks[0].mlp.split is None
+    released.stage = 1
+    images = torch.randn(2, 3, 32, 32)
+    evaluated = model.eval()(images)
+    whole(model)
+    assert torch.equal(model(images), evaluated)
+
+
+def test_graphs_of_each_block_give_the_same_scores():
+    """Of both forms of the step; neither is broken into pieces."""
+    found = []
+    for compiled in (False, True):
+        sparse, model = prepared(every=2)
+        counter = CompileCounter()
+        if compiled:
+            for block in model.blocks:
+                block.compile(backend=counter, dynamic=False, fullgraph=True)
+        masks = train(sparse, model, 4)
+        found.append((masks, [scores.found for scores in sparse._scores], dict(model.named_parameters())))
+    assert counter.frame_count > 0
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    torch.testing.assert_close(found[0][1], found[1][1])
+    assert all(value.any() for value in found[0][1])
+    torch.testing.assert_close(found[0][2], found[1][2])

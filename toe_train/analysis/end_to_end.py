@@ -146,11 +146,12 @@ def _trained(
     layout = batch_layout(config, 1)
     built = build_model(config, len(images.classes), plan.image_size)
     built.model.to(device).train()
-    built.method.stage = plan.stage
     task = build_task(config, built, len(images.classes), layout)
     step = build_step(config, built, task, layout, Processes(0, 1, device), plan.image_size)
     compile_now = build_compile(config, step, plan.loaded_size, [plan.stage])
     compiled = compile_now is not None and compile_now() is None
+    built.method.begin_epoch(plan.epoch)
+    built.method.stage = plan.stage
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
     train_set = task.train_set(images, build_train_transform(config, plan.loaded_size), config.seed, skipped)
     sampler = Endless(data.TrainBatchSampler(order, layout, 0))

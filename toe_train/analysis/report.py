@@ -14,6 +14,7 @@ from typing import Any
 from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
 from toe_train.analysis.tables import table
+from toe_train.build.method import build_method
 from toe_train.errors import UserError
 
 Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
@@ -64,6 +65,7 @@ class Report:
             notes.append(
                 f"**Went on with other values** than it began with: {', '.join(mixed)}; see its metrics.jsonl."
             )
+        notes += [f"**{row.name}**: {note}." for row in self.rows if (note := build_method(row.config).note)]
         notes += dict.fromkeys(row.paper.note for row in self.rows if row.paper and row.paper.note)
         return notes
 

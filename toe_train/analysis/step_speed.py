@@ -17,8 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from toe_train.analysis.benchmark import Benchmark
-from toe_train.analysis.flops import StageCost, make_countable, stage_cost
-from toe_train.analysis.steps import kind, step_cases, timed_steps
+from toe_train.analysis.flops import StageCost
+from toe_train.analysis.steps import case_costs, kind, step_cases, timed_steps
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import (
     Timing,
@@ -29,10 +29,9 @@ from toe_train.analysis.timing import (
     take_turns,
     timing,
 )
-from toe_train.build.model import build_model
 from toe_train.data import BatchLayout
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, stretches
+from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, stretches
 from toe_train.runs.memory import release
 from toe_train.training.precision import precision_on
 
@@ -218,7 +217,7 @@ def _setting(config: RunConfig, size: int, num_classes: int) -> tuple[RunConfig,
     """The run at another image size, its cases and their costs."""
     sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
     cases = step_cases(sized)
-    return sized, cases, _costs(sized, cases, num_classes)
+    return sized, cases, case_costs(sized, cases, num_classes)
 
 
 def _measured(
@@ -257,16 +256,6 @@ def _schedule(
         measured=schedule_speedup(medians[0], epochs, [(count, medians[place]) for count, place in parts]),
         by_flops=schedule_speedup(costs[0].macs, epochs, [(count, costs[place].macs) for count, place in parts]),
     )
-
-
-def _costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[StageCost]:
-    counted = {
-        (case.image_size, case.segment): build_model(config_at(config, case), num_classes, case.image_size)
-        for case in cases
-    }
-    for built in counted.values():
-        make_countable(built.model)
-    return [stage_cost(counted[case.image_size, case.segment], case.image_size, case.stage) for case in cases]
 
 
 def _write_trace(path: Path, cases: list[EpochPlan], steps: list[Callable[[], None]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toe_train.analysis.flops import StageCost, make_countable, stage_cost
 from toe_train.build.inputs import build_finish, example_batch
 from toe_train.build.model import build_model
 from toe_train.build.step import build_compile, build_step
@@ -38,6 +39,17 @@ def step_cases(config: RunConfig) -> list[EpochPlan]:
 def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int, int]:
     """An epoch's image size, stage, 0 where training is plain, and segment."""
     return plan.image_size, 0 if config.cheaper.is_dense(plan.stage) else plan.stage, plan.segment
+
+
+def case_costs(config: RunConfig, cases: list[EpochPlan], num_classes: int) -> list[StageCost]:
+    """FLOPs of each of the cases."""
+    counted = {
+        (case.image_size, case.segment): build_model(config_at(config, case), num_classes, case.image_size)
+        for case in cases
+    }
+    for built in counted.values():
+        make_countable(built.model)
+    return [stage_cost(counted[case.image_size, case.segment], case.image_size, case.stage) for case in cases]
 
 
 def timed_steps(
@@ -68,6 +80,7 @@ def timed_steps(
             if reason := compile_now():
                 raise UserError(f"torch.compile does not work here ({reason}); set train.compile=false")
             seconds = (seconds or 0.0) + time.perf_counter() - begin
+        step.method.begin_epoch(alike[0].epoch)
         pixels, labels = (part.to(device) for part in example_batch(config, task, batch, alike[0].loaded_size))
         finish = build_finish(config, size)
         _, targets = task.mix(finish(pixels), labels, 0, 0, 0, 0)

@@ -46,7 +46,7 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
         "learning rate",
         "GMACs/image",
         "by thop",
-        "+ ToE's own",
+        "+ method's own",
         "predicted",
     )
     augmented = ""

@@ -120,7 +120,8 @@ def _from_run(path: Path, asked: Asked, name: str | None, image_size: int | None
         raise asked.fault(fault)
     averaged = asked.averaged or config["checkpoint"]["best_metric"] == "ema_top1"
     trained = trained_in_run(run, "ema" if averaged else "model", str(path))
-    model = models.create_model(section["name"], len(classes), 0.0, section["image_size"], **section["kwargs"])
+    kwargs = trained.built_as.model.kwargs  # of the depth that the checkpoint has
+    model = models.create_model(section["name"], len(classes), 0.0, section["image_size"], **kwargs)
     told = trained.put_in(model)
     return Teacher(
         section["name"],

@@ -61,10 +61,15 @@ def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
         paths: image files.
 
     Raises:
-        UserError: weights of another model, or an image that cannot be read.
+        UserError: weights of another model, a run with another method, or an image that cannot be read.
     """
     config = trained.built_as
-    config = config.model_copy(update={"expansion": config.expansion or USUAL, "method": None})
+    if config.method is not None:
+        raise UserError(
+            f"--checkpoint {trained.weights.path}: its run has method.kind={config.method.kind}, and pictures are of "
+            "Token Expansion alone; to see what that would do with these weights, export them and give the folder"
+        )
+    config = config.model_copy(update={"expansion": config.expansion or USUAL})
     built = build_model(config, trained.num_classes or 1)
     assert isinstance(built.method, TokenExpansionMethod)
     expansion = built.method.expansion

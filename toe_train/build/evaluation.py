@@ -10,6 +10,7 @@ from toe_train.build.inputs import build_eval_transform, check_data, open_images
 from toe_train.build.model import build_model
 from toe_train.build.weights.trained import Trained
 from toe_train.errors import RunFailed
+from toe_train.recipes import TokenMergingConfig
 from toe_train.runs.processes import Processes
 from toe_train.tasks.scoring import Scores, evaluate
 from toe_train.training.precision import autocast_on
@@ -26,8 +27,11 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
     processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = open_images(config, processes)
     trained.require_same_model(val_images.classes)
-    model = build_model(config, len(val_images.classes)).model.to(processes.device)
+    built = build_model(config, len(val_images.classes))
+    model = built.model.to(processes.device)
     told = [*trained.put_in(model), *trained.notes()]
+    if isinstance(config.method, TokenMergingConfig):
+        told.append(f"note: {built.method.note}")
     autocast = autocast_on(processes.device, config.train.precision)
     with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
         skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)

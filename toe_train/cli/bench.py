@@ -12,11 +12,12 @@ from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.end_to_end import benchmark_end_to_end
 from toe_train.analysis.expansion_speed import benchmark_expansion
 from toe_train.analysis.loader_speed import benchmark_loader
+from toe_train.analysis.method_speed import benchmark_methods
 from toe_train.analysis.saving import benchmark_saving
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.cli.threads import tell_if_busy
 from toe_train.errors import UserError
-from toe_train.recipes import load_config
+from toe_train.recipes import RunConfig, load_config
 from toe_train.runs.folder import provenance
 
 
@@ -38,6 +39,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         result = benchmark_end_to_end(config, options.rounds, device)
     elif options.what == "expansion":
         result = benchmark_expansion(config, batches[0], options.rounds, device)
+    elif options.beside:
+        result = benchmark_methods(_beside(options, config), batches[0], options.rounds, device)
     else:
         trace = Path(options.profile) if options.profile else None
         whole = options.graph == "model"
@@ -55,6 +58,17 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
+def _beside(options: argparse.Namespace, config: RunConfig) -> dict[str, RunConfig]:
+    """The runs of `--config` and `--beside` by name, the plain file name where no two have the same."""
+    paths = [options.config, *options.beside]
+    if len(set(paths)) < len(paths):
+        raise UserError("--beside: a file is named twice; give each run once")
+    stems = [Path(path).stem for path in paths]
+    names = stems if len(set(stems)) == len(stems) else paths
+    configs = [config, *(load_config(path, options.overrides) for path in options.beside)]
+    return dict(zip(names, configs, strict=True))
+
+
 def require_consistent(options: argparse.Namespace) -> None:
     """Raises UserError for an option that this benchmark would not read, or a value out of range."""
     if options.rounds < 1:
@@ -63,6 +77,12 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise UserError(
             f"--sizes, --graph and --profile are of --what step, and this is {options.what}; leave them out"
         )
+    if options.beside and options.what != "step":
+        raise UserError(f"--beside is of --what step, and this is {options.what}; leave it out")
+    if options.beside and (options.sizes or options.profile or options.graph):
+        raise UserError("--beside: --sizes, --graph and --profile are of one run's steps; leave them out")
+    if options.beside and len(options.batch or [32]) > 1:
+        raise UserError("--batch: with --beside give one number")
     if options.batch and options.what in ("loader", "end-to-end"):
         raise UserError(
             f"--batch is of --what step and expansion, and this is {options.what}, whose batch is the run's: set "

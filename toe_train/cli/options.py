@@ -87,6 +87,14 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
         "saving: a checkpoint (default: step)",
     )
+    sub.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of step: further runs of the same model, whose steps take turns with the plain step and with those of "
+        "--config; KEY=VALUE holds for all of them",
+    )
     sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
     sub.add_argument(
         "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
@@ -207,7 +215,8 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     ),
     "plan": ("Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.", _plan),
     "eval": (
-        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), all tokens.",
+        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), on all tokens; a "
+        "run with Token Merging merges them as in its own evaluation.",
         _evaluate,
     ),
     "bench": ("Time what a run spends its time on, in one go.", _bench),

@@ -7,7 +7,7 @@ makes the class from the section. A run has one method. What changes images and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,6 +80,10 @@ class Method:
 
     def measured(self, on: bool) -> None:
         """Lets the model in eval mode do what it does in training at the stage, or no longer: its cost is measured."""
+
+    def forms(self) -> Iterator[None]:
+        """Goes through the kinds of forward pass in training that the stage has, for who must see all of them."""
+        yield
 
     def draw(self, uniform: Callable[[str, int], Tensor]) -> None:
         """Takes its random numbers of a forward pass in training.

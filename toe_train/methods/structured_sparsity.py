@@ -2,8 +2,8 @@
 
 Off are the rows of queries, keys and values of a head, and the row and column of a unit of the perceptron. Weights that
 are off are 0 after each step, gradients are dense. Every so many steps the weakest give way to those with the largest
-gradients. Computing stays dense, so training takes the time of the plain model; the saving counted is that of active
-heads and units. Evaluation is the plain model with zeros in its weights.
+gradients. Under the released rules what is off is not computed between two updates, see sparse_parts.py; the released
+code computes it. Evaluation is the plain model with zeros in its weights.
 
 Rules, and what the released code's rules lead to: docs/fidelity.md, "Structured sparsity".
 
@@ -13,70 +13,19 @@ Shapes: L blocks, H heads of width d, M hidden units, B images, N tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toe_train.methods.mask_update import update
 from toe_train.methods.method import Method
-from toe_train.models import blocks_of
+from toe_train.methods.sparse_parts import HeadScores, make_sparse, split, why_not_sparse
+from toe_train.models import blocks_of, why_not_plain
 
 REST_STD = 0.02  # of what is off under revive="small_weights", as DeiT initialises
-
-
-def update(
-    heads: Tensor,
-    units: Tensor,
-    rate: float | Tensor,
-    head_score: Tensor,
-    head_growth: Tensor,
-    unit_score: Tensor,
-    unit_growth: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The masks after an update, by the released rules; nothing is read back from the device.
-
-    In each block ceil(rate x active) heads and units die, those of the lowest scores, and as many grow among the
-    inactive ones, just killed ones included, those of the largest gradients. Units die and grow by thresholds, so that
-    equal ones share their fate, and a threshold of 0 switches on all.
-
-    Args:
-        heads: (L, H) bool, active ones.
-        units: (L, M) bool.
-        rate: the death rate, 0..1.
-        head_score: (L, H) by which heads die.
-        head_growth: (L, H) by which they grow.
-        unit_score: (L, M) by which units die.
-        unit_growth: (L, M) by which they grow.
-    """
-    return _update_heads(heads, rate, head_score, head_growth), _update_units(units, rate, unit_score, unit_growth)
-
-
-def _deaths(active: Tensor, rate: float | Tensor) -> Tensor:
-    """How many die in each block, (L, 1)."""
-    return (active.sum(dim=1, keepdim=True).double() * rate).ceil().long()
-
-
-def _update_heads(heads: Tensor, rate: float | Tensor, score: Tensor, growth: Tensor) -> Tensor:
-    dying = _deaths(heads, rate)  # (L, 1)
-    living = heads & (_ranks(score.masked_fill(~heads, float("inf"))) >= dying)
-    grown = _ranks(-growth.masked_fill(living, -float("inf"))) < dying
-    return living | grown
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """The place of each value in its row when sorted, 0 for the lowest."""
-    return values.argsort(dim=1, stable=True).argsort(dim=1)
-
-
-def _update_units(units: Tensor, rate: float | Tensor, score: Tensor, growth: Tensor) -> Tensor:
-    dying = _deaths(units, rate)  # (L, 1)
-    gone = dying + (~units).sum(dim=1, keepdim=True)  # (L, 1)
-    threshold = score.sort(dim=1).values.gather(1, (gone - 1).clamp(min=0))
-    living = (score > threshold) | (gone == 0)
-    growth = growth.masked_fill(living, 0.0)
-    threshold = growth.sort(dim=1, descending=True).values.gather(1, (dying - 1).clamp(min=0))
-    return living | ((growth >= threshold) & (dying > 0))
+DENSE = "speed-ups by FLOPs count active heads and units alone, and all are computed: a step takes the plain one's time"
 
 
 def death_rate(step: int, steps: int, first: float = 0.5, last: float = 0.005) -> float:
@@ -87,43 +36,6 @@ def death_rate(step: int, steps: int, first: float = 0.5, last: float = 0.005) -
 def unit_magnitude(weights: list[tuple[Tensor, Tensor]]) -> Tensor:
     """(L, M): of each unit the sum of the magnitudes in its row of fc1 (M, D) and its column of fc2 (D, M)."""
     return torch.stack([fc1.float().abs().sum(dim=1) + fc2.float().abs().sum(dim=0) for fc1, fc2 in weights])
-
-
-class HeadScores:
-    """Of one block's heads, while `wanted`: what their outputs o and the gradients of these give in a training step.
-
-    Hung before `attn.proj`, whose input is o. Sums over micro-batches of means over images.
-
-    Attributes:
-        wanted: whether a step's are taken.
-        score: (H,) sums over images of | sum of o times its gradient |, by which heads die.
-        growth: (H,) sums of the magnitudes of the gradient, by which they grow.
-    """
-
-    def __init__(self, heads: int) -> None:
-        self.heads = heads
-        self.wanted = False
-        self.score = self.growth = torch.zeros(heads)
-
-    def __call__(self, proj: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """Watches the gradient of o, (B, N, H d)."""
-        output = args[0]  # (B, N, H d)
-        if self.wanted and proj.training and output.requires_grad:
-            seen = output.detach()
-            output.register_hook(lambda gradient: self.note(seen, gradient))
-
-    @torch.no_grad()
-    def note(self, output: Tensor, gradient: Tensor) -> None:
-        """Adds those of a micro-batch, from o and its gradient, (B, N, H d) each."""
-        by_head = gradient.float().unflatten(2, (self.heads, -1))  # (B, N, H, d)
-        products = output.float().unflatten(2, (self.heads, -1)) * by_head
-        self.score = self.score + products.sum(dim=(1, 3)).abs().mean(dim=0)
-        self.growth = self.growth + by_head.abs().sum(dim=(1, 3)).mean(dim=0)
-
-    def want(self, wanted: bool, device: torch.device) -> None:
-        """Begins anew."""
-        self.wanted = wanted
-        self.score = self.growth = torch.zeros(self.heads, device=device)
 
 
 class StructuredSparsityMethod(Method):
@@ -158,7 +70,13 @@ class StructuredSparsityMethod(Method):
         self._heads_kept, self._units_kept = heads_kept, units_kept
         self._every, self._until, self._rate = update_every, update_until, death_rate
         self._small, self._seed = revive == "small_weights", seed
-        self.stage = 1
+        self.note = DENSE if self._small else None
+        self._stage = 1
+        self._blocks: list[Any] = []
+        self._splits: list[Any] = []  # by block, of heads and of units
+        self._scores: list[HeadScores] = []
+        self._gathers = False
+        self._began = False  # until then all is computed, which takes the most memory
         self._steps = 0  # taken in the run
         self._total = 1
         self._average: Callable[[Tensor], Tensor] = lambda values: values
@@ -192,6 +110,11 @@ class StructuredSparsityMethod(Method):
         self._scores = [HeadScores(heads) for _ in blocks]
         for block, scores in zip(blocks, self._scores, strict=True):
             block.attn.proj.register_forward_pre_hook(scores)
+        self._gathers = not self._small and not why_not_plain(model) and not any(map(why_not_sparse, blocks))
+        self.note = None if self._gathers else DENSE
+        for block in blocks if self._gathers else ():
+            make_sparse(block)
+        self._split()
         self.set_to_rest()
 
     def join(self, average: Callable[[Tensor], Tensor], steps: int) -> None:
@@ -200,17 +123,39 @@ class StructuredSparsityMethod(Method):
         if self._every >= self._until * steps:
             more = max(1, int(self._until * steps) // 20)
             when = f"does not come once in the first {self._until:g} of {steps} steps: the masks stay as drawn"
-            self.note = f"note: method.update_every={self._every} {when}; {more} moves them about 20 times"
+            still = f"method.update_every={self._every} {when}; {more} moves them about 20 times"
+            self.note = "; ".join(filter(None, (self.note, still)))
+
+    @property
+    def stage(self) -> int:
+        """1 where it masks, 0 where the model is the plain one."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._expect()
 
     def begin_epoch(self, epoch: int) -> None:
         """Initial weights may have been loaded since."""
-        self._move()
+        self._began = True
         self.set_to_rest()
+        self._expect()
+
+    def forms(self) -> Iterator[None]:
+        """With what is on alone, and, as before an update, with all and the heads' scores."""
+        if self.stage:
+            self._compute(everything=False, scores=False)
+            yield
+            self._compute(everything=True, scores=True)
+        yield
         self._expect()
 
     @torch.no_grad()
     def set_to_rest(self) -> None:
-        """Sets what is off to its resting weights, in place; nothing in stage 0."""
+        """Sets what is off to its resting weights, in place and where the model is; nothing in stage 0."""
+        self._move()
         if not self.stage:
             return
         for index, block in enumerate(self._blocks):
@@ -238,7 +183,7 @@ class StructuredSparsityMethod(Method):
         self._steps += 1
         if self._is_due(self._steps):
             layers = [(block.mlp.fc1.weight, block.mlp.fc2.weight) for block in self._blocks]
-            scores = self._average(torch.stack([torch.stack([s.score, s.growth]) for s in self._scores]))  # (L, 2, H)
+            scores = self._average(torch.stack([scores.found for scores in self._scores]))  # (L, 2, H)
             heads, units = update(
                 self.heads,
                 self.units,
@@ -250,6 +195,7 @@ class StructuredSparsityMethod(Method):
             )
             self.heads = torch.where(good, heads, self.heads)
             self.units = torch.where(good, units, self.units)
+            self._split()
             self.set_to_rest()
         self._expect()
 
@@ -258,14 +204,32 @@ class StructuredSparsityMethod(Method):
         return steps % self._every == 0 and steps < self._until * self._total
 
     def _expect(self) -> None:
-        for scores in self._scores:
-            scores.want(self._is_due(self._steps + 1), self.heads.device)
+        """The step before an update computes everything, since what is off may grow."""
+        due = self._is_due(self._steps + 1)
+        self._compute(everything=due or not self._began, scores=due)
+
+    def _compute(self, everything: bool, scores: bool) -> None:
+        for found in self._scores:
+            found.want(scores, self.heads.device)
+        whole = everything or not self.stage
+        for block, parts in zip(self._blocks, self._splits, strict=False):  # there are none where it does not gather
+            block.attn.split, block.mlp.split = (None, None) if whole else parts
+
+    def _split(self) -> None:
+        """Takes the numbers of what is on and off from the masks; waits for the device, once in an update."""
+        masks = zip(self.heads, self.units, strict=True) if self._gathers else ()
+        self._splits = [(split(heads), split(units)) for heads, units in masks]
 
     def _move(self) -> None:
         """Brings masks and resting weights to where the model is."""
         device = self._blocks[0].attn.qkv.weight.device
-        self.heads, self.units = self.heads.to(device), self.units.to(device)
-        self._rest = [tuple(part.to(device) for part in parts) for parts in self._rest]
+        if self.heads.device != device:
+            self.heads, self.units = (masks.to(device, non_blocking=True) for masks in (self.heads, self.units))
+            self._rest = [tuple(part.to(device, non_blocking=True) for part in parts) for parts in self._rest]
+            self._splits = [
+                tuple(tuple(numbers.to(device, non_blocking=True) for numbers in part) for part in parts)
+                for parts in self._splits
+            ]
 
     def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
         """Rows of what is off, and its heads' attention; the projection behind the heads stays whole."""
@@ -285,6 +249,7 @@ class StructuredSparsityMethod(Method):
         """Takes them up; without any, as from a checkpoint of other training, the masks stay as drawn."""
         if state:
             self.heads, self.units, self._steps = state["heads"].clone(), state["units"].clone(), state["steps"]
+        self._split()
         self._move()
 
 

@@ -9,7 +9,7 @@ import timm
 from torch import nn
 
 from toe_train.errors import UserError
-from toe_train.models.blocks import blocks_of, why_not_plain
+from toe_train.models.blocks import PlainAttention, PlainPerceptron, blocks_of, why_not_plain
 from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
@@ -18,6 +18,8 @@ from toe_train.models.positions import resize_positions
 __all__ = [
     "DropPathDraws",
     "LvVit",
+    "PlainAttention",
+    "PlainPerceptron",
     "TokenMix",
     "blocks_of",
     "box_share",

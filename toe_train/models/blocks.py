@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from timm.layers import Mlp
 from timm.models import vision_transformer
 from torch import nn
 
 from toe_train.models import lvvit
+
+PlainAttention = vision_transformer.Attention
+PlainPerceptron = Mlp
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -27,7 +31,7 @@ def why_not_plain(model: nn.Module) -> str | None:
         if type(block) not in (vision_transformer.Block, lvvit.Block):
             kind = f"{type(block).__module__.rpartition('.')[2]}.{type(block).__name__}"
             return f"block {index} of {name} is a {kind}"
-        if type(attention) is not vision_transformer.Attention or getattr(attention, "gate", None) is not None:
+        if type(attention) is not PlainAttention or getattr(attention, "gate", None) is not None:
             return f"the attention of block {index} of {name} is no plain one"
         if not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity) or attention.attn_drop.p:
             return f"the attention of block {index} of {name} normalises or drops its result"

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
 from toe_train.recipes.fields import INCIDENTAL, Integer, Section
-from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod, StructuredSparsityConfig
+from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod
 from toe_train.recipes.sections import (
     AugmentConfig,
     CheckpointConfig,
@@ -107,14 +107,6 @@ def _there_are_averages_to_copy(config: RunConfig) -> None:
     if config.train.ema_decay is None:
         raise ValueError(
             "method.source: ema copies averaged weights, and train.ema_decay=null has none; use method.source=raw"
-        )
-
-
-def _sparsity_is_not_compiled(config: RunConfig) -> None:
-    if isinstance(config.method, StructuredSparsityConfig) and config.train.compile:
-        raise ValueError(
-            "train.compile: structured_sparsity looks at gradients within blocks, which a graph does not show; set "
-            "train.compile=false"
         )
 
 
@@ -219,7 +211,6 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 CROSS_CHECKS = (
     _one_method,
     _there_are_averages_to_copy,
-    _sparsity_is_not_compiled,
     _best_metric_is_measured,
     _cooldown_leaves_a_cosine,
     _curriculum_ends_at_full_size,

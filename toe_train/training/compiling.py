@@ -50,7 +50,8 @@ def compile_stages(step: TrainStep, stages: Sequence[int], example: Batch, whole
         with _left_as_it_was(step):
             for stage in stages:
                 step.method.stage = stage
-                _run(step, example)
+                for _ in step.method.forms():
+                    _run(step, example)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler, its tools and its caches can fail in any way
