@@ -62,6 +62,7 @@ class Yolos(nn.Module):
 
     Attributes:
         num_prefix_tokens, num_suffix_tokens: 1, the class token, and Q: tokens before and behind the patches.
+        dynamic_img_size: True, as in timm's models that take images of any size.
         blocks, patch_embed: of the transformer.
         mid_additions: modules that add positions, the i-th after block i, called with `positions` (1, 1 + N + Q, D).
         init_grid: rows and columns of patches of `pos_embed`.
@@ -71,6 +72,7 @@ class Yolos(nn.Module):
     """
 
     num_prefix_tokens = 1
+    dynamic_img_size = True
 
     def __init__(
         self,
