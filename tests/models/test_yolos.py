@@ -151,6 +151,8 @@ def test_images_of_no_whole_number_of_patches_are_refused(size, near):
     ("options", "message"),
     [
         ({"init_size": (3, 24)}, r"init_size=\(3, 24\) must be a height and a width in pixels of one patch \(4\)"),
+        ({"init_size": 0}, r"init_size=0 must be a height and a width"),
+        ({"mid_size": 0}, r"mid_size=0 must be a height and a width"),
         ({"mid_size": (16, 24, 3)}, r"mid_size=\(16, 24, 3\) must be a height and a width"),
         ({"depth": 1}, r"mid_size=\(20, 28\) .*depth=1 has none; use mid_size=None"),
         ({"num_det_tokens": 0}, "num_det_tokens=0 must be 1 or more"),

@@ -52,7 +52,7 @@ class Attachment:
         if norm is not None:
             self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
-        model.add_module(NAME, expansion)
+        model.add_module(NAME, expansion.train(model.training))
         self._replaced = [name for name in _MAP_METHODS if hasattr(type(model), name)]
         for name in self._replaced:
             setattr(model, name, _WholeMaps(model, expansion, name))
@@ -173,7 +173,8 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
     """Let a model drop tokens while it trains.
 
     Attach before wrapping the model in DDP or compiling it. Works through gradient checkpointing, torch.compile, DDP
-    and copy.deepcopy (an averaged copy expands by its own module, and not at all in eval mode).
+    and copy.deepcopy (an averaged copy expands by its own module, and not at all in eval mode). The expansion takes the
+    model's mode.
 
     Args:
         model: a vision transformer with a plain list `blocks` of modules (B, P+N, D) -> (B, P+N, D), such as timm's
