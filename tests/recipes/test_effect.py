@@ -15,8 +15,6 @@ CASES = [
     ("data.on_error=skip", "quickstart", [], "it is of image files, which may be unreadable"),
     ("data.max_skipped=3", "cifar10_deit_tiny", [], "set data.kind=image_folder"),
     ("data.check_sample=3", "quickstart", [], "set data.kind=image_folder"),
-    ("augment.mix_group=8", "quickstart", [], "set one of them above 0"),
-    ("augment.interpolation=random", "cifar10_deit_tiny", [], "set augment.interpolation=bicubic, or augment.crop="),
     ("method.update_every=99", "deit_tiny_s2vite", ["method.update_until=0"], "set it above 0"),
     ("method.death_rate=0.1", "deit_tiny_s2vite", ["method.update_until=0"], "method.update_until=0"),
     ("method.drop_path=spread", "deit_base_stackbert", ["model.drop_path=0"], "set it above 0"),

@@ -236,7 +236,8 @@ def test_one_fault_one_message(write, text, message):
 def test_values_are_shown_as_far_as_one_reads_them(write):
     """Aliases of aliases make a list of 10^7 entries out of a few bytes."""
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]" for before, key in zip("abcdef", "bcdefg", strict=True)]
+    for before, key in zip("abcdef", "bcdefg", strict=True):
+        lines.append(f"{key}: &{key} [{', '.join([f'*{before}'] * 10)}]")
     told = faults(write("\n".join(lines)))
     assert told.count("there is no such key") == 7
     assert len(told) < 8000

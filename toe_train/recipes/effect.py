@@ -98,17 +98,6 @@ RULES = (
         "each stage of the curriculum has its own; set curriculum.micro_batches, or curriculum=null",
     ),
     Rule(
-        ("augment.mix_group",),
-        lambda run: not run.mixes_images,
-        "no images are mixed with augment.mixup=0 and augment.cutmix=0; set one of them above 0",
-    ),
-    Rule(
-        ("augment.interpolation",),
-        lambda run: run.augment.crop == "padded" and run.augment.interpolation == "random",
-        "augment.crop=padded draws no kernel and takes bicubic; set augment.interpolation=bicubic, or "
-        "augment.crop=random_resized",
-    ),
-    Rule(
         ("augment.color_jitter",),
         lambda run: not _jitters(run),
         "timm leaves it out beside RandAugment; set augment.rand_augment=null",
