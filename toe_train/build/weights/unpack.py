@@ -18,7 +18,7 @@ ANCHOR = "blocks.0.norm1.weight"  # a tensor that every transformer here has
 OTHER_PARTS = ("decoder", "predictor", "text", "transformer")  # first names of what has blocks and is not the encoder
 WRAPPERS = {"module", "_orig_mod", "model", "backbone", "encoder"}
 HEADS = ("head", "head_dist", "aux_head", "class_embed")
-BESIDE = (*HEADS, "bbox_embed")  # what may stand beside the encoder that it belongs to
+OF_LAYERS = ("class_embed", "bbox_embed")  # YOLOS's heads, the layers of which have numbers
 MAX_DEPTH = 4  # sections within sections
 
 
@@ -126,8 +126,10 @@ def _beside(key: str, prefix: str) -> str | None:
     parts = prefix.split(".")[:-1]
     for depth in range(len(parts)):
         around = "".join(f"{part}." for part in parts[:depth])
-        if key.startswith(around) and key.removeprefix(around).partition(".")[0] in BESIDE:
-            return key.removeprefix(around)
+        short = key.removeprefix(around)
+        first, _, rest = short.partition(".")
+        if key.startswith(around) and (first in OF_LAYERS or (first in HEADS and "." not in rest)):
+            return short
     return None
 
 
