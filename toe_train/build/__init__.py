@@ -10,5 +10,6 @@ step.py             the training step, and the micro-batch that fits
 resume.py           whether a checkpoint may continue a run, and what differs
 pictures.py         what TensorBoard shows of a run
 evaluation.py       scores of a checkpoint
+prediction.py       what a trained model says of images
 export.py           a model for timm and the hub
 """

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from toe_train import data
 from toe_train.build.inputs import build_eval_transform, check_data, open_images
-from toe_train.build.model import build_model
+from toe_train.build.prediction import ready_model
 from toe_train.build.weights.trained import Trained
 from toe_train.runs.processes import Processes
 from toe_train.tasks.scoring import Scores, evaluate
@@ -25,8 +25,7 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
     processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = open_images(config, processes)
     trained.require_same_model(val_images.classes)
-    model = build_model(config, len(val_images.classes)).model.to(processes.device)
-    told = [*trained.put_in(model), *trained.notes()]
+    model, told = ready_model(trained, len(val_images.classes), processes.device)
     autocast = autocast_on(processes.device, config.train.precision)
     with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
         skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
@@ -39,4 +38,4 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
             scores = evaluate([model], batches, processes, autocast)[0]
         batches.close()
         processes.together(skipped.require_within_limit)  # each for its own share
-    return scores, told
+    return scores, [*told, *trained.notes()]

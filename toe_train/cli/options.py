@@ -54,14 +54,16 @@ def _of_a_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
 
 
+TRAINED = "a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights"
+
+
 def _of_a_trained_model(sub: argparse.ArgumentParser) -> None:
     """`KEY=VALUE` may stand after them."""
-    sub.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights",
-    )
+    sub.add_argument("--checkpoint", required=True, metavar="PATH", help=TRAINED)
+    _of_its_weights(sub)
+
+
+def _of_its_weights(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
     )
@@ -128,6 +130,17 @@ def _export(sub: argparse.ArgumentParser) -> None:
     _of_a_trained_model(sub)
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder")
     sub.add_argument("--license", metavar="NAME", help="of the weights, e.g. cc-by-4.0 (default: none is named)")
+
+
+def _predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help=TRAINED)
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, and - for paths on stdin")
+    _of_its_weights(sub)
+    sub.add_argument("--top", type=int, metavar="K", help="classes told of each image (default: 5, or all)")
+    sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
+    sub.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
+    sub.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
+    sub.add_argument("--workers", type=int, metavar="N", help="loader processes (default: the run's data.workers)")
 
 
 def _labels(sub: argparse.ArgumentParser) -> None:
@@ -210,6 +223,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), all tokens.",
         _evaluate,
     ),
+    "predict": ("Say which classes images are of, by a trained model, all tokens seen.", _predict),
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),

@@ -46,9 +46,11 @@ from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
 from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.listing import SPLITS
+from toe_train.data.sources.listing import SPLITS, all_images
+from toe_train.data.sources.named import NamedImages
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
 from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
 from toe_train.data.worker_faults import WorkerGone, require_open_files
@@ -64,6 +66,7 @@ __all__ = [
     "CleanErrors",
     "DrawView",
     "EvalSet",
+    "ExifOrientation",
     "Fault",
     "Findings",
     "FolderImages",
@@ -71,6 +74,7 @@ __all__ = [
     "ImageSource",
     "JointTransform",
     "LabelRecord",
+    "NamedImages",
     "Packed",
     "Packing",
     "Pixels",
@@ -86,6 +90,7 @@ __all__ = [
     "TwoSizes",
     "Views",
     "WorkerGone",
+    "all_images",
     "check_datasets",
     "collate",
     "compare_classes",
