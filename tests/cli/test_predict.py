@@ -75,6 +75,50 @@ def test_it_says_what_an_evaluation_counts(trained, said, image_root, weights):
         assert {row[f"class_{rank}"] for rank in (1, 2, 3)} == {"bird", "cat", "dog"}
 
 
+def test_an_evaluation_shows_where_the_model_is_wrong(trained, said, image_root, tmp_path):
+    code, out, err = said("eval", trained, "--output", tmp_path / "found")
+    assert code == 0, err
+    assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
+        "classes.csv",
+        "confusion.csv",
+        "confusion.png",
+        "worst.csv",
+        "worst.png",
+    ]
+    rows = rows_of(said("predict", trained, image_root / "val")[1])
+    pairs = Counter((row["image"].split("/")[-2], row["class_1"]) for row in rows)
+    confusion = rows_of((tmp_path / "found/confusion.csv").read_text())
+    assert {(row["true class"], name): int(row[name]) for row in confusion for name in ("bird", "cat", "dog")} == {
+        (one, other): pairs[one, other] for one in ("bird", "cat", "dog") for other in ("bird", "cat", "dog")
+    }
+    for row in rows_of((tmp_path / "found/classes.csv").read_text()):
+        name, right = row["class"], pairs[row["class"], row["class"]]
+        taken = sum(count for (one, other), count in pairs.items() if other == name != one)
+        assert (row["images"], row["correct"], row["others taken for it"]) == ("2", str(right), str(taken))
+        assert float(row["accuracy"]) == 50 * right
+        assert any(line.split()[1::2] == [name, "2", f"{50 * right:.2f}", str(taken)] for line in out.splitlines()), out
+    probable = {row["image"]: {row[f"class_{k}"]: float(row[f"probability_{k}"]) for k in (1, 2, 3)} for row in rows}
+    own = {image: values[image.split("/")[-2]] for image, values in probable.items()}
+    worst = rows_of((tmp_path / "found/worst.csv").read_text())
+    assert [row["image"] for row in worst] == sorted(own, key=own.__getitem__)
+    assert [float(row["loss"]) for row in worst] == pytest.approx(
+        [-np.log(own[row["image"]]) for row in worst], abs=1e-3
+    )
+    with Image.open(tmp_path / "found/worst.png") as sheet:
+        assert min(sheet.size) > 200
+    for given, words in (
+        ([], "none is given"),
+        ([trained, trained], "are given"),
+        ([tmp_path / "no"], f"{tmp_path}/no: "),
+    ):
+        code, _, err = said("eval", *given)
+        assert code == 2
+        assert words in err
+    code, _, err = said("eval", trained, "--output", tmp_path / "found")
+    assert code == 2
+    assert "is not empty: name a new folder" in err
+
+
 def test_a_program_says_the_same(trained, said, image_root):
     model, classes, transform = load(trained)
     assert not model.training

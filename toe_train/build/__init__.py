@@ -11,5 +11,5 @@ resume.py           whether a checkpoint may continue a run, and what differs
 pictures.py         what TensorBoard shows of a run
 evaluation.py       scores of a checkpoint
 prediction.py       what a trained model says of images
-export.py           a model for timm and the hub
+export.py           a model for timm and the hub; card.py is its model card, onnx_file.py for onnxruntime
 """

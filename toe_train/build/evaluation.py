@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,12 +11,30 @@ from toe_train.build.inputs import build_eval_transform, check_data, open_images
 from toe_train.build.prediction import ready_model
 from toe_train.build.weights.trained import Trained
 from toe_train.runs.processes import Processes
+from toe_train.tasks.outcomes import OutcomeRecorder, Outcomes
 from toe_train.tasks.scoring import Scores, evaluate
 from toe_train.training.precision import autocast_on
 
 
-def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, list[str]]:
-    """Scores of a trained model on the val images of its configuration, and what was done to the weights, a line each.
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        scores: over all images.
+        outcomes: of each image.
+        images: those that were looked at.
+        told: what was done to the weights, a line each.
+    """
+
+    scores: Scores
+    outcomes: Outcomes
+    images: data.ImageSource
+    told: list[str]
+
+
+def evaluate_trained(trained: Trained, processes: Processes) -> Evaluated:
+    """Evaluates a trained model on the val images of its configuration.
 
     Raises:
         UserError: it is another model's than the configuration's, or of other classes than the images.
@@ -26,7 +45,7 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
     _, val_images = open_images(config, processes)
     trained.require_same_model(val_images.classes)
     model, told = ready_model(trained, len(val_images.classes), processes.device)
-    autocast = autocast_on(processes.device, config.train.precision)
+    autocast, recorder = autocast_on(processes.device, config.train.precision), OutcomeRecorder()
     with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
         skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
         noted = skipped if config.data.on_error == "skip" else None
@@ -35,7 +54,8 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
         pin = processes.device.type == "cuda"
         batches = data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
         with batches.watching():
-            scores = evaluate([model], batches, processes, autocast)[0]
+            scores = evaluate([model], batches, processes, autocast, watch=recorder.see)[0]
         batches.close()
         processes.together(skipped.require_within_limit)  # each for its own share
-    return scores, [*told, *trained.notes()]
+    outcomes = recorder.outcomes(len(val_images), processes)
+    return Evaluated(scores, outcomes, val_images, [*told, *trained.notes()])

@@ -12,8 +12,10 @@ from toe_train.build.weights.fetched import fetched_weights
 from toe_train.build.weights.fit import Head, fit
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.data import shorten
+from toe_train.errors import UserError
 
 PRETRAINED = "timm"
+PRETRAINED_OR_NEW = "timm_or_new"
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
     Args:
         model: as it was built; ToE is not part of its state.
         wanted: the run.
-        source: "timm" for timm's pre-trained weights of the model's name, which it fetches; or a run folder, a
-            checkpoint of toe-train, an exported folder, or a file of weights as others publish them, also as
-            safetensors.
+        source: "timm" for timm's pre-trained weights of the model's name, which it fetches; "timm_or_new" for them, and
+            where they are not to be had or are another model's, the new ones; or a run folder, a checkpoint of
+            toe-train, an exported folder, or a file of weights as others publish them, also as safetensors.
         averaged: take the averaged weights.
 
     Returns:
@@ -61,9 +63,15 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
         "model.initial_averaged=true",
         "model.initial_averaged=false",
     )
-    weights = fetched_weights(wanted.name, asked) if source == PRETRAINED else read_weights(asked)
-    head, why = _head(weights, wanted.classes, model)
-    state, told = fit(model, weights, wanted.name, asked, head, why)
+    is_timms = source in (PRETRAINED, PRETRAINED_OR_NEW)
+    try:
+        weights = fetched_weights(wanted.name, asked) if is_timms else read_weights(asked)
+        head, why = _head(weights, wanted.classes, model)
+        state, told = fit(model, weights, wanted.name, asked, head, why)
+    except UserError as error:
+        if source != PRETRAINED_OR_NEW:
+            raise
+        return f"initial weights are new, drawn at random: {error}"
     model.load_state_dict(state)
     return "\n  ".join(
         [f"initial weights from {weights.path}", *told, *normalisation_note(weights, wanted.mean, wanted.std)]

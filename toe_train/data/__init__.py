@@ -9,6 +9,8 @@ loaders.py     DataLoaders
 check.py       a tool: is the data healthy? findings.py: what it finds
 worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder
+split.py       a tool: train and val from one folder of photos
+whole.py       a folder that a tool makes
 
 Other packages import from this one and not from its files.
 """
@@ -53,6 +55,8 @@ from toe_train.data.sources.opening import only_class, open_datasets
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.split import Split, Splitting, split_images
+from toe_train.data.whole import require_new, whole_folder
 from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
@@ -81,6 +85,8 @@ __all__ = [
     "SampleKey",
     "Segment",
     "SkippedImages",
+    "Split",
+    "Splitting",
     "TokenLabelFiles",
     "TokenMap",
     "TokenTarget",
@@ -114,11 +120,14 @@ __all__ = [
     "pack_images",
     "read_token_labels",
     "require_healthy",
+    "require_new",
     "require_open_files",
     "require_same_orientation",
     "seeded",
     "shorten",
     "split_batch",
+    "split_images",
     "train_loader",
     "train_transform",
+    "whole_folder",
 ]
