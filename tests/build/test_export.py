@@ -6,12 +6,15 @@ import timm
 import torch
 from PIL import Image
 
+from toe_train.build import onnx_file
 from toe_train.build.export import export
 from toe_train.build.initial_weights import Wanted, load_initial_weights
+from toe_train.build.onnx_file import write_onnx
 from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
+from toe_train.errors import RunFailed
 from toe_train.models import create_model
 from toe_train.recipes import load_config
 from toe_train.runs.checkpoints import read
@@ -29,7 +32,7 @@ def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
     command = ["export", "--checkpoint", str(run), "--weights", weights, "--output", str(folder)]
     assert tools(command) == 0
     assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     state = read(run)
     assert all(torch.equal(value, state[weights][key]) for key, value in model.state_dict().items())
@@ -84,4 +87,68 @@ def test_without_averaged_weights(tiny, tmp_path, capsys):
     path = tmp_path / "run/checkpoints/last.pt"
     assert tools(["export", "--checkpoint", str(path), "--weights", "ema", "--output", str(tmp_path / "out")]) == 2
     assert "holds no averaged weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_its_card_says_what_was_measured(run, tmp_path):
+    lines = [json.loads(line) for line in (run.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    epoch = next(line for line in lines if line["kind"] == "epoch")
+    for weights, key in (("model", "val_top1"), ("ema", "ema_top1")):
+        folder = tmp_path / weights
+        command = ["export", "--checkpoint", str(run), "--weights", weights, "--output", str(folder)]
+        assert tools([*command, "--license", "cc-by-4.0"]) == 0
+        card = (folder / "README.md").read_text()
+        assert f"| {key} | {epoch[key]:.4f} |" in card
+        assert ("| val_top5 |" in card) == (weights == "model")
+        assert "license: cc-by-4.0" in card
+        assert "After epoch 1, on the run's validation images" in card
+        assert "share of the patch tokens kept: 0.5 from epoch 0, 0.75 from epoch 1, 1 from epoch 2" in card
+        assert str(tmp_path) not in card
+    alone = tmp_path / "alone/w.pt"
+    alone.parent.mkdir()
+    alone.write_bytes(run.read_bytes())
+    assert tools(["export", "--checkpoint", str(alone), "--output", str(tmp_path / "third")]) == 0
+    assert "Nothing: the run's metric lines are not beside" in (tmp_path / "third/README.md").read_text()
+    assert "Licence: none is named" in (tmp_path / "third/README.md").read_text()
+
+
+def test_onnx_computes_the_same(run, tmp_path, capsys):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert tools(command) == 0
+    out, err = capsys.readouterr()
+    assert "model.onnx: differs from torch by" in out
+    assert "torch.onnx" not in out + err
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    session = runtime.InferenceSession(tmp_path / "out/model.onnx")
+    images = torch.randn(5, 3, 16, 16)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=1e-4, rtol=1e-4)
+
+
+def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Fickle(torch.nn.Module):
+        """Means something else each time it is called."""
+
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            return images.mean((2, 3)) * self.calls
+
+    with pytest.raises(RunFailed, match="the ONNX file differs from torch by"):
+        write_onnx(Fickle().eval(), 16, tmp_path / "model.onnx")
+
+
+def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "no_such_package"))
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert tools(command) == 2
+    told = "error: --format onnx: no_such_package is not installed; pip install 'toe-train[onnx]'\n"
+    assert capsys.readouterr().err == told
     assert not (tmp_path / "out").exists()

@@ -1,3 +1,4 @@
+import threading
 import time
 
 import pytest
@@ -131,8 +132,11 @@ def test_the_hub_out_of_reach_is_said_at_once(monkeypatch):
 def test_new_weights_where_timms_are_not_at_hand(monkeypatch):
     """The look-up of a name may hang without end: it is not waited for."""
 
+    ended = threading.Event()
+
     def hang(*_, **__):
-        time.sleep(60)
+        ended.wait(60)
+        raise OSError("too late")
 
     monkeypatch.setattr(fetched.urllib.request, "urlopen", hang)
     monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
@@ -148,6 +152,7 @@ def test_new_weights_where_timms_are_not_at_hand(monkeypatch):
     )
     assert "does not answer (nothing within 0.1 seconds)" in told
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ended.set()
     monkeypatch.setattr(fetched, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"does not answer \(HF_HUB_OFFLINE is set\)"):
         load_initial_weights(model, wanted(), "timm", False)
