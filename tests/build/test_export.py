@@ -14,7 +14,7 @@ from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
-from toe_train.errors import RunFailed
+from toe_train.errors import RunFailed, UserError
 from toe_train.models import create_model
 from toe_train.recipes import load_config
 from toe_train.runs.checkpoints import read
@@ -126,6 +126,32 @@ def test_onnx_computes_the_same(run, tmp_path, capsys):
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("lvvit_t", 32), ("deit3_small_patch16_224", 32), ("vit_small_patch14_reg4_dinov2", 28)]
+)
+def test_other_models_as_onnx(tmp_path, name, size):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = create_model(name, 10, 0.0, size, depth=2).eval()
+    assert write_onnx(model, size, tmp_path / "model.onnx") < 1e-5
+
+
+def test_an_onnx_file_for_one_size_of_batches_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Counting(torch.nn.Module):
+        """Its output depends on the batch's size as a Python number."""
+
+        def forward(self, images):
+            return images.mean((2, 3)) * len(images)
+
+    with pytest.raises(UserError, match="for batches of any size"):
+        write_onnx(Counting().eval(), 16, tmp_path / "model.onnx")
 
 
 def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path):
