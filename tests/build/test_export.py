@@ -9,14 +9,17 @@ from safetensors.torch import load_file
 from support import HERE
 
 from toe_train.analysis import teacher
+from toe_train.build import onnx_file
 from toe_train.build.evaluation import evaluate_trained
 from toe_train.build.export import export
 from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.model import build_model
+from toe_train.build.onnx_file import write_onnx
 from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.data import eval_transform
+from toe_train.errors import RunFailed, UserError
 from toe_train.models import create_model
 from toe_train.recipes import config_at, load_config, plan_epochs
 from toe_train.runs.checkpoints import read
@@ -34,7 +37,7 @@ def test_timm_builds_what_was_trained(run, tiny, tmp_path, capsys, weights):
     command = ["export", "--checkpoint", str(run), "--weights", weights, "--output", str(folder)]
     assert tools(command) == 0
     assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in capsys.readouterr().out
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     state = read(run)
     assert all(torch.equal(value, state[weights][key]) for key, value in model.state_dict().items())
@@ -140,7 +143,7 @@ def test_a_model_that_is_still_to_grow_is_exported_as_deep_as_it_is(tiny, tmp_pa
 @pytest.mark.parametrize("method", ["token_merging", "released"])
 def test_an_evaluation_says_where_it_merges(tiny, method):
     _, state = trained_by(tiny, method)
-    _, told = evaluate_trained(trained_in_run(state, "model"), HERE)
+    told = evaluate_trained(trained_in_run(state, "model"), HERE).told
     assert any("accuracies are the merging model's" in line for line in told) == (method == "token_merging")
 
 
@@ -155,3 +158,93 @@ def test_a_teacher_is_the_plain_model_as_deep_as_its_checkpoint(tiny, tmp_path, 
         assert not hasattr(found.model, "token_merging")
         assert [line for line in found.told if "merged tokens" in line] == list(found.told)
         assert bool(found.told) == (method == "token_merging")
+
+
+def test_its_card_says_what_was_measured(run, tmp_path):
+    lines = [json.loads(line) for line in (run.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    epoch = next(line for line in lines if line["kind"] == "epoch")
+    for weights, key in (("model", "val_top1"), ("ema", "ema_top1")):
+        folder = tmp_path / weights
+        command = ["export", "--checkpoint", str(run), "--weights", weights, "--output", str(folder)]
+        assert tools([*command, "--license", "cc-by-4.0"]) == 0
+        card = (folder / "README.md").read_text()
+        assert f"| {key} | {epoch[key]:.4f} |" in card
+        assert ("| val_top5 |" in card) == (weights == "model")
+        assert "license: cc-by-4.0" in card
+        assert "After epoch 1, on the run's validation images" in card
+        assert "share of the patch tokens kept: 0.5 from epoch 0, 0.75 from epoch 1, 1 from epoch 2" in card
+        assert str(tmp_path) not in card
+    alone = tmp_path / "alone/w.pt"
+    alone.parent.mkdir()
+    alone.write_bytes(run.read_bytes())
+    assert tools(["export", "--checkpoint", str(alone), "--output", str(tmp_path / "third")]) == 0
+    assert "Nothing: the run's metric lines are not beside" in (tmp_path / "third/README.md").read_text()
+    assert "Licence: none is named" in (tmp_path / "third/README.md").read_text()
+
+
+def test_onnx_computes_the_same(run, tmp_path, capsys):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert tools(command) == 0
+    out, err = capsys.readouterr()
+    assert "model.onnx: differs from torch by" in out
+    assert "torch.onnx" not in out + err
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    session = runtime.InferenceSession(tmp_path / "out/model.onnx")
+    images = torch.randn(5, 3, 16, 16)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), model(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("lvvit_t", 32), ("deit3_small_patch16_224", 32), ("vit_small_patch14_reg4_dinov2", 28)]
+)
+def test_other_models_as_onnx(tmp_path, name, size):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = create_model(name, 10, 0.0, size, depth=2).eval()
+    assert write_onnx(model, size, tmp_path / "model.onnx") < 1e-5
+
+
+def test_an_onnx_file_for_one_size_of_batches_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Counting(torch.nn.Module):
+        """Its output depends on the batch's size as a Python number."""
+
+        def forward(self, images):
+            return images.mean((2, 3)) * len(images)
+
+    with pytest.raises(UserError, match="for batches of any size"):
+        write_onnx(Counting().eval(), 16, tmp_path / "model.onnx")
+
+
+def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Fickle(torch.nn.Module):
+        """Means something else each time it is called."""
+
+        calls = 0
+
+        def forward(self, images):
+            self.calls += 1
+            return images.mean((2, 3)) * self.calls
+
+    with pytest.raises(RunFailed, match="the ONNX file differs from torch by"):
+        write_onnx(Fickle().eval(), 16, tmp_path / "model.onnx")
+
+
+def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "no_such_package"))
+    command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "out")]
+    assert tools(command) == 2
+    told = "error: --format onnx: no_such_package is not installed; pip install 'toe-train[onnx]'\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "out").exists()

@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -124,6 +127,55 @@ def test_the_hub_out_of_reach_is_said_at_once(monkeypatch):
         load_initial_weights(model, wanted("lvvit_t"), "timm", False)
     with pytest.raises(UserError, match=r"holds no averaged weights, which model.initial_averaged=true asks for"):
         load_initial_weights(model, wanted(), "timm", True)
+
+
+def test_new_weights_where_timms_are_not_at_hand(monkeypatch):
+    """The look-up of a name may hang without end: it is not waited for."""
+
+    ended = threading.Event()
+
+    def hang(*_, **__):
+        ended.wait(60)
+        raise OSError("too late")
+
+    monkeypatch.setattr(fetched.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(fetched, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(fetched, "SECONDS", 0.05)
+    model = model_of()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    begun = time.monotonic()
+    told = load_initial_weights(model, wanted(), "timm_or_new", False)
+    assert time.monotonic() - begun < 30
+    assert told.startswith(
+        "initial weights are new, drawn at random: model.initial_weights = timm_or_new: timm's weights"
+    )
+    assert "does not answer (nothing within 0.1 seconds)" in told
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    ended.set()
+    monkeypatch.setattr(fetched, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"does not answer \(HF_HUB_OFFLINE is set\)"):
+        load_initial_weights(model, wanted(), "timm", False)
+
+
+def test_timms_weights_from_the_cache_need_no_network(tmp_path, monkeypatch):
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    source = create_model(name.partition(".")[0], 1000, 0.0, 224)
+    cached = weights_file(tmp_path / "model.safetensors", source.state_dict())
+
+    def unreachable(*_, **__):
+        raise AssertionError("it asked the network")
+
+    monkeypatch.setattr(fetched.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(fetched.huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", unreachable)
+    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda hub, file: cached)
+    model = create_model("vit_tiny_patch16_224", 10, 0.0, 224)
+    told = load_initial_weights(model, wanted("vit_tiny_patch16_224"), "timm_or_new", False)
+    assert told.startswith("initial weights from timm\n")
+    assert torch.equal(model.pos_embed, source.pos_embed)
+    small = model_of()  # another model than timm's: the new weights stay
+    assert "drawn at random" in load_initial_weights(small, wanted(), "timm_or_new", False)
 
 
 def test_a_run_goes_on_from_another_ones_weights(tiny, tmp_path, capsys):

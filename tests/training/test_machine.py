@@ -34,6 +34,19 @@ def test_bf16_on_a_cpu_without_it_is_float32_and_said(tmp_path, monkeypatch, fla
     assert describe_precision(CPU, "bf16") == ("precision bf16 on cpu" if has else told)
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_on_a_gpu_that_imitates_it_is_float32_and_said(monkeypatch, has):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has or including_emulation)
+    precision.gpu_has_bf16.cache_clear()
+    device = torch.device("cuda")
+    assert precision_on(device, "bf16") == ("bf16" if has else "fp32")
+    assert precision_on(device, "fp16") == "fp16"
+    told = "train.precision is bf16, which this GPU has no instructions for: running in fp32 on this GPU"
+    assert describe_precision(device, "bf16") == ("precision bf16 on cuda" if has else told)
+    precision.gpu_has_bf16.cache_clear()
+
+
 def test_the_count_of_steps_of_a_cpu_goes_where_this_optimiser_has_it():
     """As with the fused kernel of a GPU, here with the option that a device without memory knows."""
     written = torch.optim.AdamW([nn.Parameter(torch.ones(3))], lr=0.1)

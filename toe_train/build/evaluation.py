@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from toe_train import data
 from toe_train.build.inputs import build_eval_transform, check_data, open_images
-from toe_train.build.model import build_model
+from toe_train.build.prediction import ready_model
 from toe_train.build.weights.trained import Trained
 from toe_train.errors import RunFailed
-from toe_train.recipes import TokenMergingConfig
 from toe_train.runs.processes import Processes
+from toe_train.tasks.outcomes import OutcomeRecorder, Outcomes
 from toe_train.tasks.scoring import Scores, evaluate
 from toe_train.training.precision import autocast_on
 
 
-def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, list[str]]:
-    """Scores of a trained model on the val images of its configuration, and what was done to the weights, a line each.
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found.
+
+    Attributes:
+        scores: over all images.
+        outcomes: of each image.
+        images: those that were looked at.
+        told: what was done to the weights, a line each.
+    """
+
+    scores: Scores
+    outcomes: Outcomes
+    images: data.ImageSource
+    told: list[str]
+
+
+def evaluate_trained(trained: Trained, processes: Processes) -> Evaluated:
+    """Evaluates a trained model on the val images of its configuration.
 
     Raises:
         UserError: it is another model's than the configuration's, or of other classes than the images.
@@ -27,12 +45,8 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
     processes.main_only(lambda: check_data(config.model_copy(update={"token_labels": None})))
     _, val_images = open_images(config, processes)
     trained.require_same_model(val_images.classes)
-    built = build_model(config, len(val_images.classes))
-    model = built.model.to(processes.device)
-    told = [*trained.put_in(model), *trained.notes()]
-    if isinstance(config.method, TokenMergingConfig):
-        told.append(f"note: {built.method.note}")
-    autocast = autocast_on(processes.device, config.train.precision)
+    model, told = ready_model(trained, len(val_images.classes), processes.device)
+    autocast, recorder = autocast_on(processes.device, config.train.precision), OutcomeRecorder()
     with TemporaryDirectory() as place:  # the list of a run that is over stays as it is
         skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped)
         noted = skipped if config.data.on_error == "skip" else None
@@ -41,7 +55,7 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
         pin = processes.device.type == "cuda"
         batches = data.eval_loader(eval_set, indices, config.evaluate.batch, config.data.workers, pin)
         with batches.watching():
-            scores = evaluate([model], batches, processes, autocast)[0]
+            scores = evaluate([model], batches, processes, autocast, watch=recorder.see)[0]
         batches.close()
     if noted is not None and scores.left_out > config.data.max_skipped:
         failure = RunFailed(
@@ -50,4 +64,5 @@ def evaluate_trained(trained: Trained, processes: Processes) -> tuple[Scores, li
         )
         failure.shared = True  # the number is that of all processes
         raise failure
-    return scores, told
+    outcomes = recorder.outcomes(len(val_images), processes)
+    return Evaluated(scores, outcomes, val_images, [*told, *trained.notes()])

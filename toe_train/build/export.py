@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 
-from toe_train import models
+from toe_train import data, models
+from toe_train.build.card import model_card
+from toe_train.build.onnx_file import require_onnx, write_onnx
 from toe_train.build.weights.trained import Trained
-from toe_train.errors import UserError
 
 # What timm's record of a model says of the weights that it was published with.
 OF_OTHER_WEIGHTS = ("license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
-def export(trained: Trained, folder: Path, licence: str | None = None) -> list[str]:
-    """Writes `model.safetensors` and `config.json`, with class names, normalisation and evaluation crop.
+def export(trained: Trained, folder: Path, licence: str | None = None, with_onnx: bool = False) -> list[str]:
+    """Writes `model.safetensors` and `config.json`, with class names, normalisation and evaluation crop, and a card.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it again (an LV-ViT once `toe_train.models` is
     imported). The folder is whole or absent, and its files have the rights that the umask gives.
@@ -30,15 +27,19 @@ def export(trained: Trained, folder: Path, licence: str | None = None) -> list[s
         trained: the model.
         folder: a new or empty one.
         licence: of the weights, such as "cc-by-4.0"; None to name none.
+        with_onnx: write `model.onnx` too, see `write_onnx`.
 
     Returns:
         What was done to the weights, a line each.
 
     Raises:
-        UserError: the weights are another model's; a folder with something in it, or that cannot be made.
+        UserError: the weights are another model's; packages for ONNX are missing; a folder with something
+            in it, or that cannot be made.
         OSError: the disk does not take it.
     """
-    _require_new(folder)
+    data.require_new(folder)
+    if with_onnx:
+        require_onnx()
     config = trained.built_as
     section, augment, size = config.model, config.augment, config.model.image_size
     model: Any = models.create_model(section.name, trained.num_classes, 0.0, size, **section.kwargs)
@@ -55,36 +56,18 @@ def export(trained: Trained, folder: Path, licence: str | None = None) -> list[s
         "tag": "",
         **({"license": licence} if licence else {}),
     }
-    with _whole(folder) as place:
+    with data.whole_folder(folder) as place:
         names = {"label_names": trained.weights.classes} if trained.weights.classes else {}
         arguments = {"img_size": size, **section.kwargs}
         # Its own writer of tensors makes files that their owner alone may read, and does not tell a full disk as such.
         save_config_for_hf(model, str(place / "config.json"), model_config=names, model_args=arguments)
         (place / "model.safetensors").write_bytes(save({key: v.contiguous() for key, v in model.state_dict().items()}))
+        files = ["model.safetensors", "config.json"]
+        if with_onnx:
+            worst = write_onnx(model.eval(), size, place / "model.onnx")
+            told = [*told, f"model.onnx: differs from torch by {worst:.1e} of the largest output, by onnxruntime"]
+            files.append("model.onnx")
+        parameters = sum(value.numel() for value in model.parameters())
+        card = model_card(trained, parameters, licence, files)
+        (place / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     return told
-
-
-def _require_new(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--output {folder} is not empty: name a new folder")
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"--output {folder}: {place} is a file and no folder; name a new folder elsewhere")
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its place after the block; nothing where the block fails."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = folder.resolve().with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
-        place.mkdir()
-    except PermissionError as error:
-        raise UserError(f"--output {folder} cannot be made ({error.strerror}); name another folder") from None
-    try:
-        yield place
-        os.replace(place, folder.resolve())
-    finally:
-        shutil.rmtree(place, ignore_errors=True)

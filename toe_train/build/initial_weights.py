@@ -13,11 +13,13 @@ from toe_train.build.weights.fetched import fetched_weights
 from toe_train.build.weights.fit import Head, fit
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.data import shorten
+from toe_train.errors import UserError
 
 PRETRAINED = "timm"
 # COCO's highest category id and one; and some names by id, with the first and the last.
 COCO_CLASSES = 91
 COCO_NAMES = {1: "person", 18: "dog", 62: "chair", 90: "toothbrush"}
+PRETRAINED_OR_NEW = "timm_or_new"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
         model: as it was built; ToE is not part of its state.
         wanted: the run.
         source: "timm" for timm's pre-trained weights of the model's name, which it fetches, for YOLOS the DeiT's that
-            the published one began from; or a run folder, a
-            checkpoint of toe-train, an exported folder, or a file of weights as others publish them, also as
-            safetensors.
+            the published one began from; "timm_or_new" for them, and where they are not to be had or are another
+            model's, the new ones; or a run folder, a checkpoint of toe-train, an exported folder, or a file of weights
+            as others publish them, also as safetensors.
         averaged: take the averaged weights.
 
     Returns:
@@ -66,11 +68,16 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
         "model.initial_averaged=true",
         "model.initial_averaged=false",
     )
-    name = STARTS.get(wanted.name, wanted.name)
-    weights = fetched_weights(name, asked) if source == PRETRAINED else read_weights(asked)
-    seen, weights, optional = seen_alike(model, weights, asked)
-    head, why = _head(weights, wanted.classes, bool(optional))
-    state, told = fit(seen, weights, wanted.name, asked, head, why, optional=optional)
+    is_timms = source in (PRETRAINED, PRETRAINED_OR_NEW)
+    try:
+        weights = fetched_weights(STARTS.get(wanted.name, wanted.name), asked) if is_timms else read_weights(asked)
+        seen, weights, optional = seen_alike(model, weights, asked)
+        head, why = _head(weights, wanted.classes, bool(optional))
+        state, told = fit(seen, weights, wanted.name, asked, head, why, optional=optional)
+    except UserError as error:
+        if source != PRETRAINED_OR_NEW:
+            raise
+        return f"initial weights are new, drawn at random: {error}"
     seen.load_state_dict(state)
     return "\n  ".join(
         [f"initial weights from {weights.path}", *told, *normalisation_note(weights, wanted.mean, wanted.std)]

@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
+from toe_train import data
+from toe_train.analysis.mistakes import ClassScore, class_scores, write_mistakes
+from toe_train.analysis.tables import table
 from toe_train.build.evaluation import evaluate_trained
 from toe_train.build.weights.trained import open_trained
+from toe_train.cli.options import MOST_CLASSES
+from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Evaluates; returns the exit code."""
+    name, overrides = _asked(options)
+    output = Path(options.output) if options.output else None
     with processes() as here:
-        trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
-        scores, told = evaluate_trained(trained, here)
+        if output is not None:
+            here.main_only(lambda: data.require_new(output))
+        option = "--checkpoint" if options.checkpoint else ""
+        trained = open_trained(name, options.weights, options.config, overrides, option)
+        found = evaluate_trained(trained, here)
         if here.is_main:
-            print("".join(f"  {line}\n" for line in told), end="")
+            scores = found.scores
+            print("".join(f"  {line}\n" for line in found.told), end="")
             left_out = f"; {scores.left_out} that cannot be read left out" if scores.left_out else ""
             print(
                 f"{trained.weights.path} ({options.weights}): top-1 {scores.top1:.3f} %, top-5 {scores.top5:.3f} %, "
                 f"loss {scores.loss:.4f} over {scores.images} images{left_out}"
             )
+            print(_by_class(class_scores(found)))
+            if output is not None:
+                write_mistakes(found, output)
+                print(f"{output}: accuracy by class, confusion matrix, worst images, as CSV and pictures")
     return 0
+
+
+def _asked(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """What is to be evaluated, and the overrides."""
+    named = [text for text in options.overrides if "=" not in text or os.path.exists(text)]
+    overrides = [text for text in options.overrides if text not in named]
+    if options.checkpoint:
+        named.insert(0, options.checkpoint)
+    if len(named) != 1:
+        told = f"{' and '.join(named)} are given" if named else "none is given"
+        raise UserError(f"eval takes one run folder, checkpoint or file of weights, and {told}: toe-tools eval RUN")
+    return named[0], overrides
+
+
+def _by_class(scores: Sequence[ClassScore]) -> str:
+    """A table of the classes; of many, the worst."""
+    shown = list(scores)
+    if len(shown) > MOST_CLASSES:
+        shown = sorted(shown, key=lambda one: 100.0 if one.accuracy is None else one.accuracy)[:MOST_CLASSES]
+    rows = [
+        (
+            data.legible(one.name),
+            str(one.images),
+            "-" if one.accuracy is None else f"{one.accuracy:.2f}",
+            str(one.wrongly),
+        )
+        for one in shown
+    ]
+    text = table(("class", "images", "top-1 %", "others taken for it"), rows)
+    return text if len(shown) == len(scores) else f"{text}\nthe {len(shown)} worst of {len(scores)} classes"

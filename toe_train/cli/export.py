@@ -13,7 +13,9 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     """Exports the model; returns the exit code."""
     folder = Path(options.output)
     trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
-    told = export(trained, folder, options.license)
+    with_onnx = options.format == "onnx"
+    told = export(trained, folder, options.license, with_onnx)
     print("\n  ".join([f"{trained.weights.path} ({options.weights})", *told]))
-    print(f'{folder}: model.safetensors and config.json; timm.create_model("local-dir:{folder}", pretrained=True)')
+    files = f"model.safetensors, config.json, README.md{', model.onnx' if with_onnx else ''}"
+    print(f'{folder}: {files}; timm.create_model("local-dir:{folder}", pretrained=True)')
     return 0

@@ -54,14 +54,16 @@ def _of_a_run(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
 
 
+TRAINED = "a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights"
+
+
 def _of_a_trained_model(sub: argparse.ArgumentParser) -> None:
     """`KEY=VALUE` may stand after them."""
-    sub.add_argument(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights",
-    )
+    sub.add_argument("--checkpoint", required=True, metavar="PATH", help=TRAINED)
+    _of_its_weights(sub)
+
+
+def _of_its_weights(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
     )
@@ -128,14 +130,36 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:
-    _of_a_trained_model(sub)
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
+    sub.add_argument("overrides", nargs="*", metavar="RUN|KEY=VALUE", help=f"{TRAINED}; overrides as with toe-train")
+    sub.add_argument("--checkpoint", metavar="PATH", help="the same, in place of RUN")
+    _of_its_weights(sub)
+    sub.add_argument(
+        "--output", metavar="DIR", help="new folder for accuracy by class, confusion matrix and worst images"
+    )
+    sub.set_defaults(takes_folder=True)
 
 
 def _export(sub: argparse.ArgumentParser) -> None:
     _of_a_trained_model(sub)
     sub.add_argument("--output", required=True, metavar="DIR", help="new folder")
+    sub.add_argument(
+        "--format",
+        choices=("safetensors", "onnx"),
+        default="safetensors",
+        help="onnx: model.onnx too, checked with onnxruntime (pip install 'toe-train[onnx]')",
+    )
     sub.add_argument("--license", metavar="NAME", help="of the weights, e.g. cc-by-4.0 (default: none is named)")
+
+
+def _predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", metavar="RUN", help=TRAINED)
+    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, and - for paths on stdin")
+    _of_its_weights(sub)
+    sub.add_argument("--top", type=int, metavar="K", help="classes told of each image (default: 5, or all)")
+    sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
+    sub.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
+    sub.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
+    sub.add_argument("--workers", type=int, metavar="N", help="loader processes (default: the run's data.workers)")
 
 
 def _labels(sub: argparse.ArgumentParser) -> None:
@@ -185,6 +209,21 @@ def _pack(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one a core)")
 
 
+def _split(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("photos", metavar="PHOTOS", help="folder that holds a folder of images for each class")
+    sub.add_argument("--output", required=True, metavar="DIR", help="new folder, gets train/ and val/")
+    sub.add_argument(
+        "--val", type=float, default=0.2, metavar="SHARE", help="of each class, for validation (default: 0.2)"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="another one splits otherwise (default: 0)")
+    sub.add_argument(
+        "--form",
+        choices=("links", "copies", "list"),
+        default="links",
+        help="hard links, copies, or images.csv of path, label and split (default: links)",
+    )
+
+
 def _report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those ending in -s0, -s1, ... are one row")
     sub.add_argument("--title", default="Runs", help="of the report")
@@ -219,10 +258,12 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "run with Token Merging merges them as in its own evaluation.",
         _evaluate,
     ),
+    "predict": ("Say which classes images are of, by a trained model, all tokens seen.", _predict),
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
     "pack": ("Copy an image folder with smaller images, which load faster.", _pack),
+    "split": ("Split a folder of photos by class into train/ and val/, equal images on one side.", _split),
     "report": ("Put runs into a table beside the paper's figures.", _report),
     "view": ("Draw what Token Expansion keeps and merges of images, and where its tokens lie.", _view),
 }

@@ -9,6 +9,8 @@ loaders.py     DataLoaders
 check.py       a tool: is the data healthy? findings.py: what it finds
 worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder
+split.py       a tool: train and val from one folder of photos
+whole.py       a folder that a tool makes
 
 Other packages import from this one and not from its files.
 """
@@ -46,12 +48,15 @@ from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
 from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.listing import SPLITS
+from toe_train.data.sources.listing import SPLITS, all_images
+from toe_train.data.sources.named import NamedImages
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
 from toe_train.data.sources.opening import only_class, open_datasets, require_apart
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.split import Split, Splitting, split_images
+from toe_train.data.whole import require_new, whole_folder
 from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
@@ -73,12 +78,15 @@ __all__ = [
     "ImageSource",
     "JointTransform",
     "LabelRecord",
+    "NamedImages",
     "Packed",
     "Packing",
     "Pixels",
     "SampleKey",
     "Segment",
     "SkippedImages",
+    "Split",
+    "Splitting",
     "TokenLabelFiles",
     "TokenMap",
     "TokenTarget",
@@ -88,6 +96,7 @@ __all__ = [
     "TwoSizes",
     "Views",
     "WorkerGone",
+    "all_images",
     "check_datasets",
     "collate",
     "compare_classes",
@@ -112,10 +121,13 @@ __all__ = [
     "read_token_labels",
     "require_apart",
     "require_healthy",
+    "require_new",
     "require_open_files",
     "seeded",
     "shorten",
     "split_batch",
+    "split_images",
     "train_loader",
     "train_transform",
+    "whole_folder",
 ]

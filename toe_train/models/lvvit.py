@@ -212,7 +212,7 @@ class LvVit(nn.Module):
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Patch tokens (B, N, D) -> normed tokens (B, 1+N, D)."""
-        cls_tokens = self.cls_token.expand(len(patches), -1, -1)
+        cls_tokens = self.cls_token.expand(patches.shape[0], -1, -1)  # torch.export makes len() a constant
         x = torch.cat([cls_tokens, patches], dim=1) + self.pos_embed  # (B, 1+N, D)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)

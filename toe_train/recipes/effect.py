@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from toe_train.recipes.fields import TIMM
+from toe_train.recipes.fields import TIMM, TIMM_OR_NEW
 from toe_train.recipes.schema import RunConfig
 
 
@@ -152,7 +152,7 @@ RULES = (
     ),
     Rule(
         ("model.initial_averaged",),
-        lambda run: run.model.initial_averaged and run.model.initial_weights in (None, TIMM),
+        lambda run: run.model.initial_averaged and run.model.initial_weights in (None, TIMM, TIMM_OR_NEW),
         "it is of a checkpoint of toe-train; set model.initial_weights to one",
     ),
     Rule(

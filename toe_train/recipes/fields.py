@@ -43,10 +43,11 @@ def _absolute(path: str) -> str:
 
 
 def _weights(source: str) -> str:
-    return source if source == TIMM else _absolute(source)
+    return source if source in (TIMM, TIMM_OR_NEW) else _absolute(source)
 
 
 TIMM = "timm"  # in place of a path of weights: timm's pre-trained ones
+TIMM_OR_NEW = "timm_or_new"  # the same, and new ones where they are not at hand
 
 # YAML's true would otherwise count as 1.
 Integer = Annotated[int, BeforeValidator(_none_of_bool)]

@@ -36,7 +36,8 @@ class ModelConfig(Section):
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: PositiveInteger = 224
-    # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones; null for new weights.
+    # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones, or timm_or_new, which
+    # takes new ones where timm's are not at hand; null for new weights.
     initial_weights: Annotated[Weights | None, PATH] = None
     initial_averaged: bool = False  # the averaged weights of the file
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.

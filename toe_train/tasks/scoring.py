@@ -43,6 +43,7 @@ def evaluate(
     processes: Processes,
     autocast: AbstractContextManager[None],
     poll: Callable[[], None] = lambda: None,
+    watch: Callable[[Tensor, Tensor], None] = lambda logits, labels: None,
 ) -> list[Scores]:
     """Scores of each model over the images of all processes together, in one pass over the data.
 
@@ -53,6 +54,7 @@ def evaluate(
         autocast: reusable context for the forward pass.
         poll: called before each batch, equally often in every process, so that it may communicate; what it raises ends
             the evaluation.
+        watch: called with the first model's logits (B, K) float32 and the labels of each batch.
     """
     device = processes.device
     # Per model: top-1 hits, top-5 hits, sum of losses.
@@ -73,10 +75,12 @@ def evaluate(
             images = tuple(size.to(device, non_blocking=True) for size in given)
         counted = labels != NOT_COUNTED
         seen += torch.stack([torch.ones_like(counted), counted]).sum(1)
-        for model, total in zip(models, totals, strict=True):
+        for place, (model, total) in enumerate(zip(models, totals, strict=True)):
             with autocast:
                 logits = model(images)
             logits = logits.float()  # (B, classes)
+            if place == 0:
+                watch(logits, labels)
             ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (B, 5)
             hits = ranked == labels[:, None]  # never where it is not counted
             loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=NOT_COUNTED)

@@ -12,13 +12,19 @@ Precision = Literal["fp16", "bf16", "fp32"]
 
 
 def precision_on(device: torch.device, asked: Precision) -> Precision:
-    """The precision that a run has on `device`: the one asked for, but on a CPU fp32 for what it is slower in.
+    """The precision that a run has on `device`: the one asked for, but fp32 in place of what the device is slower in.
 
-    That is fp16, and bf16 where the CPU has no instructions for it: it was 6 times slower than fp32 there.
+    On a CPU that is fp16, and everywhere bf16 without instructions for it: it was 6 times slower than fp32 on a CPU.
     """
-    if device.type == "cpu" and (asked == "fp16" or (asked == "bf16" and not cpu_has_bf16())):
-        return "fp32"
-    return asked
+    if device.type == "cpu":
+        return "fp32" if asked == "fp16" or (asked == "bf16" and not cpu_has_bf16()) else asked
+    return "fp32" if asked == "bf16" and not gpu_has_bf16() else asked
+
+
+@cache
+def gpu_has_bf16() -> bool:
+    """Whether the GPU multiplies bfloat16 numbers by instructions of its own (NVIDIA's since Ampere)."""
+    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @cache
@@ -64,6 +70,7 @@ def describe_precision(device: torch.device, asked: Precision) -> str:
     """What the forward pass runs in, in words."""
     precision = precision_on(device, asked)
     if precision != asked:
-        needed = "needs a GPU" if asked == "fp16" else "this CPU has no instructions for"
-        return f"train.precision is {asked}, which {needed}: running in {precision} on this CPU"
+        name = "CPU" if device.type == "cpu" else "GPU"
+        needed = "needs a GPU" if asked == "fp16" else f"this {name} has no instructions for"
+        return f"train.precision is {asked}, which {needed}: running in {precision} on this {name}"
     return f"precision {precision} on {device}"

@@ -46,6 +46,11 @@ class Trained:
         return 0 if head is None else len(head)
 
     @property
+    def class_names(self) -> list[str]:
+        """Names of its classes; numbers from 0 where the weights do not tell them."""
+        return self.weights.classes or [str(number) for number in range(self.num_classes)]
+
+    @property
     def built_as(self) -> RunConfig:
         """`config` with the model that the weights are of: a method may train a smaller one at first."""
         run, model = self.weights.run, self.config.model
@@ -63,8 +68,7 @@ class Trained:
             config = self.config.model_dump(mode="json")
             require_same(self.weights.path, self.weights.run, config, classes, remedy)
             return
-        if not self.num_classes:
-            raise self.asked.fault("holds no classifier: there is nothing to evaluate; train one on these weights")
+        self.require_classifier()
         if self.weights.classes is not None and self.weights.classes != classes:
             raise self.asked.fault(
                 "was trained on other classes than the data set's; give data.root of the data set that it was trained "
@@ -76,6 +80,15 @@ class Trained:
                 "that it was trained on"
             )
 
+    def require_classifier(self) -> None:
+        """Refuses weights that name no class.
+
+        Raises:
+            UserError: saying so.
+        """
+        if not self.num_classes:
+            raise self.asked.fault("holds no classifier: there is nothing to evaluate; train one on these weights")
+
     def notes(self) -> list[str]:
         """What an evaluation takes for granted, a line each."""
         augment = self.config.augment
@@ -84,7 +97,7 @@ class Trained:
             told.append("note: the file does not name its classes; its outputs count as the data set's, in their order")
         return told
 
-    def _other_model(self, model: nn.Module) -> list[str]:
+    def other_model(self, model: nn.Module) -> list[str]:
         """A note where the run evaluated with what the plain model does not do."""
         merged = isinstance(self.config.method, TokenMergingConfig) and not hasattr(model, "token_merging")
         note = (
@@ -105,7 +118,7 @@ class Trained:
             except RuntimeError as error:
                 remedy = "use what it was written with, or another checkpoint"
                 raise self.asked.fault(does_not_fit(self.weights.path, self.weights.run, error, remedy)) from None
-            return [*self.weights.told, *self._other_model(model)]
+            return [*self.weights.told, *self.other_model(model)]
         head: Head = "keep" if with_head else "new"
         seen, weights, _ = seen_alike(model, self.weights, self.asked)
         state, told = fit(seen, weights, self.config.model.name, self.asked, head, exact=True)
@@ -113,7 +126,9 @@ class Trained:
         return told
 
 
-def open_trained(path: str, weights: str, config: str | None = None, overrides: Sequence[str] = ()) -> Trained:
+def open_trained(
+    path: str, weights: str, config: str | None = None, overrides: Sequence[str] = (), option: str = "--checkpoint"
+) -> Trained:
     """A trained model by what the user gave on the command line.
 
     Args:
@@ -121,11 +136,12 @@ def open_trained(path: str, weights: str, config: str | None = None, overrides: 
         weights: "model" for the raw weights, "ema" for the averaged ones.
         config: YAML file; None where the weights bring their own, as a checkpoint and an exported folder do.
         overrides: of its values.
+        option: that `path` was given to; empty where it stands alone.
 
     Raises:
         UserError: they cannot be read, or nothing tells their model.
     """
-    asked = Asked(path, f"--checkpoint {path}", weights == "ema")
+    asked = Asked(path, f"{option} {path}".strip(), weights == "ema")
     found = read_weights(asked)
     if config is not None:
         return Trained(asked, found, load_saved(config, overrides))

@@ -40,11 +40,11 @@ class SkippedImages:
 
     def images(self) -> set[str]:
         """Return the images passed over so far, each once."""
-        return set(self._reasons())
+        return set(self.reasons())
 
     def gather(self) -> int:
         """Bring the list up to date, for the main process alone; return how many images it holds."""
-        reasons = self._reasons()
+        reasons = self.reasons()
         if len(reasons) > len(_read(self.path)):
             lines = [json.dumps({"image": image, "reason": reason}) + "\n" for image, reason in reasons.items()]
             temporary = self.path.with_name(f".{self.path.name}.tmp")
@@ -64,7 +64,7 @@ class SkippedImages:
                 "Repair or remove them (`toe-tools doctor --config FILE` finds all), or raise the limit"
             )
 
-    def _reasons(self) -> dict[str, str]:
+    def reasons(self) -> dict[str, str]:
         """Return why each image was passed over, those of the list first."""
         found = _read(self.path)
         for part in sorted(self._parts.glob("*.jsonl")):

@@ -1,0 +1,134 @@
+"""`toe-tools predict`: which classes images are of."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from toe_train import data
+from toe_train.build.prediction import Prediction, open_predictor, predict
+from toe_train.build.weights.trained import open_trained
+from toe_train.cli.exits import USER_ERROR
+from toe_train.errors import UserError
+from toe_train.runs.processes import processes
+
+TOP = 5
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl"}
+
+Writer = Callable[[Prediction], None]
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Predicts; returns the exit code: 0 where an image was read, though another was not.
+
+    Notes and faults go to stderr, since the predictions may go to stdout.
+    """
+    for name, least in (("top", 1), ("batch", 1), ("workers", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} must be at least {least}")
+    form = _form(options.output, options.format)
+    trained = open_trained(options.run, options.weights, options.config, option="")
+    paths, notes = _images(options.images)
+    config = trained.config
+    batch = options.batch or config.evaluate.batch
+    workers = config.data.workers if options.workers is None else options.workers
+    with processes() as here:
+        predictor = open_predictor(trained, here.device)
+        known = len(predictor.classes)
+        if options.top is not None and options.top > known:
+            raise UserError(f"--top {options.top}: the model knows {known} classes; use {known}")
+        top = options.top or min(TOP, known)
+        print("\n  ".join([f"{trained.weights.path} ({options.weights})", *predictor.told, *notes]), file=sys.stderr)
+        faults = []
+        with _writing(options.output, form, top) as write:
+            workers = min(workers, -(-len(paths) // batch) if len(paths) > batch else 0)  # one for a batch at most
+            for found in predict(predictor, paths, top, batch, workers):
+                if found.fault is None:
+                    write(found)
+                else:
+                    faults.append(found.fault)
+    if faults:
+        print(f"{len(faults)} of {len(paths)} images left out:", *faults, sep="\n  ", file=sys.stderr)
+    if options.output:
+        print(f"{options.output}: {len(paths) - len(faults)} images", file=sys.stderr)
+    return 0 if len(faults) < len(paths) else USER_ERROR
+
+
+def _form(output: str | None, asked: str | None) -> str:
+    """csv or jsonl."""
+    own = SUFFIXES.get(Path(output).suffix.lower()) if output else None
+    if asked and own and asked != own:
+        raise UserError(f"--format {asked}: --output {output} is a file of {own}; leave --format out, or rename it")
+    return asked or own or "csv"
+
+
+def _images(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths of all images that were named, and notes on what was passed over.
+
+    A file that was named itself is taken whatever its suffix is.
+    """
+    paths: list[str] = []
+    notes: list[str] = []
+    if given.count("-") > 1:
+        raise UserError("- stands for the paths on stdin, which are read once; give it once")
+    for name in given:
+        if name == "-":
+            lines = sys.stdin.buffer.read().split(b"\n")
+            paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+        elif os.path.isdir(name):
+            found, passed = data.all_images(Path(name))
+            paths += [os.path.join(name, image) for image in found]
+            notes += [f"note: {line}" for line in passed]
+        else:
+            paths.append(name)
+    if not paths:
+        told = f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(f"{' '.join(given)}: there are no images{told}; give image files, or folders of them")
+    return paths, notes
+
+
+@contextmanager
+def _writing(output: str | None, form: str, top: int) -> Iterator[Writer]:
+    """For the block, what writes a prediction, to a new file or to stdout."""
+    if output is None:
+        # A name's bytes are written as they are, though they be no text.
+        if reconfigure := getattr(sys.stdout, "reconfigure", None):
+            reconfigure(errors="surrogateescape")
+        yield _writer(sys.stdout, form, top)
+        return
+    try:
+        Path(output).open("x").close()
+    except FileExistsError:
+        raise UserError(f"--output {output} is there already: remove it, or name a new file") from None
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): name another file") from None
+    with open(output, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield _writer(file, form, top)
+
+
+def _writer(file: TextIO, form: str, top: int) -> Writer:
+    if form == "jsonl":
+
+        def write_line(found: Prediction) -> None:
+            probabilities = [round(value, 6) for value in found.probabilities]
+            line = {"image": found.image, "classes": found.classes, "probabilities": probabilities}
+            file.write(json.dumps(line) + "\n")
+
+        return write_line
+    rows = csv.writer(file, lineterminator="\n")
+    ranks = range(1, top + 1)
+    rows.writerow(["image", *(name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}"))])
+
+    def write_row(found: Prediction) -> None:
+        pairs = zip(found.classes, found.probabilities, strict=True)
+        rows.writerow([found.image, *(value for name, p in pairs for value in (name, f"{p:.6f}"))])
+
+    return write_row
