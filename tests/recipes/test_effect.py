@@ -12,6 +12,10 @@ RANDOM = ["expansion.initialization=random", "expansion.expansion=uniform", "exp
 # Key, a configuration and overrides with which the key has no effect, and what makes it count.
 CASES = [
     ("data.exif_orientation=apply", "quickstart", [], "it is of image files; set data.kind=image_folder"),
+    ("data.train_list=a.csv", "deit_tiny", [], "folders say the classes; set data.kind=list"),
+    ("data.val_list=a.csv", "quickstart", [], "set data.kind=list"),
+    ("data.label_key=class", "deit_tiny", [], "it is of shards; set data.kind=tar"),
+    ("data.relist=true", "quickstart", [], "set data.kind=image_folder"),
     ("method.source=ema", "deit_base_stackbert", [], "set method.copy=insert or stack"),
     ("method.inflection=0.5", "deit_tiny_tome_r8", ["method.r=0"], "set it above 0"),
     ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),

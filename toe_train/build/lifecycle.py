@@ -17,6 +17,7 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     describe_split,
+    list_images,
     open_images,
 )
 from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
@@ -215,7 +216,7 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     """
     folder.require_usable()
     if resume not in ("auto", "never"):
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = list_images(config)
         resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
 
 
@@ -229,7 +230,7 @@ def dry_build(
     """
     if images is None:
         check_data(config)
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = list_images(config)
     train_images, _ = images
     data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     num_classes, stages = len(train_images.classes), curriculum_stages(plan_epochs(config))

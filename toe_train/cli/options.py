@@ -108,7 +108,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="FOLDER|KEY=VALUE",
-        help="folder that holds train/ and val/, without or in place of a run's; or overrides, as with toe-train",
+        help="folder that holds train/ and val/ or archives, without or in place of a run's; or overrides, as with "
+        "toe-train",
     )
     sub.add_argument("--classes", action="store_true", help=f"list the classes though they are over {MOST_CLASSES}")
     sub.add_argument(
@@ -132,7 +133,10 @@ def _export(sub: argparse.ArgumentParser) -> None:
 
 def _labels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--images", required=True, metavar="DIR", help="folder of class folders, e.g. /data/imagenet/train"
+        "--images",
+        required=True,
+        metavar="DIR",
+        help="folder of class folders, e.g. /data/imagenet/train, or an archive",
     )
     sub.add_argument("--output", required=True, metavar="DIR", help="gets <class>/<image>.pt; continued if it is there")
     sub.add_argument("--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own")

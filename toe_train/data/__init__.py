@@ -1,12 +1,13 @@
 """Data: what images a step sees, and with what augmentation.
 
-sources/       where images come from: image folders, CIFAR, digits; files of any kind as RGB; what cannot be read
+sources/       where images come from: image folders, archives, lists, CIFAR, digits; the index of files, remembered;
+               files of any kind as RGB; what cannot be read
 augmentation/  what is done to them: transforms of one image, with its label map or on the device; a batch's frequencies
 order/         which image stands at which place of a run, and the rule that every random choice is a function of it
 labels/        what a teacher saw in each part of an image, in files
 sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
-check.py       a tool: is the data healthy? findings.py: what it finds
+check.py       a tool: is the data healthy? findings.py: what it finds; check_files.py: of archives and lists
 worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder
 
@@ -44,17 +45,29 @@ from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
-from toe_train.data.sources.folder import FolderImages
+from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS
+from toe_train.data.sources.lists import ListImages
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
-from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.opening import (
+    BY_FOLDERS,
+    FILE_KINDS,
+    Labelling,
+    only_class,
+    open_datasets,
+    open_split,
+    single_class,
+)
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.sources.tar import TarImages, holds_archives, images_at
 from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
     "ALIGNMENTS",
+    "BY_FOLDERS",
+    "FILE_KINDS",
     "GEOMETRIES",
     "NOT_COUNTED",
     "SPLITS",
@@ -69,14 +82,18 @@ __all__ = [
     "FolderImages",
     "GlobalOrder",
     "ImageSource",
+    "IndexedImages",
     "JointTransform",
     "LabelRecord",
+    "Labelling",
+    "ListImages",
     "Packed",
     "Packing",
     "Pixels",
     "SampleKey",
     "Segment",
     "SkippedImages",
+    "TarImages",
     "TokenLabelFiles",
     "TokenMap",
     "TokenTarget",
@@ -98,6 +115,8 @@ __all__ = [
     "evaluation_indices",
     "examine",
     "generator",
+    "holds_archives",
+    "images_at",
     "label_name",
     "legible",
     "load_rgb",
@@ -106,6 +125,7 @@ __all__ = [
     "normalized",
     "only_class",
     "open_datasets",
+    "open_split",
     "pack_images",
     "read_token_labels",
     "require_healthy",
@@ -113,6 +133,7 @@ __all__ = [
     "require_same_orientation",
     "seeded",
     "shorten",
+    "single_class",
     "split_batch",
     "train_loader",
     "train_transform",

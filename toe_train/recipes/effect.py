@@ -53,8 +53,19 @@ def _is(run: RunConfig, kind: str) -> bool:
 RULES = (
     Rule(
         ("data.exif_orientation",),
-        lambda run: run.data.kind != "image_folder",
+        lambda run: not run.data.of_files,
         "it is of image files; set data.kind=image_folder",
+    ),
+    Rule(
+        ("data.train_list", "data.val_list"),
+        lambda run: run.data.kind not in ("tar", "list"),
+        "folders say the classes; set data.kind=list",
+    ),
+    Rule(("data.label_key",), lambda run: run.data.kind != "tar", "it is of shards; set data.kind=tar"),
+    Rule(
+        ("data.relist",),
+        lambda run: run.data.relist and not run.data.of_files,
+        "nothing is listed but image files; set data.kind=image_folder",
     ),
     Rule(
         ("method.source",),
