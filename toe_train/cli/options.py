@@ -175,6 +175,23 @@ def _pack(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images")
     sub.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
     sub.add_argument(
+        "--from",
+        dest="kind",
+        choices=("image_folder", "tar", "list", "parquet"),
+        default="image_folder",
+        help="what --images holds, as data.kind of a run; or parquet files of the Hugging Face hub (default: "
+        "image_folder)",
+    )
+    sub.add_argument(
+        "--to",
+        choices=("folder", "tar"),
+        default="folder",
+        help="folders, or archives, for data.kind=tar (default: folder)",
+    )
+    for split in ("train", "val"):
+        sub.add_argument(f"--{split}-list", metavar="FILE", help=f"as data.{split}_list of a run")
+    sub.add_argument("--label-key", default="label", metavar="NAME", help="of shards or parquet files (default: label)")
+    sub.add_argument(
         "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
     )
     sub.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
@@ -217,7 +234,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
-    "pack": ("Copy an image folder with smaller images, which load faster.", _pack),
+    "pack": ("Copy images as smaller ones, which load faster, into folders or archives.", _pack),
     "report": ("Put runs into a table beside the paper's figures.", _report),
     "view": ("Draw what Token Expansion keeps and merges of images, and where its tokens lie.", _view),
 }

@@ -9,7 +9,7 @@ sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
 check.py       a tool: is the data healthy? findings.py: what it finds; check_files.py: of archives and lists
 worker_faults.py  what goes wrong in a loader process, told
-pack.py        a tool: a smaller copy of an image folder
+pack.py        a tool: a smaller copy of an image folder; pack_tar.py, parquet.py: as archives, of any images
 
 Other packages import from this one and not from its files.
 """
@@ -43,6 +43,8 @@ from toe_train.data.order.positions import (
 )
 from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
+from toe_train.data.pack_tar import archives_of_images, pack_tars
+from toe_train.data.parquet import archives_of_parquet
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
 from toe_train.data.sources.folder import FolderImages, IndexedImages
@@ -103,6 +105,8 @@ __all__ = [
     "TwoSizes",
     "Views",
     "WorkerGone",
+    "archives_of_images",
+    "archives_of_parquet",
     "check_datasets",
     "collate",
     "compare_classes",
@@ -127,6 +131,7 @@ __all__ = [
     "open_datasets",
     "open_split",
     "pack_images",
+    "pack_tars",
     "read_token_labels",
     "require_healthy",
     "require_open_files",

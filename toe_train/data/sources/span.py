@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 from toe_train.errors import UserError
 
-KEPT_OPEN = 64  # archives, of each process
+KEPT_OPEN = 128  # archives, of each process
 
 
 class Span(NamedTuple):
-    """`length` bytes of the file `archive` from `offset` on, which a person knows as `name`."""
+    """`length` bytes of the file `archive` from `offset` on, which a person knows as `name`; `held`: they are these."""
 
     archive: str
     offset: int
     length: int
     name: str
+    held: bytes | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -27,6 +28,8 @@ class Span(NamedTuple):
 
         Raises OSError where the archive cannot be opened, UserError where it ends before the last of them.
         """
+        if self.held is not None:
+            return self.held
         return read_at(_opened(self.archive).descriptor, self.offset, self.length, self.archive)
 
 
