@@ -87,6 +87,7 @@ def test_a_run_that_dies_within_epochs_goes_on_in_other_forms(
     assert "data.kind: 'list' in the checkpoint, 'tar' now" in told
     assert_same_run(whole, output.root)
     assert main(["--config", str(tiny), "--output", str(output.root), *overrides(folders_of_tars)]) == 0  # it is done
+    capsys.readouterr()
     assert tools(["eval", "--checkpoint", str(output.root)]) == 0
     evaluated = [capsys.readouterr().out.split("top-1")[1]]
     assert tools(["eval", "--checkpoint", str(output.root), *overrides(lists)[:4]]) == 0

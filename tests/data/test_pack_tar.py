@@ -108,7 +108,7 @@ def test_an_archive_that_does_not_read_as_written_is_no_copy(image_root, tmp_pat
 
 
 def parquet_files(image_root, output, names):
-    arrow = pytest.importorskip("pyarrow")
+    arrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
 
     output.mkdir()
     features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
@@ -122,7 +122,7 @@ def parquet_files(image_root, output, names):
         table = arrow.Table.from_pylist(rows).replace_schema_metadata(metadata)
         half = len(rows) // 2
         for number, part in enumerate((table[:half], table[half:])):
-            arrow.parquet.write_table(part, output / f"{word}-{number:05}-of-00002.parquet", row_group_size=2)
+            parquet.write_table(part, output / f"{word}-{number:05}-of-00002.parquet", row_group_size=2)
 
 
 def test_parquet_files_become_archives(image_root, tmp_path, capsys):

@@ -80,12 +80,12 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
     sub.add_argument(
         "--what",
-        choices=("step", "expansion", "loader", "end-to-end", "saving"),
+        choices=("step", "expansion", "loader", "reading", "end-to-end", "saving"),
         default="step",
         help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
         "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
-        "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
-        "saving: a checkpoint (default: step)",
+        "images, beside timm's loader; reading: stored images at random, nothing decoded; end-to-end: the step with "
+        "loading, on the run's images, beside the plain run; saving: a checkpoint (default: step)",
     )
     sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
     sub.add_argument(
@@ -96,6 +96,7 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         choices=("blocks", "model"),
         help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
     )
+    sub.add_argument("--beside", metavar="DIR", help="of reading: folder of the same images, with train/ and val/")
     sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
