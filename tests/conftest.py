@@ -3,8 +3,10 @@
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,9 @@ from PIL import Image
 from toe_train.data import train_transform
 from toe_train.runs.checkpoints import read
 from toe_train.runs.log import read_metrics
+
+# Indices of images are kept there, by subprocesses too; no test finds what another run of the tests has left.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="toe_train_cache")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -44,6 +49,13 @@ SMALL_LVVIT = {  # of lvvit_t_toe_r04.yaml
     "train": {"global_batch": 16, "max_micro_batch": 8, "ema_decay": 0.9, "log_every": 1},
     "allow": ["last_stage_not_reached", "peak_not_reached"],
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache():
+    """Folder of what is remembered between runs; removed in the end."""
+    yield Path(os.environ["XDG_CACHE_HOME"])
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
 
 
 @pytest.fixture(scope="session")

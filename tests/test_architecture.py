@@ -17,7 +17,7 @@ ALLOWED = {
     "models": ({"expansion", "models"}, {"torch", "timm"}),
     "methods": ({"expansion", "models", "methods"}, {"torch"}),
     "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm"}),
-    "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm"}),
+    "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm", "scipy.io", "pyarrow"}),
     "recipes": ({"recipes", "expansion.schedule"}, {"yaml", "pydantic"}),
     "tasks": ({"models", "runs", "data", "tasks"}, {"torch", "torchvision", "timm"}),
     "training": ({"models", "methods.method", "runs", "data", "recipes", "tasks.task", "training"}, None),

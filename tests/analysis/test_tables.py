@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from forms import flat_tar
 from PIL import Image
 
 from toe_train.analysis.flops import plan_costs
@@ -210,3 +211,18 @@ def test_the_plan_as_printed(configs, capsys):
     ]
     assert "whole schedule: 1.319x by FLOPs, attention counted" in out
     assert "1.285x as the paper counts, by thop" in out
+
+
+def test_the_benchmark_of_reading(tiny, image_root, tmp_path, capsys):
+    given = flat_tar(image_root, tmp_path / "tars")
+    command = ["bench", "--what", "reading", "--config", str(tiny), "--rounds", "2"]
+    assert tools.main([*command, *given, "--beside", str(image_root)]) == 0
+    rows = cells(capsys.readouterr().out)[2:]
+    assert [row[0] for row in rows] == [f"tar {tmp_path / 'tars'}", f"image_folder {image_root}"]
+    (image_root / "train/cat/cat_0.JPEG").unlink()
+    assert tools.main([*command, *given, "--beside", str(image_root)]) == 2
+    assert "holds other training images than" in capsys.readouterr().err
+    assert tools.main(command) == 2
+    assert "data.kind = digits: its images lie in memory" in capsys.readouterr().err
+    assert tools.main([*command[:2], "loader", *command[3:], "--beside", str(image_root)]) == 2
+    assert "--beside is of --what reading, and this is loader" in capsys.readouterr().err

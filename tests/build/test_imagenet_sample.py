@@ -7,7 +7,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from forms import FORMS, folder
 
+from toe_train.cli.train import main
 from toe_train.runs.log import read_metrics
 
 DATA = Path(os.environ.get("TOE_DATA") or Path(__file__).resolve().parents[2].parent / "shared" / "data")
@@ -46,3 +48,16 @@ def test_one_epoch_of_the_paper_s_run_in_one_process_and_in_two(sample, configs,
         assert (epoch["stage"], epoch["tokens_kept"], epoch["val_images"]) == (1, 98, 1000)
     assert len(losses[0]) == 24  # 1000 // 256 * 256 positions of repeated augmentation, in batches of 32
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_three_stages_are_the_same_run_in_every_form(sample, tiny, tmp_path, assert_same_run):
+    """1000 photographs as a folder, in archives of all forms, and by a list."""
+    given = ["model.image_size=32", "data.check_sample=0", "data.workers=1"]
+    given += ["train.global_batch=64", "augment.mix_group=64", "augment.repeats=1"]
+    for form in (folder, *FORMS):
+        images = form(sample, tmp_path / f"images as {form.__name__}")
+        arguments = ["--config", str(tiny), "--output", str(tmp_path / form.__name__), *images, *given]
+        assert main(arguments) == 0
+        assert_same_run(tmp_path / "folder", tmp_path / form.__name__)
+    assert {line["stage"] for line in read_metrics(tmp_path / "folder" / "metrics.jsonl", "epoch")} == {1, 2, 3}

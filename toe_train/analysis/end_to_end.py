@@ -18,7 +18,14 @@ from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.endless import Endless
 from toe_train.analysis.tables import table
 from toe_train.analysis.timing import baseline_epochs, schedule_speedup
-from toe_train.build.inputs import batch_layout, build_finish, build_skipped, build_train_transform, check_data
+from toe_train.build.inputs import (
+    batch_layout,
+    build_finish,
+    build_skipped,
+    build_train_transform,
+    check_data,
+    list_images,
+)
 from toe_train.build.model import build_model
 from toe_train.build.step import build_compile, build_step
 from toe_train.build.task import build_task
@@ -142,7 +149,7 @@ def _speed(config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device
 def _trained(
     config: RunConfig, plan: EpochPlan, rounds: int, device: torch.device, skipped: data.SkippedImages | None
 ) -> PartSpeed:
-    images, _ = data.open_datasets(config.data.kind, config.data.root, exif_orientation=config.data.exif_orientation)
+    images, _ = list_images(config)
     layout = batch_layout(config, 1)
     built = build_model(config, len(images.classes), plan.image_size)
     built.model.to(device).train()

@@ -67,7 +67,7 @@ def dense_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def make_labels(
-    images: data.FolderImages,
+    images: data.IndexedImages,
     output: Path,
     teacher: Teacher,
     geometry: str,
@@ -77,7 +77,7 @@ def make_labels(
     here: Processes,
     progress: bool = False,
 ) -> Made:
-    """Write a label file for each image of a folder of class folders; each process makes its share.
+    """Write a label file for each image of a folder of class folders, or of archives; each process makes its share.
 
     A file has its name only once it is whole, and whole files are left alone, so the same command continues what was
     broken off. `output` also gets the record that `toe-tools doctor` compares with the run.
@@ -144,9 +144,10 @@ def label_tensors(logits: Tensor) -> Tensor:
     return torch.stack([scores.half(), ids.half()], dim=1).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def _label_paths(images: data.FolderImages, output: Path) -> list[Path]:
+def _label_paths(images: data.IndexedImages, output: Path) -> list[Path]:
     named = [Path(images.describe(index)) for index in range(len(images))]
-    paths = [output / image.relative_to(images.root).parts[0] / label_name(image) for image in named]
+    classes = [images.classes[images.label(index)] for index in range(len(images))]
+    paths = [output / name / label_name(image) for name, image in zip(classes, named, strict=True)]
     uses = Counter(paths)
     sharing = [str(image) for image, path in zip(named, paths, strict=True) if uses[path] > 1]
     if sharing:

@@ -35,6 +35,7 @@ from toe_train.build.inputs import (
     build_timm_transform,
     build_train_transform,
     check_data,
+    list_images,
 )
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
@@ -123,7 +124,7 @@ def benchmark_loader(config: RunConfig, rounds: int, device: torch.device) -> Lo
 
 
 def _own_batches(config: RunConfig, batch: int, workers: int) -> Iterator[Any]:
-    images, _ = data.open_datasets(config.data.kind, config.data.root, exif_orientation=config.data.exif_orientation)
+    images, _ = list_images(config)
     layout = batch_layout(config, 1)
     assert layout.micro_batch == batch, (layout, batch)
     order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)

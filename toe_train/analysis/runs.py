@@ -113,7 +113,7 @@ class Row:
     @property
     def paper(self) -> PaperRow | None:
         """What the paper printed of it."""
-        return paper_row(self.name, self.config.epochs, self.config.data.kind)
+        return paper_row(self.name, self.config.epochs, _kind(self.config))
 
     @property
     def has_default_tokens(self) -> bool:
@@ -161,13 +161,18 @@ class Row:
         config = self.config
         lasts = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
         model = config.model.name, config.model.kwargs, config.model.image_size
-        return *model, config.data.kind, lasts, config.optim, config.train.global_batch
+        return *model, _kind(config), lasts, config.optim, config.train.global_batch
 
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the counted runs that reached a stage, in order."""
         by_run = [run.stage_seconds() for run in self.counted]
         stages = sorted({stage for taken in by_run for stage in taken})
         return {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in stages}
+
+
+def _kind(config: RunConfig) -> str:
+    """That of the data; the same for image files in all their forms."""
+    return "image_folder" if config.data.of_files else config.data.kind
 
 
 def stage_of(record: Record) -> Stage:

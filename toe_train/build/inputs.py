@@ -34,6 +34,21 @@ def check_data(config: RunConfig) -> None:
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
         exif_orientation=section.exif_orientation,
+        labelling=labelling(config),
+        anew=section.relist,
+    )
+
+
+def labelling(config: RunConfig) -> data.Labelling:
+    """Where the labels of image files are, if not in the names of folders."""
+    return data.Labelling(config.data.train_list, config.data.val_list, config.data.label_key)
+
+
+def list_images(config: RunConfig) -> Images:
+    """Train and val images, listed by this process; what is remembered of them serves, as the check renews it."""
+    section = config.data
+    return data.open_datasets(
+        section.kind, section.root, exif_orientation=section.exif_orientation, labelling=labelling(config)
     )
 
 
@@ -48,9 +63,7 @@ def open_images(config: RunConfig, processes: Processes) -> Images:
     """
     section = config.data
     processes.together(lambda: data.require_open_files(section.workers))
-    images = processes.from_main(
-        lambda: data.open_datasets(section.kind, section.root, exif_orientation=section.exif_orientation)
-    )
+    images = processes.from_main(lambda: list_images(config))
     for source in images:
         processes.together(source.require_here)
     for line in listing_notes(images) if processes.is_main else []:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from toe_train import data
-from toe_train.build.inputs import Images, batch_layout, build_eval_transform, build_train_transform, check_data
+from toe_train.build.inputs import (
+    Images,
+    batch_layout,
+    build_eval_transform,
+    build_train_transform,
+    check_data,
+    list_images,
+)
 from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
 from toe_train.build.resume import belonging, resume_point
 from toe_train.build.step import build_step
@@ -32,7 +39,7 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     require_apart(config, folder)
     folder.require_usable()
     if resume not in ("auto", "never"):
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = list_images(config)
         resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
 
 
@@ -56,7 +63,7 @@ def dry_build(
     """
     if images is None:
         check_data(config)
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = list_images(config)
     train_images, _ = images
     data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     classes = train_images.classes

@@ -13,6 +13,7 @@ from toe_train.analysis.end_to_end import benchmark_end_to_end
 from toe_train.analysis.expansion_speed import benchmark_expansion
 from toe_train.analysis.loader_speed import benchmark_loader
 from toe_train.analysis.method_speed import benchmark_methods
+from toe_train.analysis.reading_speed import benchmark_reading
 from toe_train.analysis.saving import benchmark_saving
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.cli.threads import tell_if_busy
@@ -35,6 +36,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         result = benchmark_saving(config, Path(options.output or "runs"), options.rounds)
     elif options.what == "loader":
         result = benchmark_loader(config, options.rounds, device)
+    elif options.what == "reading":
+        result = benchmark_reading(config, options.rounds, Path(options.beside) if options.beside else None)
     elif options.what == "end-to-end":
         result = benchmark_end_to_end(config, options.rounds, device)
     elif options.what == "expansion":
@@ -83,7 +86,7 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise UserError("--beside: --sizes, --graph and --profile are of one run's steps; leave them out")
     if options.beside and len(options.batch or [32]) > 1:
         raise UserError("--batch: with --beside give one number")
-    if options.batch and options.what in ("loader", "end-to-end"):
+    if options.batch and options.what in ("loader", "reading", "end-to-end"):
         raise UserError(
             f"--batch is of --what step and expansion, and this is {options.what}, whose batch is the run's: set "
             "train.global_batch, and train.max_micro_batch for a process's part of it"
@@ -94,6 +97,8 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise UserError(
             f"--output is of --what saving, and this is {options.what}; leave it out, or give --json for the figures"
         )
+    if options.beside and options.what != "reading":
+        raise UserError(f"--beside is of --what reading, and this is {options.what}; leave it out")
     if options.what == "expansion" and len(options.batch or [32]) > 1:
         raise UserError("--batch: --what expansion takes one number")
     if options.json and options.profile and Path(options.json).resolve() == Path(options.profile).resolve():

@@ -27,11 +27,15 @@ class _Asked:
     exif_orientation: data.ExifOrientation = "ignore"
     may_miss: int = 0
     download: bool = False
+    labelling: data.Labelling = data.BY_FOLDERS
+    relist: bool = False
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Looks and tells; returns the exit code: 0 where a run would work, though something is passed over."""
     asked = _asked(options)
+    if options.remove_list and asked.kind == "tar":
+        raise UserError(f"--remove-list is of files, and the images of {asked.root} are in archives: leave it out")
     removals = _new_file(options.remove_list) if options.remove_list else None
     if asked.download:
         data.open_datasets(asked.kind, asked.root, download=True)
@@ -42,6 +46,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         label_root=asked.label_root,
         label_geometry=asked.label_geometry,
         exif_orientation=asked.exif_orientation,
+        labelling=asked.labelling,
+        anew=asked.relist,
     )
     for line in _classes(found, options.classes):
         print(line)
@@ -79,18 +85,24 @@ def _asked(options: argparse.Namespace) -> _Asked:
             raise UserError(
                 "name what to look at: toe-tools doctor FOLDER, which holds train/ and val/, or --config FILE"
             )
-        return _Asked("image_folder", folder)
+        return _Asked(_kind_at(folder), folder)
     config = load_saved(options.config, overrides)
     section, labels = config.data, config.token_labels
     return _Asked(
-        kind="image_folder" if folder else section.kind,
+        kind=_kind_at(folder) if folder else section.kind,
         root=folder or section.root,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
         exif_orientation=section.exif_orientation,
         may_miss=section.max_skipped if section.on_error == "skip" else 0,
         download=section.download and not folder,
+        labelling=data.Labelling(section.train_list, section.val_list, section.label_key),
+        relist=section.relist,
     )
+
+
+def _kind_at(place: Path) -> str:
+    return "tar" if data.holds_archives(place) else "image_folder"
 
 
 def _classes(found: data.Findings, all_of_them: bool) -> list[str]:

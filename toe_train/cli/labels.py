@@ -9,7 +9,7 @@ from pathlib import Path
 from toe_train.analysis.label_maker import make_labels
 from toe_train.analysis.teacher import open_teacher
 from toe_train.cli.launch import launch, process_count, under_torchrun
-from toe_train.data import FolderImages, only_class, require_apart
+from toe_train.data import images_at, require_apart, single_class
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
@@ -24,9 +24,9 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         return launch(count, _for_each_process(options), module="toe_train.cli.tools")
     output = Path(options.output)
     with processes() as here:
-        images = here.from_main(lambda: FolderImages(Path(options.images), options.exif_orientation))
+        images = here.from_main(lambda: images_at(Path(options.images), options.exif_orientation))
         here.together(images.require_here)
-        if fault := only_class(images.root, images.classes):
+        if fault := single_class(images):
             raise UserError(fault)
         require_apart(output, images.root)
         for line in images.notes() if here.is_main else []:

@@ -82,12 +82,12 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
     sub.add_argument(
         "--what",
-        choices=("step", "expansion", "loader", "end-to-end", "saving"),
+        choices=("step", "expansion", "loader", "reading", "end-to-end", "saving"),
         default="step",
         help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
         "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
-        "images, beside timm's loader; end-to-end: the step with loading, on the run's images, beside the plain run; "
-        "saving: a checkpoint (default: step)",
+        "images, beside timm's loader; reading: stored images at random, nothing decoded; end-to-end: the step with "
+        "loading, on the run's images, beside the plain run; saving: a checkpoint (default: step)",
     )
     sub.add_argument(
         "--beside",
@@ -106,6 +106,7 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         choices=("blocks", "model"),
         help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
     )
+    sub.add_argument("--beside", metavar="DIR", help="of reading: folder of the same images, with train/ and val/")
     sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
@@ -118,7 +119,8 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="FOLDER|KEY=VALUE",
-        help="folder that holds train/ and val/, without or in place of a run's; or overrides, as with toe-train",
+        help="folder that holds train/ and val/ or archives, without or in place of a run's; or overrides, as with "
+        "toe-train",
     )
     sub.add_argument("--classes", action="store_true", help=f"list the classes though they are over {MOST_CLASSES}")
     sub.add_argument(
@@ -164,7 +166,10 @@ def _predict(sub: argparse.ArgumentParser) -> None:
 
 def _labels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--images", required=True, metavar="DIR", help="folder of class folders, e.g. /data/imagenet/train"
+        "--images",
+        required=True,
+        metavar="DIR",
+        help="folder of class folders, e.g. /data/imagenet/train, or an archive",
     )
     sub.add_argument("--output", required=True, metavar="DIR", help="gets <class>/<image>.pt; continued if it is there")
     sub.add_argument("--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own")
@@ -202,6 +207,23 @@ def _labels(sub: argparse.ArgumentParser) -> None:
 def _pack(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images")
     sub.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
+    sub.add_argument(
+        "--from",
+        dest="kind",
+        choices=("image_folder", "tar", "list", "parquet"),
+        default="image_folder",
+        help="what --images holds, as data.kind of a run; or parquet files of the Hugging Face hub (default: "
+        "image_folder)",
+    )
+    sub.add_argument(
+        "--to",
+        choices=("folder", "tar"),
+        default="folder",
+        help="folders, or archives, for data.kind=tar (default: folder)",
+    )
+    for split in ("train", "val"):
+        sub.add_argument(f"--{split}-list", metavar="FILE", help=f"as data.{split}_list of a run")
+    sub.add_argument("--label-key", default="label", metavar="NAME", help="of shards or parquet files (default: label)")
     sub.add_argument(
         "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
     )
@@ -262,7 +284,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
-    "pack": ("Copy an image folder with smaller images, which load faster.", _pack),
+    "pack": ("Copy images as smaller ones, which load faster, into folders or archives.", _pack),
     "split": ("Split a folder of photos by class into train/ and val/, equal images on one side.", _split),
     "report": ("Put runs into a table beside the paper's figures.", _report),
     "view": ("Draw what Token Expansion keeps and merges of images, and where its tokens lie.", _view),

@@ -1,4 +1,4 @@
-"""`toe-tools pack`: a smaller copy of an image folder."""
+"""`toe-tools pack`: a smaller copy of images, as a folder or as archives."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from toe_train import data
 from toe_train.cli.exits import USER_ERROR
-from toe_train.data import Packing, pack_images
+from toe_train.errors import UserError
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Packs the images; returns the exit code: 0 where there is a copy, though an image was left out of it."""
-    output = Path(options.output)
-    packing = Packing(options.short_side, options.quality)
-    packed = pack_images(Path(options.images), output, packing, options.workers, progress=sys.stderr.isatty())
-    print(f"{output}: {packed.written} images written, {packed.found} were there; use it with data.root={output}")
+    output, packing = Path(options.output), data.Packing(options.short_side, options.quality)
+    packed = _pack(options, output, packing)
+    kind = " data.kind=tar" if options.to == "tar" else ""
+    print(f"{output}: {packed.written} images written, {packed.found} were there; use it with{kind} data.root={output}")
     for line in packed.notes:
         print(f"note: {line}")
     if packed.faults:
@@ -23,3 +24,21 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     if packed.strays:
         print(f"{len(packed.strays)} in the copy without an original; remove them:", *packed.strays, sep="\n  ")
     return 0 if packed.written or packed.found else USER_ERROR
+
+
+def _pack(options: argparse.Namespace, output: Path, packing: data.Packing) -> data.Packed:
+    source, progress = Path(options.images), sys.stderr.isatty()
+    if options.to == "folder":
+        if options.kind != "image_folder":
+            raise UserError(f"--from {options.kind} is packed as archives: add --to tar")
+        return data.pack_images(source, output, packing, options.workers, progress)
+    if options.kind == "parquet":
+        archives, notes = data.archives_of_parquet(source, packing, options.label_key), list[str]()
+    else:
+        lists = data.Labelling(options.train_list, options.val_list, options.label_key)
+        opened = data.open_datasets(options.kind, source, labelling=lists)
+        images = {
+            split: one for split, one in zip(data.SPLITS, opened, strict=True) if isinstance(one, data.IndexedImages)
+        }
+        archives, notes = data.archives_of_images(images, packing), [line for one in opened for line in one.notes()]
+    return data.pack_tars(source, archives, output, packing, options.workers, notes, progress)

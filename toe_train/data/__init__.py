@@ -1,14 +1,15 @@
 """Data: what images a step sees, and with what augmentation.
 
-sources/       where images come from: image folders, CIFAR, digits; files of any kind as RGB; what cannot be read
+sources/       where images come from: image folders, archives, lists, CIFAR, digits; the index of files, remembered;
+               files of any kind as RGB; what cannot be read
 augmentation/  what is done to them: transforms of one image, with its label map or on the device; a batch's frequencies
 order/         which image stands at which place of a run, and the rule that every random choice is a function of it
 labels/        what a teacher saw in each part of an image, in files
 sets.py        what loaders read: a source's images with a transform
 loaders.py     DataLoaders
-check.py       a tool: is the data healthy? findings.py: what it finds
+check.py       a tool: is the data healthy? findings.py: what it finds; check_files.py: of archives and lists
 worker_faults.py  what goes wrong in a loader process, told
-pack.py        a tool: a smaller copy of an image folder
+pack.py        a tool: a smaller copy of an image folder; pack_tar.py, parquet.py: as archives, of any images
 split.py       a tool: train and val from one folder of photos
 whole.py       a folder that a tool makes
 
@@ -44,23 +45,38 @@ from toe_train.data.order.positions import (
 )
 from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
+from toe_train.data.pack_tar import archives_of_images, pack_tars
+from toe_train.data.parquet import archives_of_parquet
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
-from toe_train.data.sources.folder import FolderImages
+from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, all_images
+from toe_train.data.sources.lists import ListImages
 from toe_train.data.sources.named import NamedImages
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
-from toe_train.data.sources.opening import only_class, open_datasets, require_apart
+from toe_train.data.sources.opening import (
+    BY_FOLDERS,
+    FILE_KINDS,
+    Labelling,
+    only_class,
+    open_datasets,
+    open_split,
+    require_apart,
+    single_class,
+)
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.sources.tar import TarImages, holds_archives, images_at
 from toe_train.data.split import Split, Splitting, split_images
 from toe_train.data.whole import require_new, whole_folder
 from toe_train.data.worker_faults import WorkerGone, require_open_files
 
 __all__ = [
     "ALIGNMENTS",
+    "BY_FOLDERS",
+    "FILE_KINDS",
     "GEOMETRIES",
     "NOT_COUNTED",
     "SPLITS",
@@ -76,8 +92,11 @@ __all__ = [
     "FolderImages",
     "GlobalOrder",
     "ImageSource",
+    "IndexedImages",
     "JointTransform",
     "LabelRecord",
+    "Labelling",
+    "ListImages",
     "NamedImages",
     "Packed",
     "Packing",
@@ -87,6 +106,7 @@ __all__ = [
     "SkippedImages",
     "Split",
     "Splitting",
+    "TarImages",
     "TokenLabelFiles",
     "TokenMap",
     "TokenTarget",
@@ -97,6 +117,8 @@ __all__ = [
     "Views",
     "WorkerGone",
     "all_images",
+    "archives_of_images",
+    "archives_of_parquet",
     "check_datasets",
     "collate",
     "compare_classes",
@@ -109,6 +131,8 @@ __all__ = [
     "evaluation_indices",
     "examine",
     "generator",
+    "holds_archives",
+    "images_at",
     "label_name",
     "legible",
     "load_rgb",
@@ -117,7 +141,9 @@ __all__ = [
     "normalized",
     "only_class",
     "open_datasets",
+    "open_split",
     "pack_images",
+    "pack_tars",
     "read_token_labels",
     "require_apart",
     "require_healthy",
@@ -125,6 +151,7 @@ __all__ = [
     "require_open_files",
     "seeded",
     "shorten",
+    "single_class",
     "split_batch",
     "split_images",
     "train_loader",

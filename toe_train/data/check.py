@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from toe_train.data.check_files import look_at_files
 from toe_train.data.findings import Findings, Seen
 from toe_train.data.labels.check import check_labels
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.listing import SPLITS, ClassFolders, is_image, is_left_behind
+from toe_train.data.sources.index import Index
+from toe_train.data.sources.listing import SPLITS, index_of_folder, is_left_behind
 from toe_train.data.sources.names import compare_classes, shorten
-from toe_train.data.sources.opening import only_class, open_datasets
+from toe_train.data.sources.opening import BY_FOLDERS, Labelling, only_class, open_datasets
 from toe_train.data.sources.orientation import UPRIGHT, ExifOrientation, orientation_of
+from toe_train.data.sources.span import Span
 from toe_train.data.spread import spread
 from toe_train.errors import NoMemory, UserError
 
@@ -36,6 +39,8 @@ def examine(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
+    labelling: Labelling = BY_FOLDERS,
+    anew: bool = False,
 ) -> Findings:
     """Return what is found of a data set; a healthy one has no faults.
 
@@ -43,9 +48,25 @@ def examine(
     decoding. label_root, label_geometry: folder of an image folder's token labels and what part of an image a map
     covers; those of the same training images are read. exif_orientation: what the run does about it. The digits have
     nothing to check; CIFAR's files are verified by their checksums, so fetch them with
-    `open_datasets(..., download=True)` first where that is wanted.
+    `open_datasets(..., download=True)` first where that is wanted. labelling, anew: see `open_datasets`.
     """
     found = Findings()
+    if kind in ("tar", "list") and root is not None:
+        place = Path(root).expanduser()
+        look_at_files(
+            kind,
+            place,
+            labelling,
+            anew,
+            sample,
+            progress,
+            label_root,
+            label_geometry,
+            exif_orientation,
+            found,
+            _look_at,
+        )
+        return found
     if kind != "image_folder":
         _look_at_arrays(kind, root, found)
         return found
@@ -53,7 +74,9 @@ def examine(
         found.add("data kind image_folder needs data.root: the folder that holds train/ and val/")
         return found
     try:
-        _look_at_folder(Path(root).expanduser(), sample, progress, label_root, label_geometry, exif_orientation, found)
+        _look_at_folder(
+            Path(root).expanduser(), sample, progress, label_root, label_geometry, exif_orientation, anew, found
+        )
     except PermissionError as fault:
         found.classes.clear()  # a part of them would mislead
         found.add(f"{fault.filename} cannot be listed ({fault.strerror}): give this user the right to read it")
@@ -68,9 +91,11 @@ def check_datasets(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
+    labelling: Labelling = BY_FOLDERS,
+    anew: bool = False,
 ) -> list[str]:
     """Return the faults that `examine` finds, a line each."""
-    found = examine(kind, root, sample, progress, label_root, label_geometry, exif_orientation)
+    found = examine(kind, root, sample, progress, label_root, label_geometry, exif_orientation, labelling, anew)
     return [fault.text for fault in found.faults]
 
 
@@ -81,9 +106,11 @@ def require_healthy(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
+    labelling: Labelling = BY_FOLDERS,
+    anew: bool = False,
 ) -> None:
     """Raise UserError with the first faults that `check_datasets` finds, and the number of the rest."""
-    faults = check_datasets(kind, root, sample, False, label_root, label_geometry, exif_orientation)
+    faults = check_datasets(kind, root, sample, False, label_root, label_geometry, exif_orientation, labelling, anew)
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:
@@ -109,6 +136,7 @@ def _look_at_folder(
     label_root: str | Path | None,
     label_geometry: str,
     exif_orientation: ExifOrientation,
+    anew: bool,
     found: Findings,
 ) -> None:
     if not folder.is_dir():
@@ -117,7 +145,7 @@ def _look_at_folder(
     present = [split for split in SPLITS if (folder / split).is_dir()]
     if len(present) < len(SPLITS):
         found.add(_missing_splits(folder, [split for split in SPLITS if split not in present]))
-    listings = {split: ClassFolders(folder / split) for split in present}
+    listings = {split: index_of_folder(folder / split, anew) for split in present}
     images = [
         (path, name)
         for split, listing in listings.items()
@@ -137,7 +165,7 @@ def _look_at_folder(
         )
 
 
-def _compare(folder: Path, listings: dict[str, ClassFolders], found: Findings) -> None:
+def _compare(folder: Path, listings: dict[str, Index], found: Findings) -> None:
     train, val = (listings[split].classes for split in SPLITS)
     if train and val and (difference := compare_classes(train, val)):
         found.add(difference)
@@ -172,7 +200,7 @@ def _missing_splits(root: Path, missing: list[str]) -> str:
 
 
 def _list_images(
-    folder: Path, listing: ClassFolders, split: str, sample: int | None, found: Findings
+    folder: Path, listing: Index, split: str, sample: int | None, found: Findings
 ) -> Iterator[tuple[Path, str]]:
     """Yield path and class of all images of train or val, or of about `sample`, and note what the listing shows.
 
@@ -185,20 +213,21 @@ def _list_images(
         images = listing.images(name)
         found.classes[name].counts[split] = len(images)
         if name in chosen:
+            picked = list(images)
             if sample is not None:
-                images = choice.sample(images, min(-(-sample // len(chosen)), len(images)))
-            yield from ((folder / path, name) for path in images)
-    found.listed += listing.notes()
+                picked = choice.sample(picked, min(-(-sample // len(chosen)), len(picked)))
+            yield from ((folder / listing.path(number), name) for number in picked)
+    found.listed += listing.notes
     found.add(*_faults_of_listing(folder, listing, split, found))
 
 
-def _faults_of_listing(folder: Path, listing: ClassFolders, split: str, found: Findings) -> Iterator[str]:
+def _faults_of_listing(folder: Path, listing: Index, split: str, found: Findings) -> Iterator[str]:
     """Yield the faults that listing the folders of train or val shows."""
     if not listing.classes:
-        loose = next(filter(is_image, listing.loose), None)
+        loose = next(iter(listing.loose), None)
         if loose is None:
             yield (
-                f"{folder} holds no class folders and no images{listing.aside()}: put each class's images into "
+                f"{folder} holds no class folders and no images{listing.aside}: put each class's images into "
                 f"{folder / '<class>'}/"
             )
         else:
@@ -210,15 +239,15 @@ def _faults_of_listing(folder: Path, listing: ClassFolders, split: str, found: F
         return
     empty = [name for name in listing.classes if not found.classes[name].counts[split]]
     if len(empty) == len(listing.classes):
-        yield f"{folder} holds no images: all {len(empty)} class folders are empty{listing.aside()}; fill them"
+        yield f"{folder} holds no images: all {len(empty)} class folders are empty{listing.aside}; fill them"
     elif empty:
         yield (
             f"{len(empty)} of {len(listing.classes)} class folders of {folder} hold no images: {shorten(empty)}"
-            f"{listing.aside()}; fill them, or remove them from both train and val"
+            f"{listing.aside}; fill them, or remove them from both train and val"
         )
 
 
-def _look_at(exif_orientation: ExifOrientation, path: Path) -> Seen:
+def _look_at(exif_orientation: ExifOrientation, path: Path | Span) -> Seen:
     """Return what one image is; what is to be counted of it is a remark."""
     try:
         size = load_rgb(path, exif_orientation).size

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -79,20 +80,23 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
             out of range.
         RunFailed: the disk does not take a file, or a process is killed.
     """
-    _check(source, output, packing, workers)
+    require_in_range(packing, workers)
+    if not source.is_dir():
+        raise UserError(f"--images {source} is not a folder; give the one that holds train/ and val/")
+    require_apart(source, output)
     names, notes = all_images(source)
     if not names:
         told = f"; {'; '.join(notes)}" if notes else ""
         raise UserError(f"{source} holds no images ({', '.join(IMG_EXTENSIONS)}){told}: give the folder above them")
-    uses = Counter(map(_packed_name, names))
-    if shared := [name for name in names if uses[_packed_name(name)] > 1]:
+    uses = Counter(map(packed_name, names))
+    if shared := [name for name in names if uses[packed_name(name)] > 1]:
         raise UserError(
-            f"--images: {' and '.join(shared[:2])} would both be packed as {_packed_name(shared[0])}; rename"
+            f"--images: {' and '.join(shared[:2])} would both be packed as {packed_name(shared[0])}; rename"
         )
     written, faults = 0, []
     try:
-        _prepare(source, output, packing)
-        with ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_the_main_process) as pool:
+        prepare(source, output, packing)
+        with ProcessPoolExecutor(workers, initializer=leave_interrupts_to_the_main_process) as pool:
             results = pool.map(partial(_pack, source, output, packing), names, chunksize=16)
             for new, fault in tqdm(results, total=len(names), desc="packing", unit="image", disable=not progress):
                 written += new
@@ -105,7 +109,8 @@ def pack_images(source: Path, output: Path, packing: Packing, workers: int, prog
     return Packed(written, len(names) - written - len(faults), faults, strays, notes)
 
 
-def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
+def require_in_range(packing: Packing, workers: int) -> None:
+    """Raise UserError where a value cannot be."""
     for name, value, low, high in (
         ("short-side", packing.short_side, 1, LONGEST_SIDE),
         ("quality", packing.quality, 1, 100),
@@ -115,19 +120,22 @@ def _check(source: Path, output: Path, packing: Packing, workers: int) -> None:
             raise UserError(
                 f"--{name} {value} must be from {low} to {high}; the nearest is {min(max(value, low), high)}"
             )
-    if not source.is_dir():
-        raise UserError(f"--images {source} is not a folder; give the one that holds train/ and val/")
+
+
+def require_apart(source: Path, output: Path) -> None:
+    """Raise UserError where one of them lies in the other."""
     if output.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"--output {output} and --images {source} must lie apart; name another folder for the copy")
 
 
-def _prepare(source: Path, output: Path, packing: Packing) -> None:
-    """Make `output`, or see that it was packed alike from the same source."""
+def prepare(source: Path, output: Path, packing: Packing, to: str = "folder") -> None:
+    """Make `output`, or see that it was packed alike from the same source. to: the form of the copy."""
     record = output / RECORD
     if record.is_file():
         try:
             noted = json.loads(record.read_text(encoding="utf-8"))
-            former_source, former = noted.pop("source"), Packing(**noted)
+            former_source, form = noted.pop("source"), noted.pop("to", "folder")
+            former = Packing(**noted)
         except (ValueError, TypeError, AttributeError, KeyError):
             raise UserError(
                 f"{record} does not say what was packed and how; remove {output}, or name another --output"
@@ -136,6 +144,10 @@ def _prepare(source: Path, output: Path, packing: Packing) -> None:
             raise UserError(
                 f"--output {output} was packed from {former_source}, and --images is {source.resolve()}: name another "
                 f"folder for the copy; if the images were only moved, put their new place into {record}"
+            )
+        if form != to:
+            raise UserError(
+                f"--output {output} was packed with --to {form}: use it to continue, or name another folder"
             )
         if former != packing:
             raise UserError(
@@ -148,17 +160,18 @@ def _prepare(source: Path, output: Path, packing: Packing) -> None:
     if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} holds files that no packing made; name a new folder")
     output.mkdir(parents=True, exist_ok=True)
-    _write(record, json.dumps({"source": str(source.resolve()), **asdict(packing)}).encode())
+    form_of = {} if to == "folder" else {"to": to}
+    _write(record, json.dumps({"source": str(source.resolve()), **asdict(packing), **form_of}).encode())
 
 
 def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool, str | None]:
     """Pack one image; whether it was written, and what is wrong with it."""
-    origin, goal = source / name, output / _packed_name(name)
+    origin, goal = source / name, output / packed_name(name)
     if _is_whole(goal, origin, packing):
         return False, None
     try:
         changed = origin.stat().st_mtime_ns  # before it is read: what is written meanwhile is packed next time
-        image = _reduced(load_rgb(origin), packing.short_side)
+        image = reduced(load_rgb(origin), packing.short_side)
         if max(image.size) > LONGEST_SIDE:
             width, height = image.size
             raise UserError(f"{origin}: {width}x{height} is more than a JPEG holds ({LONGEST_SIDE} a side); cut it")
@@ -168,7 +181,7 @@ def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool
         return _left_out(goal, str(fault))
     goal.parent.mkdir(parents=True, exist_ok=True)
     temporary = goal.with_name(f".{goal.name}.{os.getpid()}.tmp")
-    if goal.name == origin.name and _is_small_jpeg(origin, packing.short_side):
+    if goal.name == origin.name and is_small_jpeg(origin, packing.short_side):
         shutil.copyfile(origin, temporary)
     else:
         turn = orientation_of(origin)
@@ -176,19 +189,22 @@ def _pack(source: Path, output: Path, packing: Packing, name: str) -> tuple[bool
         image.save(temporary, "JPEG", quality=packing.quality, **exif)
     load_rgb(temporary)  # as it can be read from now on
     os.utime(temporary, ns=(changed, changed))
-    _settle(temporary, goal)
+    settle(temporary, goal)
     return True, None
 
 
-def _packed_name(name: str) -> str:
+def packed_name(name: str) -> str:
+    """Return what an image's copy is called."""
     return name if name.lower().endswith(JPEG_NAMES) else f"{name}.jpg"
 
 
-def _leave_interrupts_to_the_main_process() -> None:
+def leave_interrupts_to_the_main_process() -> None:
+    """In a process of a pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _reduced(image: Image.Image, short_side: int) -> Image.Image:
+def reduced(image: Image.Image, short_side: int) -> Image.Image:
+    """Return an image whose shorter side is `short_side` at most."""
     if min(image.size) <= short_side:
         return image
     scale = short_side / min(image.size)
@@ -213,18 +229,19 @@ def _is_whole(path: Path, origin: Path, packing: Packing) -> bool:
         return False
 
 
-def _is_small_jpeg(path: Path, short_side: int) -> bool:
-    with Image.open(path) as image:
+def is_small_jpeg(file: Path | BinaryIO, short_side: int) -> bool:
+    """Whether it is a JPEG that needs no packing."""
+    with Image.open(file) as image:
         return image.format == "JPEG" and min(image.size) <= short_side
 
 
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
-    _settle(temporary, path)
+    settle(temporary, path)
 
 
-def _settle(temporary: Path, path: Path) -> None:
+def settle(temporary: Path, path: Path) -> None:
     """Give a whole file its name once the disk has it."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -7,7 +7,9 @@ import json
 from pathlib import PurePath
 from typing import Any
 
-from toe_train.recipes.fields import INCIDENTAL, PATH, Section
+from pydantic.fields import FieldInfo
+
+from toe_train.recipes.fields import INCIDENTAL, PATH, Forms, Section
 from toe_train.recipes.schema import RunConfig, section_of
 
 
@@ -47,8 +49,16 @@ def essential(config: dict[str, Any], kind: type[Section] | None = RunConfig) ->
         field = kind.model_fields.get(name) if kind else None
         if field is None or INCIDENTAL not in field.metadata:
             inner = section_of(field.annotation, value) if field else None
-            kept[name] = essential(value, inner) if inner and isinstance(value, dict) else value
+            kept[name] = essential(value, inner) if inner and isinstance(value, dict) else _form(value, field)
     return kept
+
+
+def _form(value: Any, field: FieldInfo | None) -> Any:
+    """The value that stands for one of several forms of the same."""
+    for mark in field.metadata if field else ():
+        if isinstance(mark, Forms) and value in mark.values:
+            return mark.values[0]
+    return value
 
 
 def experiment(config: dict[str, Any]) -> str:

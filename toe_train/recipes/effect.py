@@ -54,18 +54,27 @@ def _counts(value: int | Sequence[int]) -> Sequence[int]:
     return (value,) if isinstance(value, int) else value
 
 
-ARRAYS = ("cifar10", "cifar100", "digits")  # kinds of data whose images are no files
-
 RULES = (
     Rule(
         ("data.on_error", "data.max_skipped", "data.check_sample"),
-        lambda run: run.data.kind in ARRAYS,
+        lambda run: not run.data.of_files,
         "it is of image files, which may be unreadable; set data.kind=image_folder",
     ),
     Rule(
         ("data.exif_orientation",),
-        lambda run: run.data.kind != "image_folder",
+        lambda run: not run.data.of_files,
         "it is of image files; set data.kind=image_folder",
+    ),
+    Rule(
+        ("data.train_list", "data.val_list"),
+        lambda run: run.data.kind not in ("tar", "list"),
+        "folders say the classes; set data.kind=list",
+    ),
+    Rule(("data.label_key",), lambda run: run.data.kind != "tar", "it is of shards; set data.kind=tar"),
+    Rule(
+        ("data.relist",),
+        lambda run: run.data.relist and not run.data.of_files,
+        "nothing is listed but image files; set data.kind=image_folder",
     ),
     Rule(
         ("method.source",),

@@ -18,6 +18,13 @@ class Mark:
     meaning: str
 
 
+@dataclass(frozen=True)
+class Forms:
+    """Values of a field of which one in the place of another makes no other experiment; the first stands for all."""
+
+    values: tuple[str, ...]
+
+
 INCIDENTAL = Mark("another value, after a restart or on another machine, makes no other experiment of a run")
 PATH = Mark("a path, which older runs may hold relative to some folder")
 

@@ -92,6 +92,14 @@ class RunConfig(Section):
         return self.optim.lr * self.train.global_batch / self.optim.lr_base_batch
 
 
+def _a_list_is_named(config: RunConfig) -> None:
+    if config.data.kind == "list" and config.data.train_list is None and config.data.val_list is None:
+        raise ValueError(
+            "data.kind: list needs data.train_list or data.val_list, files of lines path,label; set one, or "
+            "data.kind=image_folder"
+        )
+
+
 def _one_method(config: RunConfig) -> None:
     if config.expansion is not None and config.method is not None:
         raise ValueError(
@@ -193,7 +201,7 @@ def _cooldown_is_by_epoch(config: RunConfig) -> None:
 def _token_labels_fit_the_images(config: RunConfig) -> None:
     if config.task_kind != "token_labelling":
         return
-    if config.data.kind != "image_folder":
+    if not config.data.of_files:
         raise ValueError(
             f"token_labels: {config.data.kind} has no files that label files could be named after; use "
             "data.kind=image_folder, or token_labels=null"
@@ -209,6 +217,7 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 
 # Rules between sections, in order: the first one that is broken is reported.
 CROSS_CHECKS = (
+    _a_list_is_named,
     _one_method,
     _there_are_averages_to_copy,
     _best_metric_is_measured,

@@ -17,6 +17,7 @@ from toe_train.recipes.fields import (
     PATH,
     BelowOne,
     Folder,
+    Forms,
     Integer,
     Interpolation,
     NonNegative,
@@ -123,9 +124,18 @@ class ExpansionConfig(MethodSection):
 class DataConfig(Section):
     """Where the images are."""
 
-    kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
-    # Holds train/<class>/* and val/<class>/* for an image folder; unused by digits.
+    # A folder's images are the same ones in archives and by a list: a run may go on from one form to another.
+    kind: Annotated[
+        Literal["image_folder", "tar", "list", "cifar10", "cifar100", "digits"],
+        Forms(("image_folder", "tar", "list")),
+    ] = "image_folder"
+    # Holds train/<class>/* and val/<class>/* for an image folder, train.tar and val.tar for archives; unused by digits.
     root: Annotated[Folder, INCIDENTAL] = "/data/imagenet"
+    # Files of lines path,label of a list's images, and of images in archives that lie in no class folders.
+    train_list: Annotated[Folder | None, INCIDENTAL] = None
+    val_list: Annotated[Folder | None, INCIDENTAL] = None
+    label_key: Annotated[str, INCIDENTAL] = "label"  # of the label in a shard's .json files
+    relist: Annotated[bool, INCIDENTAL] = False  # look through folders and archives, whatever is remembered of them
     workers: Annotated[Integer, Field(ge=0, le=512), INCIDENTAL] = 8  # loader processes per training process
     download: Annotated[bool, INCIDENTAL] = False  # CIFAR only
     # Images of each split that are decoded before a run starts.
@@ -137,6 +147,11 @@ class DataConfig(Section):
     max_skipped: Annotated[Integer, Field(ge=0), INCIDENTAL] = (
         100  # different images that on_error: skip passes over, at most
     )
+
+    @property
+    def of_files(self) -> bool:
+        """Whether the images are files, in whatever form, and not arrays."""
+        return self.kind in ("image_folder", "tar", "list")
 
 
 class AugmentConfig(Section):

@@ -1,84 +1,68 @@
 """A folder of class folders, in ImageNet's layout."""
 
-import hashlib
 import os
 import platform
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.listing import ClassFolders
-from toe_train.data.sources.names import legible
+from toe_train.data.sources.index import Index
+from toe_train.data.sources.listing import index_of_folder
 from toe_train.data.sources.orientation import ExifOrientation
+from toe_train.data.sources.span import Span
 from toe_train.errors import UserError
 
 
-class FolderImages:
-    """One folder of class folders, read lazily: root/<class>/**/<image>, labels in the order of the sorted names.
+class IndexedImages:
+    """Labelled image files, read lazily: the base of a folder's, of archives' and of a list's.
 
-    Classes, images and their order are those of torchvision's ImageFolder, but for what `ClassFolders` passes over. The
-    index of n images is three arrays: a forked process reads them without copying them, and an instance pickles as
+    The index of n images is arrays: a forked process reads them without copying them, and an instance pickles as
     these, the digest and a few lines, so that one process can list the files for all.
 
-    exif_orientation: whether images are turned as their EXIF blocks say.
+    root: of the images, as the user named it. exif_orientation: whether images are turned as their EXIF blocks say.
 
     Arrays: `_paths` uint8, the paths below the root, one after the other; `_offsets` (n + 1,) int64, where each begins;
     `_labels` (n,) int32.
     """
 
-    def __init__(self, root: Path, exif_orientation: ExifOrientation = "ignore") -> None:
+    def __init__(self, root: Path, index: Index, exif_orientation: ExifOrientation = "ignore") -> None:
         self.root = root
         self.exif_orientation: ExifOrientation = exif_orientation
         self._folder = os.path.expanduser(str(root))
-        try:
-            listing = ClassFolders(self._folder)
-            self.classes = listing.classes
-            self._index(map(listing.images, self.classes), listing)
-            self._notes = "\n".join(listing.notes())
-        except OSError as fault:
-            raise UserError(
-                f"{root} cannot be used as a folder of classes ({fault}): put each image into its class's folder, "
-                f"{root / '<class>' / '<image>'}"
-            ) from fault
-
-    def _index(self, paths_by_class: Iterable[list[str]], listing: ClassFolders) -> None:
-        """Keep the paths as arrays, a class at a time, with the digest."""
-        if not self.classes:
-            raise FileNotFoundError(f"Couldn't find any class folder in {self._folder}.{listing.aside()}")
-        paths, lengths, counts = bytearray(), [np.zeros(1, np.int64)], []
-        summed = hashlib.sha256()
-        for label, texts in enumerate(paths_by_class):
-            encoded = [os.fsencode(text) for text in texts]  # the bytes of the names, whatever they are
-            summed.update(b"".join(b"/%b\0%d\n" % (path, label) for path in encoded))
-            paths += b"".join(encoded)
-            lengths.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-            counts.append(len(encoded))
-        if empty := [name for name, count in zip(self.classes, counts, strict=True) if count == 0]:
-            raise FileNotFoundError(  # as torchvision says it
-                f"Found no valid file for the classes {', '.join(map(legible, empty))}. "
-                f"Supported extensions are: {', '.join(IMG_EXTENSIONS)}{listing.aside()}"
-            )
-        self._paths = np.frombuffer(bytes(paths), np.uint8)
-        self._offsets = np.cumsum(np.concatenate(lengths))
-        self._labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self._digest = summed.hexdigest()
+        self.classes = index.classes
+        self._paths, self._offsets, self._labels = index.paths, index.offsets, index.labels()
+        self._digest = index.digest
+        self._notes = "\n".join(index.notes)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        path = self.describe(index)  # raises IndexError past the end, which ends a loop over the images
-        return load_rgb(path, self.exif_orientation), int(self._labels[index])
+        place = self.place(index)  # raises IndexError past the end, which ends a loop over the images
+        return load_rgb(place, self.exif_orientation), int(self._labels[index])
+
+    def place(self, index: int) -> str | Span:
+        """Return where an image is: the path of a file, or bytes of an archive."""
+        return self.describe(index)
+
+    def read(self, index: int) -> bytes:
+        """Return an image's bytes as they are stored. Raises OSError where they cannot be read."""
+        with open(self.describe(index), "rb") as file:
+            return file.read()
 
     def describe(self, index: int) -> str:
         """Return the file's path."""
+        return os.path.join(self._folder, self._path(index))
+
+    def _path(self, index: int) -> str:
         place = range(len(self))[index]
-        path = self._paths[self._offsets[place] : self._offsets[place + 1]].tobytes()
-        return os.path.join(self._folder, os.fsdecode(path))
+        return os.fsdecode(self._paths[self._offsets[place] : self._offsets[place + 1]].tobytes())
+
+    def label(self, index: int) -> int:
+        """Return an image's label; the image is not read."""
+        return int(self._labels[index])
 
     def require_here(self) -> None:
         """Raise UserError where the first or the last image is not there: another machine may have listed them."""
@@ -100,3 +84,24 @@ class FolderImages:
     def notes(self) -> list[str]:
         """Return a line on each thing that a person should know of the listing: what was passed over, for one."""
         return self._notes.split("\n") if self._notes else []
+
+
+class FolderImages(IndexedImages):
+    """One folder of class folders: root/<class>/**/<image>, labels in the order of the sorted names.
+
+    Classes, images and their order are those of torchvision's ImageFolder, but for what `ClassFolders` passes over.
+
+    anew: list the folder, whatever is remembered of it.
+    """
+
+    def __init__(self, root: Path, exif_orientation: ExifOrientation = "ignore", anew: bool = False) -> None:
+        try:
+            index = index_of_folder(root, anew)
+            if fault := index.fault(os.path.expanduser(str(root))):
+                raise FileNotFoundError(fault)
+        except OSError as fault:
+            raise UserError(
+                f"{root} cannot be used as a folder of classes ({fault}): put each image into its class's folder, "
+                f"{root / '<class>' / '<image>'}"
+            ) from fault
+        super().__init__(root, index, exif_orientation)

@@ -1,20 +1,23 @@
 """Read an image file of any kind as RGB, or say which file cannot be read."""
 
+import io
 import os
 import stat
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from toe_train.data.sources.depth import to_rgb
 from toe_train.data.sources.formats import TO_JPEG, kind_inside
 from toe_train.data.sources.orientation import ExifOrientation, orientation, turned
+from toe_train.data.sources.span import Span
 from toe_train.errors import NoMemory, UserError
 
 
-def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> Image.Image:
-    """Read a file as a PIL RGB image: greyscale, CMYK, palette, transparent and 16-bit ones too.
+def load_rgb(path: str | Path | Span, exif_orientation: ExifOrientation = "ignore") -> Image.Image:
+    """Read a file, or a part of one, as a PIL RGB image: greyscale, CMYK, palette, transparent and 16-bit ones too.
 
     What has more than 8 bits a channel is brought to 8 by the rules of `depth.to_rgb`. Transparency is dropped, as
     in torchvision's loader and so in DeiT, which ignore the EXIF orientation too; "apply" turns by it. Pillow's
@@ -25,9 +28,7 @@ def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
-                raise ValueError("a pipe, a device or a folder, and no file")
-            with Image.open(path) as image:
+            with Image.open(_opened(path)) as image:
                 if exif_orientation == "ignore":
                     return to_rgb(image)
                 return turned(to_rgb(image), orientation(image))
@@ -41,3 +42,12 @@ def load_rgb(path: str | Path, exif_orientation: ExifOrientation = "ignore") -> 
             f"{path} cannot be read as an image ({reason}): replace or remove the file; "
             "`toe-tools doctor --config FILE` lists every such file"
         ) from fault
+
+
+def _opened(path: str | Path | Span) -> str | Path | BinaryIO:
+    """Return what Pillow opens."""
+    if isinstance(path, Span):
+        return io.BytesIO(path.read())
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without end
+        raise ValueError("a pipe, a device or a folder, and no file")
+    return path

@@ -8,12 +8,18 @@ passed over is counted, so that a command can say it.
 import errno
 import os
 from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from toe_train.data.sources.names import lookalikes, quoted, shorten
+from toe_train.data.sources.index import Index, Row, Stamp, build_index
+from toe_train.data.sources.names import NAMES_SHOWN, lookalikes, quoted, shorten
 from toe_train.data.sources.passed_over import PassedOver, Reason, why_not_read
+from toe_train.data.sources.remembered import remembered
+
+AT_ONCE = 16  # folders that are listed: a slow disk answers each after a while
 
 SPLITS = ("train", "val")
 
@@ -44,7 +50,8 @@ class ClassFolders:
 
     Where nothing is passed over, classes, images and order are those of torchvision's ImageFolder.
 
-    `loose` are the names of the files beside the class folders. `always`: names that are taken whatever they link to.
+    `loose` are the names of the files beside the class folders. `stamps` are of the folders that were listed, as they
+    were just before. `always`: names that are taken whatever they link to.
 
     Raises OSError where the folder, or one below it, cannot be listed.
     """
@@ -52,6 +59,7 @@ class ClassFolders:
     def __init__(self, root: str | Path, always: tuple[str, ...] = ()) -> None:
         self._root = os.path.expanduser(str(root))
         self._passed: dict[str | None, PassedOver] = {None: PassedOver()}
+        self.stamps = [Stamp.of(self._root)]
         folders, self.loose = self._entries()
         above = _with_all_above(os.path.realpath(self._root))
         own = {real for real, is_link in folders.values() if not is_link}
@@ -78,7 +86,13 @@ class ClassFolders:
     def images(self, name: str) -> list[str]:
         """Return the paths of a class's images, below the root."""
         passed = self._passed[name] = PassedOver()
-        return _images_below(self._root, name, passed, self._held - {self._real[name]}, self._real[name])
+        held = self._held - {self._real[name]}
+        return _images_below(self._root, name, passed, held, self._real[name], self.stamps)
+
+    def by_class(self) -> Iterator[list[str]]:
+        """Yield the paths of each class's images, below the root."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            yield from pool.map(self.images, self.classes)
 
     def everything(self) -> tuple[list[str], PassedOver]:
         """Return the paths below the root of all images, the loose ones too, and what is passed over then."""
@@ -138,6 +152,25 @@ class ClassFolders:
         return name, []
 
 
+def index_of_folder(root: str | Path, anew: bool = False) -> Index:
+    """Return the index of a folder of class folders; it is kept until the time of one of the folders changes.
+
+    anew: whatever was kept.
+
+    Raises OSError where the folder, or one below it, cannot be listed.
+    """
+    folder = os.path.expanduser(str(root))
+    return remembered(["image_folder", folder, os.path.realpath(folder)], lambda: _index(folder), anew)
+
+
+def _index(folder: str) -> Index:
+    listing = ClassFolders(folder)
+    rows = ([Row(path, os.fsencode(path)) for path in paths] for paths in listing.by_class())
+    found = build_index(listing.classes, rows, listing.stamps, [])
+    loose = [name for name in listing.loose if is_image(name)][:NAMES_SHOWN]
+    return found._replace(notes=listing.notes(), aside=listing.aside(), loose=loose)
+
+
 def all_images(root: Path) -> tuple[list[str], list[str]]:
     """Return the sorted paths below a folder of what a run would take for images, and lines on what is passed over.
 
@@ -157,11 +190,13 @@ def all_images(root: Path) -> tuple[list[str], list[str]]:
     return sorted(names), notes
 
 
-def _images_below(root: str, below: str, passed: PassedOver, held: set[str], real: str) -> list[str]:
+def _images_below(
+    root: str, below: str, passed: PassedOver, held: set[str], real: str, stamps: list[Stamp]
+) -> list[str]:
     """Return the paths below `root` of the images in its folder `below`, sorted by folder and then by name.
 
     passed: counts what is passed over. held: real paths of folders that are not to be visited. real: where the folder
-    really is.
+    really is. stamps: gets those of the folders that are visited.
     """
     seen = set(held)
     found: list[tuple[str, list[str]]] = []
@@ -172,8 +207,9 @@ def _images_below(root: str, below: str, passed: PassedOver, held: set[str], rea
             passed.add(Reason.LINKED, below)
             continue
         seen.add(real)
-        names = []
-        for entry in _sorted_entries(os.path.join(root, below)):
+        names, folder = [], os.path.join(root, below)
+        stamps.append(Stamp.of(folder))
+        for entry in _sorted_entries(folder):
             path = os.path.join(below, entry.name)
             if is_left_behind(entry.name):
                 passed.add(Reason.LEFT_BEHIND, path)

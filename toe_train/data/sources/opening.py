@@ -2,26 +2,51 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
-from toe_train.data.sources.folder import FolderImages
+from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.listing import SPLITS, ClassFolders
+from toe_train.data.sources.lists import ListImages
 from toe_train.data.sources.names import compare_classes, legible, shorten
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.source import ImageSource
+from toe_train.data.sources.tar import open_tars
 from toe_train.errors import UserError
 
-KINDS = ("image_folder", "cifar10", "cifar100", "digits")
+FILE_KINDS = ("image_folder", "tar", "list")  # the same images in other forms
+KINDS = (*FILE_KINDS, "cifar10", "cifar100", "digits")
+
+
+class Labelling(NamedTuple):
+    """Where the labels of image files are, if not in the names of folders.
+
+    train_list, val_list: files of paths and labels, see `read_list`. label_key: of the .json files of shards.
+    """
+
+    train_list: str | Path | None = None
+    val_list: str | Path | None = None
+    label_key: str = "label"
+
+
+BY_FOLDERS = Labelling()  # or as an archive has them within it
 
 
 def open_datasets(
-    kind: str, root: str | Path | None, download: bool = False, exif_orientation: ExifOrientation = "ignore"
+    kind: str,
+    root: str | Path | None,
+    download: bool = False,
+    exif_orientation: ExifOrientation = "ignore",
+    labelling: Labelling = BY_FOLDERS,
+    anew: bool = False,
 ) -> tuple[ImageSource, ImageSource]:
     """Return (train, val).
 
-    kind: "image_folder" (root/train and root/val in ImageNet's layout), "cifar10" and "cifar100" (torchvision's files
-    under root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of
-    8 x 8 pixels that come with scikit-learn; root is not used). exif_orientation: of an image folder's files.
+    kind: "image_folder" (root/train and root/val in ImageNet's layout), "tar" (archives, see `open_tars`), "list"
+    (images that lists name; train or val without a list is a folder of class folders), "cifar10" and "cifar100"
+    (torchvision's files under root; `download` fetches them, which only one process at a time may do), "digits" (the
+    1,797 images of 8 x 8 pixels that come with scikit-learn; root is not used). exif_orientation: of image files.
+    labelling: of archives and lists. anew: list folders and archives, whatever is remembered of them.
 
     Raises UserError where the data is missing, damaged or inconsistent, or has a single class.
     """
@@ -31,13 +56,42 @@ def open_datasets(
         raise UserError(f"data kind {kind!r} is not known: use one of {', '.join(KINDS)}")
     if root is None:
         raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
-    if kind == "image_folder":
-        train, val = (FolderImages(Path(root) / split, exif_orientation) for split in SPLITS)
-        fault = compare_classes(train.classes, val.classes) or only_class(train.root, train.classes)
-        if fault:
-            raise UserError(fault)
-        return train, val
-    return open_cifar(kind, Path(root), download)
+    if kind not in FILE_KINDS:
+        return open_cifar(kind, Path(root), download)
+    train = open_split(kind, Path(root), "train", exif_orientation, labelling, anew)
+    val = open_split(kind, Path(root), "val", exif_orientation, labelling, anew, train.classes)
+    if fault := compare_classes(train.classes, val.classes) or single_class(train):
+        raise UserError(fault)
+    return train, val
+
+
+def open_split(
+    kind: str,
+    root: Path,
+    split: str,
+    exif_orientation: ExifOrientation,
+    labelling: Labelling,
+    anew: bool,
+    known: list[str] | None = None,
+) -> IndexedImages:
+    """Return train or val of image files; see `open_datasets`. known: train's classes, where these are val's."""
+    label_list = labelling.train_list if split == "train" else labelling.val_list
+    if kind == "tar":
+        return open_tars(root, split, label_list, labelling.label_key, known, exif_orientation, anew)
+    if kind == "list" and label_list is not None:
+        return ListImages(root, split, label_list, known, exif_orientation)
+    return FolderImages(root / split, exif_orientation, anew)
+
+
+def single_class(images: IndexedImages) -> str | None:
+    """Return the fault of images of a single class, and what it likely comes from; None where there are more."""
+    if isinstance(images, FolderImages):
+        return only_class(images.root, images.classes)
+    if len(images.classes) == 1:
+        return (
+            f"{images.root} holds a single class, {legible(images.classes[0])}, and there is nothing to learn from one"
+        )
+    return None
 
 
 def require_apart(output: str | Path, root: str | Path) -> None:

@@ -1,10 +1,13 @@
 """How a camera was held: the orientation that an image's EXIF block gives, by which its pixels are to be turned."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
+
+from toe_train.data.sources.span import Span
 
 # What is done about it; DeiT's loader, torchvision's, ignores it.
 ExifOrientation = Literal["ignore", "apply"]
@@ -36,12 +39,12 @@ def orientation(image: Image.Image) -> int:
     return found if found in TURNS else UPRIGHT
 
 
-def orientation_of(path: str | Path) -> int:
+def orientation_of(path: str | Path | Span) -> int:
     """Return the orientation of a file; UPRIGHT too where it cannot be read, which is another's to say."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(path.read()) if isinstance(path, Span) else path) as image:
                 return orientation(image)
     except Exception:
         return UPRIGHT
