@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,27 @@ def lvvit(configs, labelled, tmp_path):
     path = tmp_path / "lvvit.yaml"
     path.write_text(yaml.safe_dump(given))
     return path
+
+
+@pytest.fixture(scope="session")
+def larger_data(tmp_path_factory):
+    """larger_data(name): folder of real images with boxes, unpacked."""
+    folder = Path(os.environ.get("TOE_DATA") or REPOSITORY.parent / "shared" / "data")
+    unpacked: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        archive = folder / f"{name}.tar"
+        if not archive.exists():
+            pytest.skip(f"{archive} is not there; set TOE_DATA to the folder that holds it")
+        if name not in unpacked:
+            whole = tmp_path_factory.mktemp(name)
+            with tarfile.open(archive) as file:
+                file.extractall(whole, filter="data")
+            (annotations,) = whole.rglob("annotations")
+            unpacked[name] = annotations.parent
+        return unpacked[name]
+
+    return of
 
 
 @pytest.fixture

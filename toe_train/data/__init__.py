@@ -1,24 +1,35 @@
 """Data: what images a step sees, and with what augmentation.
 
-sources/       where images come from: image folders, CIFAR, digits; files of any kind as RGB; what cannot be read
+sources/       where images come from: folders, COCO's, CIFAR, digits; files of any kind as RGB; what cannot be read
 augmentation/  what is done to them: transforms of one image, with its label map or on the device; a batch's frequencies
 order/         which image stands at which place of a run, and the rule that every random choice is a function of it
 labels/        what a teacher saw in each part of an image, in files
-sets.py        what loaders read: a source's images with a transform
+sets.py        what loaders read: a source's images with a transform; box_sets.py: images with boxes
 loaders.py     DataLoaders
-check.py       a tool: is the data healthy? findings.py: what it finds
+check.py       a tool: is the data healthy? coco_check.py: of images with boxes; findings.py: what it finds
 worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder
 
 Other packages import from this one and not from its files.
 """
 
+from toe_train.data.augmentation.box_transform import BoxAugmentation, BoxEvaluation, BoxTarget
 from toe_train.data.augmentation.device_augment import DrawView, Views, made
 from toe_train.data.augmentation.joint_transform import GEOMETRIES, JointTransform
 from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.augmentation.thin import cutting_thin_ones
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
+from toe_train.data.box_sets import (
+    BoxEvalSet,
+    BoxTrainSet,
+    Objects,
+    Seen,
+    ShapedOrder,
+    collate_boxes,
+    collate_seen,
+    in_steps,
+)
 from toe_train.data.check import check_datasets, examine, require_healthy
 from toe_train.data.findings import ClassFound, Fault, Findings
 from toe_train.data.labels.files import (
@@ -30,7 +41,7 @@ from toe_train.data.labels.files import (
     read_token_labels,
 )
 from toe_train.data.labels.record import LabelRecord, require_same_orientation
-from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
+from toe_train.data.loaders import CleanErrors, eval_loader, in_order, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
@@ -44,6 +55,7 @@ from toe_train.data.order.randomness import derive_seed, generator, seeded
 from toe_train.data.pack import Packed, Packing, pack_images
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
+from toe_train.data.sources.coco import CocoImages, CocoPlaces
 from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS
@@ -60,8 +72,15 @@ __all__ = [
     "SPLITS",
     "ArrayImages",
     "BatchLayout",
+    "BoxAugmentation",
+    "BoxEvalSet",
+    "BoxEvaluation",
+    "BoxTarget",
+    "BoxTrainSet",
     "ClassFound",
     "CleanErrors",
+    "CocoImages",
+    "CocoPlaces",
     "DrawView",
     "EvalSet",
     "Fault",
@@ -71,11 +90,14 @@ __all__ = [
     "ImageSource",
     "JointTransform",
     "LabelRecord",
+    "Objects",
     "Packed",
     "Packing",
     "Pixels",
     "SampleKey",
+    "Seen",
     "Segment",
+    "ShapedOrder",
     "SkippedImages",
     "TokenLabelFiles",
     "TokenMap",
@@ -88,6 +110,8 @@ __all__ = [
     "WorkerGone",
     "check_datasets",
     "collate",
+    "collate_boxes",
+    "collate_seen",
     "compare_classes",
     "cutting_thin_ones",
     "derive_seed",
@@ -98,6 +122,8 @@ __all__ = [
     "evaluation_indices",
     "examine",
     "generator",
+    "in_order",
+    "in_steps",
     "label_name",
     "legible",
     "load_rgb",

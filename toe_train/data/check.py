@@ -8,8 +8,10 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+from toe_train.data.coco_check import look_at_coco
 from toe_train.data.findings import Findings, Seen
 from toe_train.data.labels.check import check_labels
+from toe_train.data.sources.coco import CocoPlaces
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, ClassFolders, is_image, is_left_behind
 from toe_train.data.sources.names import compare_classes, shorten
@@ -32,22 +34,27 @@ def examine(
     progress: bool = False,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    places: CocoPlaces | None = None,
 ) -> Findings:
     """Return what is found of a data set; a healthy one has no faults.
 
     sample: images decoded in each of train and val, always the same ones; None decodes all. progress: show a bar while
     decoding. label_root, label_geometry: folder of an image folder's token labels and what part of an image a map
-    covers; those of the same training images are read. The digits have nothing to check; CIFAR's files are verified by
-    their checksums, so fetch them with `open_datasets(..., download=True)` first where that is wanted.
+    covers; those of the same training images are read. places: of images and annotations, for kind coco; None for
+    COCO's own. The digits have nothing to check; CIFAR's files are verified by their checksums, so fetch them with
+    `open_datasets(..., download=True)` first where that is wanted.
     """
     found = Findings()
-    if kind != "image_folder":
+    if kind not in ("image_folder", "coco"):
         _look_at_arrays(kind, root, found)
         return found
     if root is None:
-        found.add("data kind image_folder needs data.root: the folder that holds train/ and val/")
+        found.add(f"data kind {kind} needs data.root: the folder that holds the images of train and val")
         return found
     try:
+        if kind == "coco":
+            look_at_coco(Path(root).expanduser(), places or CocoPlaces(), sample, progress, found)
+            return found
         _look_at_folder(Path(root).expanduser(), sample, progress, label_root, label_geometry, found)
     except PermissionError as fault:
         found.classes.clear()  # a part of them would mislead
@@ -62,9 +69,10 @@ def check_datasets(
     progress: bool = False,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    places: CocoPlaces | None = None,
 ) -> list[str]:
     """Return the faults that `examine` finds, a line each."""
-    found = examine(kind, root, sample, progress, label_root, label_geometry)
+    found = examine(kind, root, sample, progress, label_root, label_geometry, places)
     return [fault.text for fault in found.faults]
 
 
@@ -74,9 +82,10 @@ def require_healthy(
     sample: int | None = 64,
     label_root: str | Path | None = None,
     label_geometry: str = "full",
+    places: CocoPlaces | None = None,
 ) -> None:
     """Raise UserError with the first faults that `check_datasets` finds, and the number of the rest."""
-    faults = check_datasets(kind, root, sample, label_root=label_root, label_geometry=label_geometry)
+    faults = check_datasets(kind, root, sample, label_root=label_root, label_geometry=label_geometry, places=places)
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:

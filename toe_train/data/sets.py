@@ -24,12 +24,12 @@ NOT_COUNTED = -1  # label of an image that evaluation leaves out
 MAX_SUBSTITUTES = 20
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """An image as it is in the data set, at `index`."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index
     image: Image.Image
-    label: int
+    label: Any
     cells: TokenMap | None
 
 
@@ -81,25 +81,29 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
                 samples[key] = self._augmented(key, held)
         return [samples[key] for key in keys]
 
-    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
-        _, image, label, cells = read
-        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
+    def _augmented(self, key: SampleKey, read: Read) -> tuple[Shown, int | TokenTarget]:
         try:
-            if cells is None:
-                return self._transform(image), label
-            shown, target = self._transform(image, cells, label)
+            shown, target = self._transformed(key, read)
         except MemoryError:
-            raise _too_large(self.dataset.describe(read.index), image) from None
+            raise _too_large(self.dataset.describe(read.index), read.image) from None
         return shown, target
 
-    def _read(self, key: SampleKey) -> _Read:
+    def _transformed(self, key: SampleKey, read: Read) -> tuple[Shown, Any]:
+        _, image, label, cells = read
+        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
+        if cells is None:
+            return self._transform(image), label
+        shown, target = self._transform(image, cells, label)
+        return shown, target
+
+    def _read(self, key: SampleKey) -> Read:
         index = key.index
         for attempt in range(MAX_SUBSTITUTES):
             try:
                 image, label = self.dataset[index]
                 if self._labels is None:
-                    return _Read(index, image, label, None)
-                return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
+                    return Read(index, image, label, None)
+                return Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
             except (UserError, NoMemory) as fault:
                 if self._skipped is None:
                     raise

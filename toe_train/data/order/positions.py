@@ -26,6 +26,7 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # in the data set; hides tuple.index
     epoch: int
     position: int  # in the whole epoch's sequence, over all processes
+    group: tuple[int, ...] = ()  # indices of the images, itself among them, that share their size; none: it is alone
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class BatchLayout:
     once.
 
     Where nothing is `mixed`, pairs are not needed: a batch that they do not divide, an odd one for instance, is cut
-    into runs of neighbouring positions instead, and `group_size` plays no part.
+    into runs of neighbouring positions instead, and `group_size` plays no part. With a `group_size` of 1 every batch
+    is.
 
     Raises UserError, with the nearest legal values, where the batch cannot be split so.
     """
@@ -166,6 +168,7 @@ class BatchLayout:
     def rows(self, rank: int, micro: int) -> Tensor:
         """Return the positions in the global batch of one micro-batch's images, (micro_batch,) int64."""
         if not self._divides_in_pairs(self.global_batch):
+            assert not self.mixed
             first = (rank * self.accumulation + micro) * self.micro_batch
             return torch.arange(first, first + self.micro_batch)
         size = self.global_batch // self.num_groups
@@ -213,11 +216,13 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The micro-batches of one process, in order: `layout.accumulation` of them a step.
 
     Call `set_epoch` before each pass over the loader. Works with persistent workers: they get keys, and hold no order.
+    `group`: images in a row that share their size, see `SampleKey`.
     """
 
-    def __init__(self, order: GlobalOrder, layout: BatchLayout, rank: int) -> None:
+    def __init__(self, order: GlobalOrder, layout: BatchLayout, rank: int, group: int = 1) -> None:
         assert order.global_batch == layout.global_batch, (order.global_batch, layout.global_batch)
         self._order = order
+        self._group = group
         self._rows = [layout.rows(rank, micro) for micro in range(layout.accumulation)]
         self._epoch = 0
         self._start_step = 0
@@ -240,7 +245,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             for rows in self._rows:
                 positions = step * self._order.global_batch + rows
                 pairs = zip(indices[positions].tolist(), positions.tolist(), strict=True)
-                yield [SampleKey(index, epoch, position) for index, position in pairs]
+                yield [SampleKey(index, epoch, position, self._alike(indices, position)) for index, position in pairs]
+
+    def _alike(self, indices: Tensor, position: int) -> tuple[int, ...]:
+        first = position // self._group * self._group
+        return tuple(indices[first : first + self._group].tolist()) if self._group > 1 else ()
 
 
 def evaluation_indices(num_samples: int, rank: int, world_size: int) -> range:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
+from toe_train.data.sources.coco import CocoPlaces, open_coco
 from toe_train.data.sources.folder import FolderImages
 from toe_train.data.sources.listing import SPLITS, ClassFolders
 from toe_train.data.sources.names import compare_classes, legible, shorten
@@ -10,15 +11,20 @@ from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.source import ImageSource
 from toe_train.errors import UserError
 
-KINDS = ("image_folder", "cifar10", "cifar100", "digits")
+KINDS = ("image_folder", "coco", "cifar10", "cifar100", "digits")
 
 
 def open_datasets(
-    kind: str, root: str | Path | None, download: bool = False, exif_orientation: ExifOrientation = "ignore"
+    kind: str,
+    root: str | Path | None,
+    download: bool = False,
+    exif_orientation: ExifOrientation = "ignore",
+    places: CocoPlaces | None = None,
 ) -> tuple[ImageSource, ImageSource]:
     """Return (train, val).
 
-    kind: "image_folder" (root/train and root/val in ImageNet's layout), "cifar10" and "cifar100" (torchvision's files
+    kind: "image_folder" (root/train and root/val in ImageNet's layout), "coco" (images and annotation files at `places`
+    below root; images with boxes), "cifar10" and "cifar100" (torchvision's files
     under root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of
     8 x 8 pixels that come with scikit-learn; root is not used). exif_orientation: of an image folder's files.
 
@@ -30,6 +36,8 @@ def open_datasets(
         raise UserError(f"data kind {kind!r} is not known: use one of {', '.join(KINDS)}")
     if root is None:
         raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
+    if kind == "coco":
+        return open_coco(Path(root).expanduser(), places or CocoPlaces())
     if kind == "image_folder":
         train, val = (FolderImages(Path(root) / split, exif_orientation) for split in SPLITS)
         fault = compare_classes(train.classes, val.classes) or only_class(train.root, train.classes)
