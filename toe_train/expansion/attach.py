@@ -1,13 +1,15 @@
 """Attach a `TokenExpansion` to a vision transformer from outside, by a hook on one of its blocks.
 
 A model that gives an output for every patch position (`dense_output`, as LV-ViT) gets a second hook, on its last norm,
-which puts the kept tokens back into the full grid.
+which puts the kept tokens back into the full grid. Tokens behind the patches (`num_suffix_tokens`, as YOLOS's detection
+tokens) pass the expansion by, and positions that a model adds between its blocks (`mid_additions`) are gathered for the
+tokens that are left.
 
 The model's code and its state_dict stay those of the plain model. Models in which dropping tokens between blocks would
 be wrong are refused (`suitable.py`), and so are calls in which it would be: an attention mask, which belongs to the
 full set of tokens, and feature maps, which would be made of the kept tokens.
 
-Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, D width.
+Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, S suffix tokens, D width.
 """
 
 from __future__ import annotations
@@ -33,11 +35,20 @@ class Attachment:
     """What `attach` returns: the expansion in use, and the way to take it off again."""
 
     def __init__(
-        self, model: nn.Module, expansion: TokenExpansion, block: nn.Module, norm: nn.Module | None, copy: bool
+        self,
+        model: nn.Module,
+        expansion: TokenExpansion,
+        block: nn.Module,
+        additions: list[nn.Module],
+        norm: nn.Module | None,
+        copy: bool,
     ) -> None:
         self.expansion = expansion
         self._model: nn.Module | None = model
-        self._hooks = [block.register_forward_pre_hook(_ExpandInput(expansion), with_kwargs=True)]
+        expand = _ExpandInput(expansion, getattr(model, "num_suffix_tokens", 0))
+        self._hooks = [block.register_forward_pre_hook(expand, with_kwargs=True)]
+        for addition in additions:
+            self._hooks.append(addition.register_forward_pre_hook(_GatherPositions(expand), with_kwargs=True))
         if norm is not None:
             self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
@@ -61,16 +72,44 @@ class Attachment:
 class _ExpandInput:
     """Forward pre-hook of a block. An object, so that copy.deepcopy(model) binds the copy's hook to its own module."""
 
-    def __init__(self, expansion: TokenExpansion) -> None:
+    def __init__(self, expansion: TokenExpansion, num_suffix_tokens: int) -> None:
         self.expansion = expansion
+        self.num_suffix_tokens = num_suffix_tokens
+        self.kept: Tensor | None = None  # (B, K), what the expansion gave last
 
     def __call__(
         self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tokens, kept = self.expansion(args[0])
-        if kept is not None:
-            _require_tokens_alone(block, args[1:], options)
+        tokens, suffix = args[0], None
+        if self.num_suffix_tokens:
+            sizes = [tokens.shape[1] - self.num_suffix_tokens, self.num_suffix_tokens]
+            tokens, suffix = tokens.split_with_sizes(sizes, dim=1)  # (B, P+N, D), (B, S, D)
+        tokens, self.kept = self.expansion(tokens)  # (B, P+K, D), (B, K)
+        if self.kept is None:
+            return args, options
+        _require_tokens_alone(block, args[1:], options)
+        if suffix is not None:
+            tokens = torch.cat([tokens, suffix], dim=1)  # (B, P+K+S, D)
         return (tokens, *args[1:]), options
+
+
+class _GatherPositions:
+    """Forward pre-hook of a module that adds positions between blocks: those of the tokens that are left.
+
+    `positions` (1 or B, P+N+S, D) becomes (B, P+K+S, D) where the same forward pass dropped tokens. An object as above.
+    """
+
+    def __init__(self, expanded: _ExpandInput) -> None:
+        self.expanded = expanded
+
+    def __call__(
+        self, addition: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kept, suffix = self.expanded.kept, self.expanded.num_suffix_tokens
+        if kept is None:
+            return args, options
+        prefix = self.expanded.expansion.num_prefix_tokens
+        return args, {**options, "positions": gather(options["positions"], kept, prefix, suffix)}  # (B, P+K+S, D)
 
 
 def _require_tokens_alone(block: nn.Module, others: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -138,7 +177,10 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
 
     Args:
         model: a vision transformer with a plain list `blocks` of modules (B, P+N, D) -> (B, P+N, D), such as timm's
-            VisionTransformer, DeiT, DeiT-III. `model.token_expansion` becomes `expansion`.
+            VisionTransformer, DeiT, DeiT-III. `model.token_expansion` becomes `expansion`. Its last `num_suffix_tokens`
+            tokens (0 without the attribute) are never scored nor merged, and stay behind. Positions that it adds after
+            its blocks it must add in modules `mid_additions`, the i-th after block i, which it calls with the whole
+            table as the keyword argument `positions` (1 or B, P+N+S, D).
         expansion: the module that drops the tokens.
         after_block: number of blocks that still see every token: 1 is the paper's choice, 0 expands right after the
             embedding; at most one less than the depth (paper, Table 8).
@@ -162,7 +204,8 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
         raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
     block = require_suitable(model, after_block, expansion.num_prefix_tokens)
     norm = _dense_norm(model, expansion, restore)
-    return Attachment(model, expansion, block, norm, copy=restore == "copy")
+    additions = list(getattr(model, "mid_additions", ()))[after_block:]
+    return Attachment(model, expansion, block, additions, norm, copy=restore == "copy")
 
 
 def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:
