@@ -130,7 +130,7 @@ def keys_of(train, group, global_batch=4, epoch=1, world=1):
     found = []
     for rank in range(world):
         layout = data.BatchLayout(global_batch, 1, world, global_batch // world // group, mixed=False)
-        sampler = data.TrainBatchSampler(order, layout, rank, group)
+        sampler = data.TrainBatchSampler(order, layout, rank)
         sampler.set_epoch(epoch)
         found.append(list(sampler))
     return found

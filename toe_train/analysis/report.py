@@ -13,7 +13,7 @@ from typing import Any
 
 from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
-from toe_train.analysis.tables import table
+from toe_train.analysis.tables import size_text, table
 from toe_train.errors import UserError
 
 Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
@@ -218,7 +218,7 @@ def _stages(row: Row) -> list[tuple[str, ...]]:
         (
             row.name,
             str(stage),
-            str(pixels),
+            size_text(pixels),
             str(kept[stage, pixels]),
             f"{taken:.4g}",
             f"{last / taken:.2f}x",

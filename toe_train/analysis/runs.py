@@ -12,15 +12,16 @@ from statistics import mean
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
+from toe_train.analysis.tables import recorded_size
 from toe_train.errors import UserError
-from toe_train.recipes import RunConfig, essential, load_saved
+from toe_train.recipes import RunConfig, Size, essential, load_saved, sides_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics, tell_broken
 
 SEED = re.compile(r"-s\d+$")
 IMAGENET_CLASSES = 1000
 
-Stage = tuple[int, int]  # of ToE, and the side of its images in pixels
+Stage = tuple[int, Size]  # of ToE, and the size of its images
 
 
 @dataclass(frozen=True)
@@ -148,13 +149,17 @@ class Row:
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the counted runs that reached a stage, in order."""
         by_run = [run.stage_seconds() for run in self.counted]
-        stages = sorted({stage for taken in by_run for stage in taken})
+        stages = sorted({stage for taken in by_run for stage in taken}, key=_place)
         return {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in stages}
+
+
+def _place(stage: Stage) -> tuple[int, tuple[int, int]]:
+    return stage[0], sides_of(stage[1])
 
 
 def stage_of(record: Record) -> Stage:
     """What an epoch line's epoch trained with."""
-    return record["stage"], record["image_size"]
+    return record["stage"], recorded_size(record)
 
 
 def read_rows(folders: Sequence[Path]) -> list[Row]:

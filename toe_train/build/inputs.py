@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig
+from toe_train.recipes import EpochPlan, RunConfig, Size, side_of, sides_of
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
 from toe_train.training.device_batches import DeviceBatches
@@ -24,7 +24,7 @@ def check_data(config: RunConfig) -> None:
     """The start-up check of the data set, downloaded first where the run says so; one process does it for all."""
     section, labels = config.data, config.token_labels
     if section.download:
-        data.open_datasets(section.kind, section.root, download=True)
+        open_sources(config, download=True)
     # Where unreadable images are to be passed over, they are not looked for.
     sample = section.check_sample if section.on_error == "fail" else 0
     data.require_healthy(
@@ -33,6 +33,7 @@ def check_data(config: RunConfig) -> None:
         sample=sample,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
+        places=coco_places(config),
     )
     if labels:
         data.require_same_orientation(Path(labels.root), section.exif_orientation)
@@ -49,14 +50,26 @@ def open_images(config: RunConfig, processes: Processes) -> Images:
     """
     section = config.data
     processes.together(lambda: data.require_open_files(section.workers))
-    images = processes.from_main(
-        lambda: data.open_datasets(section.kind, section.root, exif_orientation=section.exif_orientation)
-    )
+    images = processes.from_main(lambda: open_sources(config))
     for source in images:
         processes.together(source.require_here)
     for line in listing_notes(images) if processes.is_main else []:
         print(line)
     return images
+
+
+def open_sources(config: RunConfig, download: bool = False) -> Images:
+    """Train and val images of the configuration; see `data.open_datasets`."""
+    section = config.data
+    return data.open_datasets(
+        section.kind, section.root, download, section.exif_orientation, places=coco_places(config)
+    )
+
+
+def coco_places(config: RunConfig) -> data.CocoPlaces:
+    """Where images with boxes and their annotations lie."""
+    section = config.data
+    return data.CocoPlaces(section.train_folder, section.val_folder, section.train_annotations, section.val_annotations)
 
 
 def listing_notes(images: Images) -> list[str]:
@@ -68,8 +81,21 @@ def batch_layout(config: RunConfig, world_size: int, largest: int | None = None)
     """How the global batch is cut for `world_size` processes, in micro-batches of at most `largest` images too."""
     limit = min(config.train.max_micro_batch, largest or config.train.max_micro_batch)
     batch, mixed = config.train.global_batch, config.mixes_images
+    if config.task_kind == "detection":
+        accumulation = _split_in_sizes(config, world_size, limit)
+        return data.BatchLayout(batch, 1, world_size, accumulation, mixed)
     accumulation = data.split_batch(batch, world_size, limit, mixed)
     return data.BatchLayout(batch, config.augment.mix_group, world_size, accumulation, mixed)
+
+
+def _split_in_sizes(config: RunConfig, world_size: int, limit: int) -> int:
+    """Accumulation steps of micro-batches whose images have one size, or are padded to one."""
+    section, batch = config.detection, config.train.global_batch
+    if section.padding:
+        return data.split_batch(batch, world_size, limit, mixed=False)
+    fitting = [size for size in range(1, min(limit, section.same_size) + 1) if section.same_size % size == 0]
+    splits = [data.split_batch(batch, world_size, size, mixed=False) for size in fitting]
+    return min(split for split in splits if section.same_size % (batch // world_size // split) == 0)
 
 
 def describe_split(layout: data.BatchLayout) -> str:
@@ -80,12 +106,14 @@ def describe_split(layout: data.BatchLayout) -> str:
     )
 
 
-def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+def build_train_transform(config: RunConfig, loaded_size: Size | None = None) -> Any:
     """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller.
 
     It ends in what the loader hands over: `Pixels`, or with `augment.on_device` views to be made of an image.
     """
     section = config.augment
+    if config.task_kind == "detection":
+        return _box_augmentation(config)
     handing_over = data.DrawView if section.on_device else data.ending_in_pixels
     try:
         return handing_over(build_timm_transform(config, loaded_size))
@@ -93,11 +121,29 @@ def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> 
         raise UserError(f"augment.{error}") from None
 
 
-def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+def _box_augmentation(config: RunConfig) -> data.BoxAugmentation:
+    section = config.detection
+    return data.BoxAugmentation(
+        hflip=config.augment.hflip,
+        short_sides=section.short_sides,
+        longest=section.longest_side,
+        crop_prob=section.crop_prob,
+        crop_from=section.crop_from,
+        crop_sides=section.crop_sides,
+        multiple=patch_side(config),
+    )
+
+
+def patch_side(config: RunConfig) -> int:
+    """Side in pixels of a patch, of which the sides of images with boxes are multiples."""
+    return int(config.model.kwargs.get("patch_size", 16))
+
+
+def build_timm_transform(config: RunConfig, loaded_size: Size | None = None) -> Any:
     """The same up to normalised and erased float32 images, as timm's own loader takes it."""
     section = config.augment
     return data.train_transform(
-        image_size=config.model.image_size,
+        image_size=side_of(config.model.image_size),
         order=section.order,
         crop=section.crop,
         crop_scale=section.crop_scale,
@@ -111,14 +157,17 @@ def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> A
         erasing_count=section.erasing_count,
         mean=section.mean,
         std=section.std,
-        downsampled=loaded_size,
+        downsampled=None if loaded_size is None else side_of(loaded_size),
     )
 
 
-def build_eval_transform(config: RunConfig, size: int | None = None) -> data.Transform:
+def build_eval_transform(config: RunConfig, size: Size | None = None) -> Any:
     """Evaluation transform of the `evaluate` section; `size` in place of `model.image_size`."""
+    if config.task_kind == "detection":
+        section = config.detection
+        return data.BoxEvaluation(section.eval_short_side, section.eval_longest_side, patch_side(config))
     return data.eval_transform(
-        image_size=size or config.model.image_size,
+        image_size=side_of(size or config.model.image_size),
         crop_pct=config.evaluate.crop_pct,
         interpolation=config.evaluate.interpolation,
         mean=config.augment.mean,
@@ -126,7 +175,7 @@ def build_eval_transform(config: RunConfig, size: int | None = None) -> data.Tra
     )
 
 
-def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
+def build_finish(config: RunConfig, image_size: Size | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
     """What makes a model's images of the loader's: normalised, erased, and at a smaller `image_size` cropped.
 
     The crop of frequencies leaves images that have that size alone.
@@ -135,7 +184,8 @@ def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[
 
     def finish(shown: data.Pixels | data.Views) -> Tensor:
         pixels = data.made(shown) if isinstance(shown, data.Views) else shown
-        return data.low_frequency_crop(data.normalized(pixels, section.mean, section.std), size)
+        images = data.normalized(pixels, section.mean, section.std)
+        return images if config.task_kind == "detection" else data.low_frequency_crop(images, side_of(size))
 
     return finish
 
@@ -165,10 +215,19 @@ def build_inputs(
             data.train_loader(train_set, sampler, workers, pin, task.collate),
             processes.device,
             build_finish(config, plan.image_size),
+            task.in_steps,
         ),
-        val=data.eval_loader(eval_set, indices, config.evaluate.batch, workers, pin, task.eval_collate),
+        val=data.eval_loader(
+            eval_set,
+            indices,
+            config.evaluate.batch,
+            workers,
+            pin,
+            task.eval_collate,
+            task.eval_batches(eval_set, indices, config.evaluate.batch),
+        ),
         skipped=skipped,
-        image_size=plan.image_size,
+        sides=sides_of(plan.image_size),
         num_tokens=num_tokens,
     )
 
@@ -181,7 +240,7 @@ def build_shown(config: RunConfig, plan: EpochPlan) -> data.Transform | data.Two
 
 def loads_pairs(config: RunConfig, plan: EpochPlan) -> bool:
     """Whether evaluation images come in two sizes, the model's and the one that the run ends with."""
-    return plan.loaded_size < config.model.image_size
+    return plan.loaded_size != config.model.image_size
 
 
 def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedImages | None:
@@ -189,10 +248,12 @@ def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedI
     return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
-def example_batch(config: RunConfig, task: Task, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:
+def example_batch(
+    config: RunConfig, task: Task, batch: int, loaded_size: Size | None = None
+) -> tuple[data.Pixels, Any]:
     """Made-up images and targets in the shapes in which the loader gives `batch` of them, on the CPU."""
-    size = loaded_size or config.model.image_size
+    sides = sides_of(loaded_size or config.model.image_size)
     source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, generator=source)
+    pixels = torch.randint(256, (batch, *sides, 3), dtype=torch.uint8, generator=source)
     images = data.Pixels(pixels, torch.empty(0, 5, dtype=torch.int64), torch.empty(0))
     return images, task.example_targets(batch)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from toe_train import data
 from toe_train.build.inputs import (
     Images,
     batch_layout,
@@ -18,6 +17,7 @@ from toe_train.build.inputs import (
     check_data,
     describe_split,
     open_images,
+    open_sources,
 )
 from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
 from toe_train.build.resume import Found, require_same_experiment, resume_point
@@ -215,7 +215,7 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     """
     folder.require_usable()
     if resume not in ("auto", "never"):
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = open_sources(config)
         resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
 
 
@@ -229,9 +229,8 @@ def dry_build(
     """
     if images is None:
         check_data(config)
-        images = data.open_datasets(config.data.kind, config.data.root)
+        images = open_sources(config)
     train_images, _ = images
-    data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     num_classes, stages = len(train_images.classes), curriculum_stages(plan_epochs(config))
     alone, started_from = Processes(0, world_size, torch.device("cpu")), None
     require_resizable(config, [plan.image_size for plan in stages])
@@ -244,7 +243,9 @@ def dry_build(
         built = build_model(now, num_classes, size)
         if begins:
             started_from = load_initial(config, built, train_images.classes)
-        build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
+        task = build_task(now, built, num_classes, layout)
+        task.order(train_images, config.train.global_batch, config.seed, config.augment.repeats)
+        build_step(now, built, task, layout, alone, size)
     return images, started_from
 
 

@@ -207,3 +207,8 @@ class ShapedOrder(GlobalOrder):
         place = (epoch, attempt) if attempt else (epoch,)
         shuffled = torch.randperm(len(groups), generator=generator(self.seed, "groups", *place))
         return torch.tensor(groups, dtype=torch.int64)[shuffled].flatten()
+
+    def group_at(self, indices: Tensor, position: int) -> tuple[int, ...]:
+        """Return the images of a position's group."""
+        first = position // self.group * self.group
+        return tuple(indices[first : first + self.group].tolist()) if self.group > 1 else ()

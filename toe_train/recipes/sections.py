@@ -17,10 +17,12 @@ from toe_train.recipes.fields import (
     PATH,
     BelowOne,
     Folder,
+    ImageSize,
     Integer,
     Interpolation,
     NonNegative,
     Number,
+    PathBelow,
     Positive,
     PositiveInteger,
     Probability,
@@ -35,7 +37,7 @@ class ModelConfig(Section):
 
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
-    image_size: PositiveInteger = 224
+    image_size: ImageSize = 224  # for detection [height, width], of what plans and benchmarks count with
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones; null for new weights.
     initial_weights: Annotated[Weights | None, PATH] = None
     initial_averaged: bool = False  # the averaged weights of the file
@@ -122,9 +124,14 @@ class ExpansionConfig(MethodSection):
 class DataConfig(Section):
     """Where the images are."""
 
-    kind: Literal["image_folder", "cifar10", "cifar100", "digits"] = "image_folder"
+    kind: Literal["image_folder", "coco", "cifar10", "cifar100", "digits"] = "image_folder"
     # Holds train/<class>/* and val/<class>/* for an image folder; unused by digits.
     root: Annotated[Folder, INCIDENTAL] = "/data/imagenet"
+    # Of coco, below root or absolute.
+    train_folder: Annotated[PathBelow, INCIDENTAL] = "train2017"
+    val_folder: Annotated[PathBelow, INCIDENTAL] = "val2017"
+    train_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_train2017.json"
+    val_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_val2017.json"
     workers: Annotated[Integer, Field(ge=0, le=512), INCIDENTAL] = 8  # loader processes per training process
     download: Annotated[bool, INCIDENTAL] = False  # CIFAR only
     # Images of each split that are decoded before a run starts.
@@ -260,4 +267,4 @@ class CheckpointConfig(Section):
     every_steps: Annotated[PositiveInteger | None, INCIDENTAL] = None
     # Within an epoch too, so many minutes after the last one.
     every_minutes: Annotated[Positive | None, INCIDENTAL] = 15.0
-    best_metric: Annotated[Literal["val_top1", "ema_top1"], INCIDENTAL] = "val_top1"
+    best_metric: Annotated[Literal["val_top1", "ema_top1", "val_ap", "ema_ap"], INCIDENTAL] = "val_top1"

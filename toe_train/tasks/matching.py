@@ -91,6 +91,11 @@ def _solver():  # type: ignore[no-untyped-def]  # scipy has no types
     return linear_sum_assignment
 
 
+def require_scipy() -> None:
+    """Raises UserError where scipy is not there."""
+    _solver()
+
+
 def missing(package: str) -> str:
     """What to say where a package of the extra is not installed."""
     return f"detection needs {package}, which is not installed: python -m pip install 'toe-train[detection]'"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toe_train.data import BatchLayout
 from toe_train.errors import RunFailed
 from toe_train.methods.method import Method
-from toe_train.recipes import EpochPlan
+from toe_train.recipes import EpochPlan, sides_of
 from toe_train.runs.checkpoints import FORMAT
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.log import RunLog
@@ -154,7 +154,8 @@ class Trainer:
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.inputs.train)
         # Sum and number of finite losses since the last log line, by images: a run may go on in other micro-batches.
-        window = torch.tensor(here.own_window(self.processes), device=self.processes.device)
+        losses_before, tokens = here.own_window(self.processes, len(self.step.task.loss_terms))
+        window = torch.tensor(losses_before, device=self.processes.device)
         for step in range(here.step, steps):
             lr = self.cadence.schedule.lr(plan.epoch, step)
             set_lr(self.step.optimizer, lr)
@@ -163,18 +164,20 @@ class Trainer:
             except torch.OutOfMemoryError as error:
                 raise StepTooLarge(str(error)) from None
             window += self.layout.micro_batch * counted(losses)
+            tokens = [before + now for before, now in zip(tokens, self._tokens(plan), strict=True)]
             here.step = step + 1
             self.log.advance()
             if self.cadence.logs(here.step, steps):
-                self._log_step(plan, steps, lr, window, clock)
+                self._log_step(plan, steps, lr, window, tokens, clock)
                 window.zero_()
-            self._save_within(plan, steps, window, clock)
-        here.window = []
+                tokens = [0.0, 0.0, 0.0]
+            self._save_within(plan, steps, window, tokens, clock)
+        here.window, here.token_window = [], []
         here.skipped = self.step.guard.counts().total
         here.account(clock, self.processes)
-        return self._epoch_record(plan, kept, steps)
+        return self._epoch_record(plan, steps)
 
-    def _save_within(self, plan: EpochPlan, steps: int, window: Tensor, clock: EpochClock) -> None:
+    def _save_within(self, plan: EpochPlan, steps: int, window: Tensor, tokens: list[float], clock: EpochClock) -> None:
         """After a step: saves where it is time, and stops where a process was asked to; not after the last one."""
         here = self.progress
         stop, save = self._look() if self.polling.due() else (0.0, 0.0)
@@ -185,6 +188,7 @@ class Trainer:
             self.polling.soon()
             return
         here.window = self.processes.gather(tuple(window.tolist()))
+        here.token_window = self.processes.gather(tuple(tokens))
         here.skipped = counts.total
         here.account(clock, self.processes)
         self._save()
@@ -215,7 +219,14 @@ class Trainer:
 
     def _work(self, plan: EpochPlan) -> int:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
-        return self.method.tokens_kept(self.inputs.tokens_at(plan.image_size), plan.stage)
+        return self.method.tokens_kept(self.inputs.tokens_at(sides_of(plan.image_size)), plan.stage)
+
+    def _tokens(self, plan: EpochPlan) -> list[float]:
+        """Patch tokens of this process's images in the last step, those kept of them, and the number of the images."""
+        counts = [self.inputs.tokens_at(shape) for shape in self.step.shapes]
+        kept = [self.method.tokens_kept(count, plan.stage) for count in counts]
+        images = self.layout.micro_batch
+        return [float(images * sum(counts)), float(images * sum(kept)), float(images * len(counts))]
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """The scores of an epoch, see `Evaluation`; None each in one that skips it."""
@@ -281,19 +292,24 @@ class Trainer:
             f"order (roll-back {done + 1} of {limits.max_rollbacks}); {limits.path} tells more"
         )
 
-    def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Tensor, clock: EpochClock) -> None:
-        here, (total, count) = self.progress, self.processes.sum(window.clone()).tolist()
-        here.losses, here.logged = (here.losses[0] + total, here.losses[1] + count), here.step
+    def _log_step(
+        self, plan: EpochPlan, steps: int, lr: float, window: Tensor, tokens: list[float], clock: EpochClock
+    ) -> None:
+        here, device = self.progress, self.processes.device
+        losses = self.processes.sum(window.clone()).tolist()
+        here.add(losses, self.processes.sum(torch.tensor(tokens, dtype=torch.float64, device=device)).tolist())
+        here.logged = here.step
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._work(other) for other in self.cadence.plans[plan.epoch + 1 :]) / self._work(plan)
         left = steps - here.step + steps * later
-        self.log.step(step_record(plan, here, lr, (total, count), clock, self.layout.global_batch, left))
+        names, batch = self.step.task.loss_terms, self.layout.global_batch
+        self.log.step(step_record(plan, here, lr, tuple(losses), clock, batch, left, names))
         self.inputs.require_few_skipped(self.processes)
 
-    def _epoch_record(self, plan: EpochPlan, kept: int, steps: int) -> dict[str, Any]:
+    def _epoch_record(self, plan: EpochPlan, steps: int) -> dict[str, Any]:
         lr, images = self.cadence.schedule.mean(plan.epoch), steps * self.layout.global_batch
         return {
-            **epoch_record(plan, self.progress, lr, images, (self.inputs.num_tokens, kept)),
+            **epoch_record(plan, self.progress, lr, images, self.step.task.loss_terms),
             "save_seconds": self.keeper.take_seconds(),
             "peak_memory_bytes": int(self.processes.max(peak_memory(self.processes.device))),
         }

@@ -23,14 +23,22 @@ def create_optimizer(
     betas: tuple[float, float],
     eps: float,
     momentum: float,
+    whole: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
 
     There are always two groups, so that a run may be resumed with another decay. On a GPU it is the fused kernel, which
     knows by itself whether a step is left out, so that no step waits for the device.
+
+    Args:
+        whole: submodules of which all parameters decay, biases too.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
     groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one group
+    heads = {id(parameter) for name in whole for parameter in model.get_submodule(name).parameters()}
+    sparing, decaying = groups
+    decaying["params"] += [parameter for parameter in sparing["params"] if id(parameter) in heads]
+    sparing["params"] = [parameter for parameter in sparing["params"] if id(parameter) not in heads]
     for group in groups:
         group["weight_decay"] *= weight_decay
     extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}

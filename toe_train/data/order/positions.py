@@ -75,6 +75,10 @@ class GlobalOrder:
         distinct = -(-length // self.repeats)
         return shuffled[:distinct].repeat_interleave(self.repeats)[:length]
 
+    def group_at(self, indices: Tensor, position: int) -> tuple[int, ...]:
+        """Return the images that share their size with the one at a position of an epoch; none where it is alone."""
+        return ()
+
 
 class Segment(NamedTuple):
     """Rows start .. stop-1 of a micro-batch: pairs of one mixing group, the first with the last and so on inwards."""
@@ -216,13 +220,11 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
     """The micro-batches of one process, in order: `layout.accumulation` of them a step.
 
     Call `set_epoch` before each pass over the loader. Works with persistent workers: they get keys, and hold no order.
-    `group`: images in a row that share their size, see `SampleKey`.
     """
 
-    def __init__(self, order: GlobalOrder, layout: BatchLayout, rank: int, group: int = 1) -> None:
+    def __init__(self, order: GlobalOrder, layout: BatchLayout, rank: int) -> None:
         assert order.global_batch == layout.global_batch, (order.global_batch, layout.global_batch)
         self._order = order
-        self._group = group
         self._rows = [layout.rows(rank, micro) for micro in range(layout.accumulation)]
         self._epoch = 0
         self._start_step = 0
@@ -245,11 +247,10 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             for rows in self._rows:
                 positions = step * self._order.global_batch + rows
                 pairs = zip(indices[positions].tolist(), positions.tolist(), strict=True)
-                yield [SampleKey(index, epoch, position, self._alike(indices, position)) for index, position in pairs]
-
-    def _alike(self, indices: Tensor, position: int) -> tuple[int, ...]:
-        first = position // self._group * self._group
-        return tuple(indices[first : first + self._group].tolist()) if self._group > 1 else ()
+                yield [
+                    SampleKey(index, epoch, position, self._order.group_at(indices, position))
+                    for index, position in pairs
+                ]
 
 
 def evaluation_indices(num_samples: int, rank: int, world_size: int) -> range:
