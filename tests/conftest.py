@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import coco_files
 import numpy as np
 import pytest
 import torch
@@ -44,6 +45,34 @@ SMALL_LVVIT = {  # of lvvit_t_toe_r04.yaml
     "schedule": {"warmup_epochs": 0, "cooldown_epochs": 1},
     "train": {"global_batch": 16, "max_micro_batch": 8, "ema_decay": 0.9, "log_every": 1},
     "allow": ["last_stage_not_reached", "peak_not_reached"],
+}
+
+
+SMALL_YOLOS = {  # of yolos_tiny_toe_r05.yaml: 2 images a micro-batch, which have one size; 2 steps an epoch
+    "epochs": 4,
+    "model": {
+        "image_size": [64, 96],
+        "kwargs": {
+            "embed_dim": 24,
+            "depth": 3,
+            "num_heads": 2,
+            "num_det_tokens": 5,
+            "init_size": [64, 96],
+            "mid_size": [48, 64],
+        },
+    },
+    "expansion": {"stage_epochs": [1, 2, 3]},
+    "detection": {
+        "short_sides": [64, 80, 96],
+        "longest_side": 160,
+        "crop_from": [64, 96],
+        "crop_sides": [48, 80],
+        "eval_short_side": 64,
+        "eval_longest_side": 128,
+    },
+    "optim": {"lr": 1e-3},
+    "train": {"global_batch": 4, "log_every": 1},
+    "allow": ["last_stage_not_reached"],
 }
 
 
@@ -217,6 +246,19 @@ def lvvit(configs, labelled, tmp_path):
         "token_labels": {"root": str(labelled / "labels")},
     }
     path = tmp_path / "lvvit.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture
+def yolos(configs, tmp_path):
+    """File of a YOLOS's run of seconds with ToE, on images made by code."""
+    given = {
+        "extends": str(configs / "yolos_tiny_toe_r05.yaml"),
+        **SMALL_YOLOS,
+        "data": {"root": str(coco_files.write(tmp_path / "coco")), "workers": 0},
+    }
+    path = tmp_path / "yolos.yaml"
     path.write_text(yaml.safe_dump(given))
     return path
 

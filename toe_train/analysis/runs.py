@@ -97,6 +97,11 @@ class Row:
         return self.runs[0].config
 
     @property
+    def headline(self) -> str:
+        """The score that its task goes by, as an epoch's line names it."""
+        return "ap" if self.config.task_kind == "detection" else "top1"
+
+    @property
     def counted(self) -> list[Run]:
         """Those that its figures are of: the finished ones, or where there are none yet, all."""
         return [run for run in self.runs if run.is_finished] or self.runs

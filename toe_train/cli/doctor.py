@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toe_train import data
 from toe_train.analysis.tables import table
+from toe_train.build.inputs import coco_places
 from toe_train.cli.exits import USER_ERROR
 from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
@@ -26,6 +27,7 @@ class _Asked:
     label_geometry: str = "full"
     may_miss: int = 0
     download: bool = False
+    places: data.CocoPlaces | None = None
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
@@ -40,6 +42,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         progress=sys.stderr.isatty(),
         label_root=asked.label_root,
         label_geometry=asked.label_geometry,
+        places=asked.places,
     )
     for line in _classes(found, options.classes):
         print(line)
@@ -81,12 +84,13 @@ def _asked(options: argparse.Namespace) -> _Asked:
     config = load_saved(options.config, overrides)
     section, labels = config.data, config.token_labels
     return _Asked(
-        kind="image_folder" if folder else section.kind,
+        kind="image_folder" if folder and section.kind != "coco" else section.kind,
         root=folder or section.root,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
         may_miss=section.max_skipped if section.on_error == "skip" else 0,
         download=section.download and not folder,
+        places=coco_places(config),
     )
 
 
