@@ -1,6 +1,7 @@
 """Detection runs from their configuration to their scores: resumed, in two processes, scored as COCO scores."""
 
 import json
+import random
 
 import coco_files
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from golden_figures import figures
 from support import KILLED, losses, train, trainer_of
 
-from toe_train.build.inputs import batch_layout
+from toe_train.build.inputs import batch_layout, build_train_transform
 from toe_train.build.model import build_model
 from toe_train.build.step import build_optimizer, build_schedule
 from toe_train.cli.tools import main as tools
@@ -228,3 +229,27 @@ def test_accumulation_where_gpus_are_few(configs):
     assert [batch_layout(tiny, world).micro_batch for world in (1, 8, 16)] == [2, 2, 1]
     with pytest.raises(UserError, match="cannot be split over 3 processes"):
         batch_layout(config, 3)
+
+
+def test_eval_says_what_the_run_said(yolos, tmp_path, capsys):
+    assert main(["--config", str(yolos), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
+    assert "AP" in capsys.readouterr().out
+    assert tools(["eval", "--checkpoint", str(tmp_path / "run/checkpoints/last.pt")]) == 0
+    (line,) = epochs_of(tmp_path / "run")
+    told = capsys.readouterr().out
+    assert f"AP {line['val_ap']:.3f}, AP50 {line['val_ap50']:.3f}" in told
+    assert f"loss_giou {line['val_loss_giou']:.4f} over 4 images" in told
+
+
+def test_the_plan_counts_with_the_mean_image(configs):
+    """2080 and 972 patches stand for images of many sizes: those of COCO's in the transforms of a training epoch."""
+    for name, patches in (("yolos_small", 2080), ("yolos_tiny", 972)):
+        config = load_config(configs / f"{name}_toe_r05.yaml")
+        height, width = config.model.image_size
+        assert height * width // 256 == patches
+        transform = build_train_transform(config)
+        random.seed(0)
+        sizes = [(640, 480), (640, 427), (480, 640), (640, 426), (500, 375), (427, 640), (640, 640)] * 300
+        drawn = [transform.draw([size]).size for size in sizes]
+        mean = sum(width * height // 256 for width, height in drawn) / len(drawn)
+        assert mean == pytest.approx(patches, rel=0.06)

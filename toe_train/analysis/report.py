@@ -105,8 +105,8 @@ class Report:
 
     def _score_words(self) -> str:
         """What the rows' tasks go by."""
-        kinds = {row.headline for row in self.rows}
-        return {("top1",): "top-1 %", ("ap",): "AP"}.get(tuple(kinds), "top-1 % or AP")
+        words = {"top1": "top-1 %", "ap": "AP"}
+        return " or ".join(words[kind] for kind in sorted({row.headline for row in self.rows}, reverse=True))
 
     def _all_runs(self) -> list[Run]:
         return [run for row in self.rows for run in row.runs]

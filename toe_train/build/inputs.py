@@ -248,6 +248,15 @@ def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedI
     return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
+def largest_size(config: RunConfig, loaded_size: Size) -> Size:
+    """The size of the largest training images, where they have many; else `loaded_size`."""
+    section, patch = config.detection, patch_side(config)
+    if config.task_kind != "detection":
+        return loaded_size
+    short = max(section.short_sides) // patch * patch
+    return short, max(short, (section.longest_side or 2 * short) // patch * patch)
+
+
 def example_batch(
     config: RunConfig, task: Task, batch: int, loaded_size: Size | None = None
 ) -> tuple[data.Pixels, Any]:

@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from toe_train import data
-from toe_train.build.inputs import batch_layout, build_finish, example_batch
+from toe_train.build.inputs import batch_layout, build_finish, example_batch, largest_size
 from toe_train.build.model import BuiltModel, build_model
 from toe_train.build.task import build_task
 from toe_train.recipes import (
@@ -161,7 +161,7 @@ def fit_to_memory(
         task = build_task(config, built, num_classes, tried)
         step = build_step(config, built, task, tried, alone, plan.image_size)
         clock = EpochClock(processes.device)
-        loaded = [example_batch(config, task, now, plan.loaded_size)] * 2 * accumulation
+        loaded = [example_batch(config, task, now, largest_size(config, plan.loaded_size))] * 2 * accumulation
         batches = iter(DeviceBatches(loaded, processes.device, build_finish(config, plan.image_size)))
         for number in range(2):
             step(batches, clock, 0, number)

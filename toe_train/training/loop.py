@@ -29,9 +29,10 @@ from toe_train.training.guard import NotFinite
 from toe_train.training.inputs import Inputs
 from toe_train.training.keeper import Keeper, require_same_everywhere
 from toe_train.training.optim import set_lr
-from toe_train.training.records import counted, epoch_record, step_record
+from toe_train.training.records import epoch_record, step_record
 from toe_train.training.recovery import Recovery
 from toe_train.training.step import TrainStep
+from toe_train.training.window import Window
 
 
 @dataclass
@@ -153,9 +154,7 @@ class Trainer:
 
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.inputs.train)
-        # Sum and number of finite losses since the last log line, by images: a run may go on in other micro-batches.
-        losses_before, tokens = here.own_window(self.processes, len(self.step.task.loss_terms))
-        window = torch.tensor(losses_before, device=self.processes.device)
+        window = Window(here, self.processes, len(self.step.task.loss_terms))
         for step in range(here.step, steps):
             lr = self.cadence.schedule.lr(plan.epoch, step)
             set_lr(self.step.optimizer, lr)
@@ -163,21 +162,18 @@ class Trainer:
                 losses = self.step(batches, clock, plan.epoch, step)
             except torch.OutOfMemoryError as error:
                 raise StepTooLarge(str(error)) from None
-            window += self.layout.micro_batch * counted(losses)
-            tokens = [before + now for before, now in zip(tokens, self._tokens(plan), strict=True)]
+            window.add(losses, self._tokens(plan), self.layout.micro_batch)
             here.step = step + 1
             self.log.advance()
             if self.cadence.logs(here.step, steps):
-                self._log_step(plan, steps, lr, window, tokens, clock)
-                window.zero_()
-                tokens = [0.0, 0.0, 0.0]
-            self._save_within(plan, steps, window, tokens, clock)
+                self._log_step(plan, steps, lr, window, clock)
+            self._save_within(plan, steps, window, clock)
         here.window, here.token_window = [], []
         here.skipped = self.step.guard.counts().total
         here.account(clock, self.processes)
         return self._epoch_record(plan, steps)
 
-    def _save_within(self, plan: EpochPlan, steps: int, window: Tensor, tokens: list[float], clock: EpochClock) -> None:
+    def _save_within(self, plan: EpochPlan, steps: int, window: Window, clock: EpochClock) -> None:
         """After a step: saves where it is time, and stops where a process was asked to; not after the last one."""
         here = self.progress
         stop, save = self._look() if self.polling.due() else (0.0, 0.0)
@@ -187,8 +183,7 @@ class Trainer:
         if counts.running:  # finite as the weights are, they may be the cause, and are not to be gone back to
             self.polling.soon()
             return
-        here.window = self.processes.gather(tuple(window.tolist()))
-        here.token_window = self.processes.gather(tuple(tokens))
+        window.keep(here)
         here.skipped = counts.total
         here.account(clock, self.processes)
         self._save()
@@ -221,12 +216,10 @@ class Trainer:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
         return self.method.tokens_kept(self.inputs.tokens_at(sides_of(plan.image_size)), plan.stage)
 
-    def _tokens(self, plan: EpochPlan) -> list[float]:
-        """Patch tokens of this process's images in the last step, those kept of them, and the number of the images."""
+    def _tokens(self, plan: EpochPlan) -> list[tuple[int, int]]:
+        """Patch tokens of an image, and those kept of them, in each micro-batch of the last step."""
         counts = [self.inputs.tokens_at(shape) for shape in self.step.shapes]
-        kept = [self.method.tokens_kept(count, plan.stage) for count in counts]
-        images = self.layout.micro_batch
-        return [float(images * sum(counts)), float(images * sum(kept)), float(images * len(counts))]
+        return [(count, self.method.tokens_kept(count, plan.stage)) for count in counts]
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """The scores of an epoch, see `Evaluation`; None each in one that skips it."""
@@ -292,18 +285,14 @@ class Trainer:
             f"order (roll-back {done + 1} of {limits.max_rollbacks}); {limits.path} tells more"
         )
 
-    def _log_step(
-        self, plan: EpochPlan, steps: int, lr: float, window: Tensor, tokens: list[float], clock: EpochClock
-    ) -> None:
-        here, device = self.progress, self.processes.device
-        losses = self.processes.sum(window.clone()).tolist()
-        here.add(losses, self.processes.sum(torch.tensor(tokens, dtype=torch.float64, device=device)).tolist())
-        here.logged = here.step
+    def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Window, clock: EpochClock) -> None:
+        here = self.progress
+        losses, here.logged = window.take(here), here.step
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._work(other) for other in self.cadence.plans[plan.epoch + 1 :]) / self._work(plan)
         left = steps - here.step + steps * later
-        names, batch = self.step.task.loss_terms, self.layout.global_batch
-        self.log.step(step_record(plan, here, lr, tuple(losses), clock, batch, left, names))
+        batch, terms = self.layout.global_batch, self.step.task.loss_terms
+        self.log.step(step_record(plan, here, lr, losses, clock, batch, left, terms))
         self.inputs.require_few_skipped(self.processes)
 
     def _epoch_record(self, plan: EpochPlan, steps: int) -> dict[str, Any]:
