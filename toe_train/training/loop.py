@@ -162,7 +162,7 @@ class Trainer:
                 losses = self.step(batches, clock, plan.epoch, step)
             except torch.OutOfMemoryError as error:
                 raise StepTooLarge(str(error)) from None
-            window.add(losses, self._tokens(plan), self.layout.micro_batch)
+            window.add(losses, self.step.tokens(self.inputs.tokens_at, plan.stage), self.layout.micro_batch)
             here.step = step + 1
             self.log.advance()
             if self.cadence.logs(here.step, steps):
@@ -215,11 +215,6 @@ class Trainer:
     def _work(self, plan: EpochPlan) -> int:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
         return self.method.tokens_kept(self.inputs.tokens_at(sides_of(plan.image_size)), plan.stage)
-
-    def _tokens(self, plan: EpochPlan) -> list[tuple[int, int]]:
-        """Patch tokens of an image, and those kept of them, in each micro-batch of the last step."""
-        counts = [self.inputs.tokens_at(shape) for shape in self.step.shapes]
-        return [(count, self.method.tokens_kept(count, plan.stage)) for count in counts]
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """The scores of an epoch, see `Evaluation`; None each in one that skips it."""
@@ -286,13 +281,12 @@ class Trainer:
         )
 
     def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Window, clock: EpochClock) -> None:
-        here = self.progress
-        losses, here.logged = window.take(here), here.step
+        here, losses = self.progress, window.take(self.progress)
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._work(other) for other in self.cadence.plans[plan.epoch + 1 :]) / self._work(plan)
         left = steps - here.step + steps * later
-        batch, terms = self.layout.global_batch, self.step.task.loss_terms
-        self.log.step(step_record(plan, here, lr, losses, clock, batch, left, terms))
+        given = clock, self.layout.global_batch, left, self.step.task.loss_terms
+        self.log.step(step_record(plan, here, lr, losses, *given))
         self.inputs.require_few_skipped(self.processes)
 
     def _epoch_record(self, plan: EpochPlan, steps: int) -> dict[str, Any]:

@@ -84,6 +84,14 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state(state.get("method", {}))
 
+    def tokens(self, number: Callable[[tuple[int, int]], int], stage: int) -> list[tuple[int, int]]:
+        """Patch tokens of an image, and those that a stage keeps of them, in each micro-batch of the last step.
+
+        number: patch tokens of an image of some height and width.
+        """
+        counts = map(number, self.shapes)
+        return [(count, self.method.tokens_kept(count, stage)) for count in counts]
+
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
         self.trained = self.processes.wrap(self.trained, self.sides)
