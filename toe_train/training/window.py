@@ -36,7 +36,7 @@ class Window:
                 self._tokens[place] += images * count
 
     def take(self, here: Progress) -> tuple[float, ...]:
-        """Sums of losses over the processes, which `here` takes up with the tokens as logged; the window is empty then."""
+        """Sums of losses over the processes, which `here` takes up with the tokens as logged; it is empty then."""
         losses = self._processes.sum(self._losses.clone()).tolist()
         tokens = torch.tensor(self._tokens, dtype=torch.float64, device=self._processes.device)
         here.add(losses, self._processes.sum(tokens).tolist())
