@@ -6,12 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import coco_files
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,34 @@ def cache():
     """Folder of what is remembered between runs; removed in the end."""
     yield Path(os.environ["XDG_CACHE_HOME"])
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+
+
+SMALL_YOLOS = {  # of yolos_tiny_toe_r05.yaml: 2 images a micro-batch, which have one size; 2 steps an epoch
+    "epochs": 4,
+    "model": {
+        "image_size": [64, 96],
+        "kwargs": {
+            "embed_dim": 24,
+            "depth": 3,
+            "num_heads": 2,
+            "num_det_tokens": 5,
+            "init_size": [64, 96],
+            "mid_size": [48, 64],
+        },
+    },
+    "expansion": {"stage_epochs": [1, 2, 3]},
+    "detection": {
+        "short_sides": [64, 80, 96],
+        "longest_side": 160,
+        "crop_from": [64, 96],
+        "crop_sides": [48, 80],
+        "eval_short_side": 64,
+        "eval_longest_side": 128,
+    },
+    "optim": {"lr": 1e-3},
+    "train": {"global_batch": 4, "log_every": 1},
+    "allow": ["last_stage_not_reached"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -230,6 +260,40 @@ def lvvit(configs, labelled, tmp_path):
     path = tmp_path / "lvvit.yaml"
     path.write_text(yaml.safe_dump(given))
     return path
+
+
+@pytest.fixture
+def yolos(configs, tmp_path):
+    """File of a YOLOS's run of seconds with ToE, on images made by code."""
+    given = {
+        "extends": str(configs / "yolos_tiny_toe_r05.yaml"),
+        **SMALL_YOLOS,
+        "data": {"root": str(coco_files.write(tmp_path / "coco")), "workers": 0},
+    }
+    path = tmp_path / "yolos.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture(scope="session")
+def larger_data(tmp_path_factory):
+    """larger_data(name): folder of real images with boxes, unpacked."""
+    folder = Path(os.environ.get("TOE_DATA") or REPOSITORY.parent / "shared" / "data")
+    unpacked: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        archive = folder / f"{name}.tar"
+        if not archive.exists():
+            pytest.skip(f"{archive} is not there; set TOE_DATA to the folder that holds it")
+        if name not in unpacked:
+            whole = tmp_path_factory.mktemp(name)
+            with tarfile.open(archive) as file:
+                file.extractall(whole, filter="data")
+            (annotations,) = whole.rglob("annotations")
+            unpacked[name] = annotations.parent
+        return unpacked[name]
+
+    return of
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from toe_train.build.resume import belonging
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import RunConfig
 from toe_train.runs.folder import RunFolder
+from toe_train.runs.log import read_metrics
 from toe_train.runs.processes import Processes
 from toe_train.training.loop import Trainer
 
@@ -19,3 +20,56 @@ def trainer_of(config: RunConfig, folder: RunFolder, resume: str = "auto", here:
     images = open_images(config, here)
     setting = Setting(config, folder, here, images, belonging(config, images))
     return build_trainer(setting, find_checkpoint(setting, resume))
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def train(config, root, stop_at=None):
+    """Trains to the end, stage after stage; or up to the save at a place (epoch, step), after which it is killed."""
+    folder = RunFolder(root)
+    folder.create()
+    while True:
+        trainer = trainer_of(config, folder)
+        save = trainer.keeper.checkpoints.save
+
+        def dying(state, is_best, save=save):
+            save(state, is_best)
+            if (state["progress"]["epoch"], state["progress"]["step"]) == stop_at:
+                raise Killed
+
+        trainer.keeper.checkpoints.save = dying
+        try:
+            trainer.fit()
+        except Killed:
+            return
+        finally:
+            trainer.log.close()
+        if trainer.progress.epoch == config.epochs:
+            break
+    assert stop_at is None, f"nothing was saved at {stop_at}"
+
+
+def losses(root):
+    return [line["train_loss"] for line in read_metrics(root / "metrics.jsonl", "step")]
+
+
+# The command line's program, which dies after the save at a place that its first arguments name.
+KILLED = """
+import os, sys
+from toe_train.cli.train import main
+from toe_train.runs.checkpoints import Checkpoints
+
+epoch, step = map(int, sys.argv[1:3])
+del sys.argv[1:3]
+save = Checkpoints.save
+
+def dying(self, state, is_best):
+    save(self, state, is_best)
+    if (state["progress"]["epoch"], state["progress"]["step"]) == (epoch, step):
+        os._exit(9)
+
+Checkpoints.save = dying
+sys.exit(main())
+"""

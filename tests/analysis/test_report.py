@@ -190,7 +190,7 @@ def test_files_of_a_report(made, tmp_path, capsys):
 
 def test_the_papers_rows_are_configurations_and_rows_of_scripts(configs):
     for name, row in PAPER.items():
-        if row.table < 6:
+        if row.table in (1, 2, 3, 4, 5, "B1"):
             config = load_config(configs / f"{name.removesuffix('_cifar100')}.yaml", [])
             assert config.epochs == row.epochs
             assert config.data.kind == row.kind.replace("100", "10")

@@ -6,12 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from support import trainer_of
+from support import KILLED, losses, train, trainer_of
 
 from toe_train.recipes import load_config, plan_epochs
 from toe_train.runs.checkpoints import read
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import read_metrics
 
 SMALL = ["epochs=4", "train.max_micro_batch=128", "checkpoint.every_steps=2"]
 PLAIN = [*SMALL, "expansion=null"]
@@ -31,35 +30,6 @@ METHODS = {
 }
 # Ends of epochs, (e, 0), and places in the middle: stage switches, a growth, a mask's update.
 WORST = [(1, 0), (1, 2), (2, 0), (2, 2), (3, 0)]
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def train(config, root, stop_at=None):
-    """Trains to the end, stage after stage; or up to the save at a place (epoch, step), after which it is killed."""
-    folder = RunFolder(root)
-    folder.create()
-    while True:
-        trainer = trainer_of(config, folder)
-        save = trainer.keeper.checkpoints.save
-
-        def dying(state, is_best, save=save):
-            save(state, is_best)
-            if (state["progress"]["epoch"], state["progress"]["step"]) == stop_at:
-                raise Killed
-
-        trainer.keeper.checkpoints.save = dying
-        try:
-            trainer.fit()
-        except Killed:
-            return
-        finally:
-            trainer.log.close()
-        if trainer.progress.epoch == config.epochs:
-            break
-    assert stop_at is None, f"nothing was saved at {stop_at}"
 
 
 @pytest.mark.parametrize("method", list(METHODS))
@@ -130,35 +100,12 @@ def test_a_growth_is_a_segment_of_its_own(tiny, tmp_path):
     assert torch.equal(trainer.model.blocks[1].mlp.fc1.weight, before["ema"]["blocks.0.mlp.fc1.weight"])
 
 
-def losses(root):
-    return [line["train_loss"] for line in read_metrics(root / "metrics.jsonl", "step")]
-
-
 @pytest.mark.parametrize("method", ["token_merging", "depth_growth", "structured_sparsity"])
 def test_two_processes_train_what_one_trains(method, tiny, tmp_path, run):
     for name, processes in (("one", 1), ("two", 2)):
         done = run("--config", tiny, "--output", name, *METHODS[method], "epochs=3", processes=processes)
         assert done.end() == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-
-
-KILLED = """
-import os, sys
-from toe_train.cli.train import main
-from toe_train.runs.checkpoints import Checkpoints
-
-epoch, step = map(int, sys.argv[1:3])
-del sys.argv[1:3]
-save = Checkpoints.save
-
-def dying(self, state, is_best):
-    save(self, state, is_best)
-    if (state["progress"]["epoch"], state["progress"]["step"]) == (epoch, step):
-        os._exit(9)
-
-Checkpoints.save = dying
-sys.exit(main())
-"""
 
 
 @pytest.mark.slow

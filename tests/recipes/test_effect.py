@@ -1,11 +1,13 @@
 """A key that a user gave and that has no effect in the run is refused, with what makes it count."""
 
+import json
+
 import pytest
 import yaml
 
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, dump_config, load_config
-from toe_train.recipes.effect import RULES
+from toe_train.recipes.effect import OF_BOXES, OF_CLASSES, OF_COCO, RULES
 
 RANDOM = ["expansion.initialization=random", "expansion.expansion=uniform", "expansion.merging=false"]
 
@@ -49,6 +51,22 @@ CASES = [
     ("data.download=true", "deit_tiny", [], "set data.kind=cifar10 or cifar100"),
     ("data.max_skipped=5", "deit_tiny", [], "set data.on_error=skip"),
     ("data.check_sample=5", "deit_tiny", ["data.on_error=skip"], "set data.on_error=fail"),
+]
+
+VALUES = RunConfig().model_dump(mode="json")
+
+
+def given(key):
+    section, name = key.split(".")
+    return f"{key}={json.dumps(VALUES[section][name])}"
+
+
+CASES += [(given(key), "yolos_small", [], "as the section detection says") for key in OF_CLASSES]
+CASES += [(given(key), "deit_tiny", [], "it is of boxes; set task.kind=detection") for key in OF_BOXES]
+CASES += [(given(key), "deit_tiny", [], "it is of COCO's files; set data.kind=coco") for key in OF_COCO]
+CASES += [
+    ("detection.same_size=2", "yolos_small", ["detection.padding=true"], "set it to false"),
+    ("detection.crop_sides=[384, 600]", "yolos_small", ["detection.crop_prob=0"], "set it above 0"),
 ]
 
 

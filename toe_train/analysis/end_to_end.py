@@ -16,7 +16,7 @@ import torch
 from toe_train import data
 from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.endless import Endless
-from toe_train.analysis.tables import table
+from toe_train.analysis.tables import size_text, table
 from toe_train.analysis.timing import baseline_epochs, schedule_speedup
 from toe_train.build.inputs import (
     batch_layout,
@@ -29,7 +29,7 @@ from toe_train.build.inputs import (
 from toe_train.build.model import build_model
 from toe_train.build.step import build_compile, build_step
 from toe_train.build.task import build_task
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, stretches
+from toe_train.recipes import EpochPlan, RunConfig, Size, config_at, plan_epochs, stretches
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.processes import Processes
 from toe_train.training.device_batches import DeviceBatches
@@ -54,7 +54,7 @@ class PartSpeed:
 
     stage: int | None
     epochs: int
-    image_size: int
+    image_size: Size
     tokens_kept: int
     images_per_second: float
     compiled: bool
@@ -79,7 +79,7 @@ class EndToEndBenchmark(Benchmark):
         rows = [
             (
                 "plain" if part.stage is None else str(part.stage),
-                str(part.image_size),
+                size_text(part.image_size),
                 str(part.tokens_kept),
                 "compiled" if part.compiled else "eager",
                 f"{part.images_per_second:.1f}",
@@ -159,12 +159,12 @@ def _trained(
     compiled = compile_now is not None and compile_now() is None
     built.method.begin_epoch(plan.epoch)
     built.method.stage = plan.stage
-    order = data.GlobalOrder(len(images), layout.global_batch, config.seed, config.augment.repeats)
+    order = task.order(images, layout.global_batch, config.seed, config.augment.repeats)
     train_set = task.train_set(images, build_train_transform(config, plan.loaded_size), config.seed, skipped)
     sampler = Endless(data.TrainBatchSampler(order, layout, 0))
-    loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda")
+    loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda", task.collate)
     clock = EpochClock(device)
-    batches = clock.waiting(DeviceBatches(loader, device, build_finish(config, plan.image_size)))
+    batches = clock.waiting(DeviceBatches(loader, device, build_finish(config, plan.image_size), task.in_steps))
     ready = 2 * config.data.workers // layout.accumulation  # steps
     for number in range(ready + WARM_UP):
         step(batches, clock, plan.epoch, number)

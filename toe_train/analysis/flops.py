@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toe_train.build.model import BuiltModel, build_model
-from toe_train.recipes import EpochPlan, RunConfig, Stretch, config_at, plan_epochs, stretches
+from toe_train.recipes import EpochPlan, RunConfig, Size, Stretch, config_at, plan_epochs, sides_of, stretches
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class StageCost:
     thop_macs: int
 
 
-def stage_cost(built: BuiltModel, image_size: int, stage: int) -> StageCost:
+def stage_cost(built: BuiltModel, image_size: Size, stage: int) -> StageCost:
     """Counts one training-mode forward pass of one image at `stage`; the model's mode and stage are put back."""
     model, method = built.model, built.method
-    image = torch.zeros(1, 3, image_size, image_size)
+    image = torch.zeros(1, 3, *sides_of(image_size))
     was_training, former = model.training, method.stage
     counter = FlopCounterMode(display=False)
     thop: list[int] = []
@@ -124,9 +124,9 @@ def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
     """The run's stretches with exact FLOPs, and the speed-up that they predict."""
     plans = plan_epochs(config)
     last = plans[-1]  # with which the model is the run's own
-    models: dict[tuple[int, int], BuiltModel] = {}
+    models: dict[tuple[Size, int], BuiltModel] = {}
 
-    def cost_of(plan: EpochPlan, size: int, stage: int) -> StageCost:
+    def cost_of(plan: EpochPlan, size: Size, stage: int) -> StageCost:
         if (size, plan.segment) not in models:
             models[size, plan.segment] = build_model(config_at(config, plan), num_classes, size)
             make_countable(models[size, plan.segment].model)

@@ -1,4 +1,4 @@
-"""What the paper printed of the runs that have a configuration or a script here, Tables 2 to 10.
+"""What the paper printed of the runs that have a configuration or a script here, Tables 2 to 10 and Appendix B.1.
 
 What of it is unclear or lost: docs/fidelity.md, "Printed tables".
 """
@@ -13,8 +13,8 @@ class PaperRow:
     """A row of a table of the paper.
 
     Attributes:
-        table: its number.
-        top1: percent; of the averaged weights where `averaged`.
+        table: its number; "B1" for the appendix's.
+        top1: percent; of the averaged weights where `averaged`. For detection COCO's AP.
         hours: GPU-hours.
         practical: speed-up in hours.
         by_flops: speed-up by the paper's count.
@@ -26,7 +26,7 @@ class PaperRow:
         note: what a reader of the figure has to know.
     """
 
-    table: int
+    table: int | str
     top1: float
     hours: float | None = None
     practical: float | None = None
@@ -136,6 +136,8 @@ PAPER = {
     "deit_tiny_euclidean": PaperRow(9, 70.6, note=DISTANCES),
     "deit_small_manhattan": PaperRow(9, 78.0, note=DISTANCES),
     "deit_small_euclidean": PaperRow(9, 78.4, note=DISTANCES),
+    "yolos_small": PaperRow("B1", 36.1, 1193, 1.0, epochs=150, kind="coco"),
+    "yolos_small_toe_r05": PaperRow("B1", 36.0, 964, 1.24, epochs=150, kind="coco"),
 }
 
 

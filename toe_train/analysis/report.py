@@ -13,7 +13,7 @@ from typing import Any
 
 from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
-from toe_train.analysis.tables import table
+from toe_train.analysis.tables import size_text, table
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 
@@ -30,7 +30,8 @@ class Report:
     def tables(self) -> list[Table]:
         """Title, heads and cells of each table."""
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
-        found: list[Table] = [("", RESULT_HEADS[:shown], [self._result(row)[:shown] for row in self.rows])]
+        heads = [head.format(score=self._score_words()) for head in RESULT_HEADS]
+        found: list[Table] = [("", heads[:shown], [self._result(row)[:shown] for row in self.rows])]
         staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]
         if staged:
             left_out = {
@@ -86,8 +87,9 @@ class Report:
     def figures(self) -> dict[str, Callable[[Any], None]]:
         """What draws each figure into matplotlib's axes, by its title."""
         found: dict[str, Callable[[Any], None]] = {}
-        if any(record["val_top1"] is not None for run in self._all_runs() for record in run.epochs):
-            found["Top-1 accuracy over the epochs"] = self._draw_curves
+        if any(row.values(f"val_{row.headline}") for row in self.rows):
+            words = self._score_words()
+            found[f"{words[:1].upper()}{words[1:].replace(' %', ' accuracy')} over the epochs"] = self._draw_curves
         if len(self._rates()) > 1:
             found["Keep rate of the first stage, speed-up and accuracy"] = self._draw_rates
         return found
@@ -106,6 +108,11 @@ class Report:
                 (folder / f"{name.split(' ', 1)[0].lower()}.png").write_bytes(_png(draw))
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror}); name another folder") from None
+
+    def _score_words(self) -> str:
+        """What the rows' tasks go by."""
+        words = {"top1": "top-1 %", "ap": "AP"}
+        return " or ".join(words[kind] for kind in sorted({row.headline for row in self.rows}, reverse=True))
 
     def _all_runs(self) -> list[Run]:
         return [run for row in self.rows for run in row.runs]
@@ -129,8 +136,8 @@ class Report:
         return (
             row.name,
             str(len(row.counted)),
-            _spread(row.values("val_top1")),
-            _spread(row.values("ema_top1")),
+            _spread(row.values(f"val_{row.headline}")),
+            _spread(row.values(f"ema_{row.headline}")),
             _number(row.mean("gpu_hours"), "{:.3g}"),
             _number(row.mean("gpu_hours_with_loading"), "{:.3g}"),
             _number(self._practical(row, "gpu_hours"), "{:.2f}x"),
@@ -146,16 +153,17 @@ class Report:
     def _draw_curves(self, axes: Any) -> None:
         for row in self.rows:
             run = row.counted[0]
-            points = [(r["epoch"] + 1, r["val_top1"]) for r in run.epochs if r["val_top1"] is not None]
+            key = f"val_{row.headline}"
+            points = [(r["epoch"] + 1, r[key]) for r in run.epochs if r.get(key) is not None]
             axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=row.name)
-        axes.set(xlabel="epoch", ylabel="top-1, %")
+        axes.set(xlabel="epoch", ylabel=self._score_words())
         axes.legend(fontsize="small")
 
     def _rates(self) -> list[tuple[float, float, float, str]]:
         """r1, practical speed-up, top-1 and name of the rows that have all of these."""
         found = []
         for row in self.rows:
-            speed, top1 = self._practical(row, "gpu_hours"), row.mean("val_top1")
+            speed, top1 = self._practical(row, "gpu_hours"), row.mean(f"val_{row.headline}")
             expansion = row.config.expansion
             if speed is not None and top1 is not None and row.config.curriculum is None and row.has_default_tokens:
                 found.append((expansion.keep_rates[0] if expansion else 1.0, speed, top1, row.name))
@@ -169,21 +177,21 @@ class Report:
         axes.set_ylabel("speed-up in hours", color="tab:blue")
         other = axes.twinx()
         other.plot(rates, scores, marker="s", color="tab:orange")
-        other.set_ylabel("top-1, %", color="tab:orange")
+        other.set_ylabel(self._score_words(), color="tab:orange")
 
 
 RESULT_HEADS = (
     "run",
     "seeds",
-    "top-1 %",
-    "averaged top-1 %",
+    "{score}",
+    "averaged {score}",
     "GPU-hours",
     "with loading",
     "speed-up",
     "with loading",
     "by FLOPs",
     "by thop",
-    "paper: top-1 %",
+    "paper: {score}",
     "paper: GPU-hours",
     "paper: speed-up",
     "paper: by FLOPs",
@@ -233,7 +241,7 @@ def _stages(row: Row) -> list[tuple[str, ...]]:
         (
             row.name,
             str(stage),
-            str(pixels),
+            size_text(pixels),
             str(kept[stage, pixels]),
             row.blocks(stage),
             f"{taken:.4g}",

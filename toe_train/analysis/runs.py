@@ -12,15 +12,16 @@ from statistics import mean
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
+from toe_train.analysis.tables import recorded_size
 from toe_train.errors import UserError
-from toe_train.recipes import DepthGrowthConfig, RunConfig, essential, load_saved
+from toe_train.recipes import DepthGrowthConfig, RunConfig, Size, essential, load_saved, sides_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics, tell_broken
 
 SEED = re.compile(r"-s\d+$")
 IMAGENET_CLASSES = 1000
 
-Stage = tuple[int, int]  # of the method, and the side of its images in pixels
+Stage = tuple[int, Size]  # of the method, and the size of its images
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Row:
         return self.runs[0].config
 
     @property
+    def headline(self) -> str:
+        """The score that its task goes by, as an epoch's line names it."""
+        return "ap" if self.config.task_kind == "detection" else "top1"
+
+    @property
     def counted(self) -> list[Run]:
         """Those that its figures are of: the finished ones, or where there are none yet, all."""
         return [run for run in self.runs if run.is_finished] or self.runs
@@ -166,7 +172,7 @@ class Row:
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the counted runs that reached a stage, in order."""
         by_run = [run.stage_seconds() for run in self.counted]
-        stages = sorted({stage for taken in by_run for stage in taken})
+        stages = sorted({stage for taken in by_run for stage in taken}, key=_place)
         return {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in stages}
 
 
@@ -175,9 +181,13 @@ def _kind(config: RunConfig) -> str:
     return "image_folder" if config.data.of_files else config.data.kind
 
 
+def _place(stage: Stage) -> tuple[int, tuple[int, int]]:
+    return stage[0], sides_of(stage[1])
+
+
 def stage_of(record: Record) -> Stage:
     """What an epoch line's epoch trained with."""
-    return record["stage"], record["image_size"]
+    return record["stage"], recorded_size(record)
 
 
 def read_rows(folders: Sequence[Path]) -> list[Row]:

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.flops import StageCost
 from toe_train.analysis.steps import case_costs, kind, step_cases, timed_steps
-from toe_train.analysis.tables import table
+from toe_train.analysis.tables import size_text, table
 from toe_train.analysis.timing import (
     Timing,
     baseline_epochs,
@@ -31,7 +31,7 @@ from toe_train.analysis.timing import (
 )
 from toe_train.data import BatchLayout
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, stretches
+from toe_train.recipes import EpochPlan, RunConfig, Size, plan_epochs, stretches
 from toe_train.runs.memory import release
 from toe_train.training.precision import precision_on
 
@@ -42,7 +42,7 @@ class StageSpeed:
 
     Attributes:
         batch: images.
-        full_size: side in pixels of the full-token step's images, with which it is compared.
+        full_size: size in pixels of the full-token step's images, with which it is compared.
         image_size: side in pixels of what the model sees.
         cost: its FLOPs.
         step: its times, compared with the full-token step at full size and the same batch; None where the device's
@@ -54,8 +54,8 @@ class StageSpeed:
     """
 
     batch: int
-    full_size: int
-    image_size: int
+    full_size: Size
+    image_size: Size
     cost: StageCost
     step: Timing | None
     flop_ratio: float
@@ -124,7 +124,7 @@ class StepBenchmark(Benchmark):
                 )
             rows.append(
                 (
-                    *(str(speed.batch), stage, str(speed.image_size), str(speed.cost.tokens_kept)),
+                    *(str(speed.batch), stage, size_text(speed.image_size), str(speed.cost.tokens_kept)),
                     *measured,
                     f"{speed.flop_ratio:.2f}x",
                     "-" if speed.utilization is None else f"{100 * speed.utilization:.1f} %",
@@ -149,7 +149,7 @@ def benchmark_step(
     batches: Sequence[int],
     rounds: int,
     device: torch.device,
-    sizes: Sequence[int] = (),
+    sizes: Sequence[Size] = (),
     num_classes: int = 1000,
     trace: Path | None = None,
     whole_graph: bool = False,
@@ -177,7 +177,7 @@ def benchmark_step(
     if sizes and config.curriculum is not None:
         raise UserError("--sizes: the curriculum of this configuration has sizes of its own; set curriculum=null")
     for batch in batches:
-        BatchLayout(batch, batch)  # legal
+        BatchLayout(batch, batch if config.mixes_images else 1, mixed=config.mixes_images)  # legal
     settings = [_setting(config, size, num_classes) for size in sizes or [config.model.image_size]]
     precision = precision_on(device, config.train.precision)
     rate, seconds = matmul_rate(device, precision), list[float]()
@@ -213,7 +213,7 @@ def benchmark_step(
     )
 
 
-def _setting(config: RunConfig, size: int, num_classes: int) -> tuple[RunConfig, list[EpochPlan], list[StageCost]]:
+def _setting(config: RunConfig, size: Size, num_classes: int) -> tuple[RunConfig, list[EpochPlan], list[StageCost]]:
     """The run at another image size, its cases and their costs."""
     sized = config.model_copy(update={"model": config.model.model_copy(update={"image_size": size})})
     cases = step_cases(sized)

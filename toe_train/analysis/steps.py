@@ -18,7 +18,7 @@ from toe_train.build.step import build_compile, build_step
 from toe_train.build.task import build_task
 from toe_train.data import BatchLayout, Pixels
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs
+from toe_train.recipes import EpochPlan, RunConfig, Size, config_at, plan_epochs
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
@@ -36,7 +36,7 @@ def step_cases(config: RunConfig) -> list[EpochPlan]:
     return found
 
 
-def kind(config: RunConfig, plan: EpochPlan) -> tuple[int, int, int]:
+def kind(config: RunConfig, plan: EpochPlan) -> tuple[Size, int, int]:
     """An epoch's image size, stage, 0 where training is plain, and segment."""
     return plan.image_size, 0 if config.cheaper.is_dense(plan.stage) else plan.stage, plan.segment
 
@@ -64,7 +64,8 @@ def timed_steps(
 
     Those are None where the step is not compiled. `whole_graph`: see `compile_stages`.
     """
-    layout, here = BatchLayout(batch, batch), Processes(0, 1, device)
+    mixed = config.mixes_images
+    layout, here = BatchLayout(batch, batch if mixed else 1, mixed=mixed), Processes(0, 1, device)
     seconds: float | None = None
     clock = EpochClock(device)
     made = {}
@@ -122,6 +123,10 @@ class _MixedBefore(Task):
     def loss(self, output: Any, targets: Any) -> Tensor:
         """The task's."""
         return self._task.loss(output, targets)
+
+    def terms(self) -> tuple[Tensor, ...]:
+        """The task's."""
+        return self._task.terms()
 
     def score(self, *given: Any) -> dict[str, float]:
         """The task's."""

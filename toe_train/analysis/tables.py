@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.build.model import build_model
 from toe_train.build.step import build_optimizer, build_schedule
-from toe_train.recipes import RunConfig, curriculum_stages, plan_epochs
+from toe_train.recipes import RunConfig, Size, curriculum_stages, plan_epochs, sides_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics
 
@@ -23,13 +23,14 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     planned = plan_costs(config, num_classes)
     optimizer = build_optimizer(config, build_model(config, num_classes).model)
     schedule = build_schedule(config, optimizer, max(1, IMAGENET_IMAGES // config.train.global_batch))
-    side = math.isqrt(planned.full.tokens_kept)  # patches along an edge
+    pixels = math.prod(sides_of(config.model.image_size))
     rows = [
         (
             f"{part.stretch.first + 1}-{part.stretch.last + 1}",
             str(part.stretch.stage),
-            str(part.stretch.plan.image_size),
-            f"{part.cost.tokens_kept}/{(part.stretch.plan.image_size * side // config.model.image_size) ** 2}",
+            size_text(part.stretch.plan.image_size),
+            f"{part.cost.tokens_kept}/"
+            f"{planned.full.tokens_kept * math.prod(sides_of(part.stretch.plan.image_size)) // pixels}",
             f"{schedule.mean(part.stretch.first):.2e} .. {schedule.mean(part.stretch.last):.2e}",
             f"{part.cost.macs / 1e9:.4f}",
             f"{part.cost.thop_macs / 1e9:.4f}",
@@ -66,6 +67,17 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     )
 
 
+def size_text(size: Size) -> str:
+    """An image's size as people write it: a square's side, or height x width."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def recorded_size(record: Record) -> Size:
+    """The image size in an epoch's line."""
+    size = record["image_size"]
+    return size if isinstance(size, int) else (size[0], size[1])
+
+
 def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     """Per stage: tokens kept, images/s (median over its epochs), speed-up measured and predicted, last top-1.
 
@@ -74,10 +86,11 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     """
     epochs = read_metrics(folder.metrics, "epoch")
     predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
-    stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], e["image_size"]))]
-    dense = [record for record in epochs if predicted.get((record["stage"], record["image_size"])) == 1]
+    stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], recorded_size(e)))]
+    dense = [record for record in epochs if predicted.get((record["stage"], recorded_size(record))) == 1]
     changed = _change(folder, [records for _, records in stages])
     base = _rate(dense) if dense and not changed else None
+    headline, words = ("ap", "AP") if epochs and "val_ap" in epochs[0] else ("top1", "top-1 %")
     rows = []
     for key, records in stages:
         rate = _rate(records)
@@ -89,11 +102,11 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
                 f"{rate:.0f}",
                 f"{rate / base:.2f}x" if base else "-",
                 f"{predicted[key]:.2f}x" if key in predicted else "-",
-                _score(records, "val_top1"),
-                _score(records, "ema_top1"),
+                _score(records, f"val_{headline}"),
+                _score(records, f"ema_{headline}"),
             )
         )
-    heads = ("stage", "epochs", "tokens", "images/s", "measured", "by FLOPs", "last top-1 %", "last EMA top-1 %")
+    heads = ("stage", "epochs", "tokens", "images/s", "measured", "by FLOPs", f"last {words}", f"last EMA {words}")
     return (
         table(heads, rows)
         + (f"\nspeed-ups measured are left out: {changed}" if changed else "")

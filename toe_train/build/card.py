@@ -10,7 +10,7 @@ import yaml
 from toe_train._version import __version__
 from toe_train.build.weights.trained import Trained
 from toe_train.data import legible
-from toe_train.recipes import ExpansionConfig, RunConfig
+from toe_train.recipes import ExpansionConfig, RunConfig, side_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics
 
@@ -32,7 +32,7 @@ def model_card(trained: Trained, parameters: int, licence: str | None, files: li
     front: dict[str, Any] = {"library_name": "timm", "tags": ["image-classification", "timm", "vision-transformer"]}
     if licence:
         front["license"] = licence
-    size, augment = config.model.image_size, config.augment
+    size, augment = side_of(config.model.image_size), config.augment
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),

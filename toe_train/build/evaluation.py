@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 
 from toe_train import data
 from toe_train.build.inputs import build_eval_transform, check_data, open_images
+from toe_train.build.model import build_model
 from toe_train.build.prediction import ready_model
+from toe_train.build.task import build_task
 from toe_train.build.weights.trained import Trained
 from toe_train.errors import RunFailed
 from toe_train.runs.processes import Processes
@@ -32,6 +34,39 @@ class Evaluated:
     outcomes: Outcomes
     images: data.ImageSource
     told: list[str]
+
+
+def evaluate_boxes(trained: Trained, processes: Processes) -> tuple[dict[str, float], list[str]]:
+    """As `evaluate_trained`, of a model that finds boxes: scores by the names of its task."""
+    config = trained.built_as
+    processes.main_only(lambda: check_data(config))
+    _, val_images = open_images(config, processes)
+    trained.require_same_model(val_images.classes)
+    built = build_model(config, len(val_images.classes))
+    model = built.model.to(processes.device)
+    told = [*trained.put_in(model), *trained.notes()]
+    layout = data.BatchLayout(processes.world_size, 1, processes.world_size, mixed=False)
+    task = build_task(config, built, len(val_images.classes), layout)
+    with TemporaryDirectory() as place:
+        skipped = data.SkippedImages(Path(place) / "skipped_images.jsonl", config.data.max_skipped, processes.rank)
+        noted = skipped if config.data.on_error == "skip" else None
+        eval_set = task.eval_set(val_images, build_eval_transform(config), noted)
+        indices = data.evaluation_indices(len(eval_set), processes.rank, processes.world_size)
+        batches = data.eval_loader(
+            eval_set,
+            indices,
+            config.evaluate.batch,
+            config.data.workers,
+            processes.device.type == "cuda",
+            task.eval_collate,
+            task.eval_batches(eval_set, indices, config.evaluate.batch),
+        )
+        autocast = autocast_on(processes.device, config.train.precision)
+        with batches.watching():
+            found = task.score({"val": model}, batches, processes, autocast, lambda: None)
+        batches.close()
+        processes.together(skipped.require_within_limit)
+    return {name: found[f"val_{name}"] for name in task.scores}, told
 
 
 def evaluate_trained(trained: Trained, processes: Processes) -> Evaluated:

@@ -12,6 +12,7 @@ from toe_train import data, models
 from toe_train.build.card import model_card
 from toe_train.build.onnx_file import require_onnx, write_onnx
 from toe_train.build.weights.trained import Trained
+from toe_train.recipes import side_of
 
 # What timm's record of a model says of the weights that it was published with.
 OF_OTHER_WEIGHTS = ("license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -37,11 +38,12 @@ def export(trained: Trained, folder: Path, licence: str | None = None, with_onnx
             in it, or that cannot be made.
         OSError: the disk does not take it.
     """
+    trained.refuse_detector()
     data.require_new(folder)
     if with_onnx:
         require_onnx()
     config = trained.built_as
-    section, augment, size = config.model, config.augment, config.model.image_size
+    section, augment, size = config.model, config.augment, side_of(config.model.image_size)
     model: Any = models.create_model(section.name, trained.num_classes, 0.0, size, **section.kwargs)
     told = trained.put_in(model, with_head=trained.num_classes > 0)
     model.pretrained_cfg = {

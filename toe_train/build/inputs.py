@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig
+from toe_train.recipes import EpochPlan, RunConfig, Size, side_of, sides_of
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
 from toe_train.training.device_batches import DeviceBatches
@@ -24,7 +24,7 @@ def check_data(config: RunConfig) -> None:
     """The start-up check of the data set, downloaded first where the run says so; one process does it for all."""
     section, labels = config.data, config.token_labels
     if section.download:
-        data.open_datasets(section.kind, section.root, download=True)
+        list_images(config, download=True)
     # Where unreadable images are to be passed over, they are not looked for.
     sample = section.check_sample if section.on_error == "fail" else 0
     data.require_healthy(
@@ -39,17 +39,20 @@ def check_data(config: RunConfig) -> None:
     )
 
 
-def labelling(config: RunConfig) -> data.Labelling:
+def labelling(config: RunConfig) -> data.Labelling | data.CocoPlaces:
     """Where the labels of image files are, if not in the names of folders."""
-    return data.Labelling(config.data.train_list, config.data.val_list, config.data.label_key)
+    section = config.data
+    if section.kind == "coco":
+        return data.CocoPlaces(
+            section.train_folder, section.val_folder, section.train_annotations, section.val_annotations
+        )
+    return data.Labelling(section.train_list, section.val_list, section.label_key)
 
 
-def list_images(config: RunConfig) -> Images:
+def list_images(config: RunConfig, download: bool = False) -> Images:
     """Train and val images, listed by this process; what is remembered of them serves, as the check renews it."""
     section = config.data
-    return data.open_datasets(
-        section.kind, section.root, exif_orientation=section.exif_orientation, labelling=labelling(config)
-    )
+    return data.open_datasets(section.kind, section.root, download, section.exif_orientation, labelling(config))
 
 
 def open_images(config: RunConfig, processes: Processes) -> Images:
@@ -80,8 +83,21 @@ def batch_layout(config: RunConfig, world_size: int, largest: int | None = None)
     """How the global batch is cut for `world_size` processes, in micro-batches of at most `largest` images too."""
     limit = min(config.train.max_micro_batch, largest or config.train.max_micro_batch)
     batch, mixed = config.train.global_batch, config.mixes_images
+    if config.task_kind == "detection":
+        accumulation = _split_in_sizes(config, world_size, limit)
+        return data.BatchLayout(batch, 1, world_size, accumulation, mixed)
     accumulation = data.split_batch(batch, world_size, limit, mixed)
     return data.BatchLayout(batch, config.augment.mix_group, world_size, accumulation, mixed)
+
+
+def _split_in_sizes(config: RunConfig, world_size: int, limit: int) -> int:
+    """Accumulation steps of micro-batches whose images have one size, or are padded to one."""
+    section, batch = config.detection, config.train.global_batch
+    if section.padding:
+        return data.split_batch(batch, world_size, limit, mixed=False)
+    fitting = [size for size in range(1, min(limit, section.same_size) + 1) if section.same_size % size == 0]
+    splits = [data.split_batch(batch, world_size, size, mixed=False) for size in fitting]
+    return min(split for split in splits if section.same_size % (batch // world_size // split) == 0)
 
 
 def describe_split(layout: data.BatchLayout) -> str:
@@ -92,12 +108,14 @@ def describe_split(layout: data.BatchLayout) -> str:
     )
 
 
-def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+def build_train_transform(config: RunConfig, loaded_size: Size | None = None) -> Any:
     """Training transform of the `augment` section, brought down to `loaded_size` where that is smaller.
 
     It ends in what the loader hands over: `Pixels`, or with `augment.on_device` views to be made of an image.
     """
     section = config.augment
+    if config.task_kind == "detection":
+        return _box_augmentation(config)
     handing_over = data.DrawView if section.on_device else data.ending_in_pixels
     try:
         return handing_over(build_timm_transform(config, loaded_size))
@@ -105,11 +123,29 @@ def build_train_transform(config: RunConfig, loaded_size: int | None = None) -> 
         raise UserError(f"augment.{error}") from None
 
 
-def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> Any:
+def _box_augmentation(config: RunConfig) -> data.BoxAugmentation:
+    section = config.detection
+    return data.BoxAugmentation(
+        hflip=config.augment.hflip,
+        short_sides=section.short_sides,
+        longest=section.longest_side,
+        crop_prob=section.crop_prob,
+        crop_from=section.crop_from,
+        crop_sides=section.crop_sides,
+        multiple=patch_side(config),
+    )
+
+
+def patch_side(config: RunConfig) -> int:
+    """Side in pixels of a patch, of which the sides of images with boxes are multiples."""
+    return int(config.model.kwargs.get("patch_size", 16))
+
+
+def build_timm_transform(config: RunConfig, loaded_size: Size | None = None) -> Any:
     """The same up to normalised and erased float32 images, as timm's own loader takes it."""
     section = config.augment
     return data.train_transform(
-        image_size=config.model.image_size,
+        image_size=side_of(config.model.image_size),
         order=section.order,
         crop=section.crop,
         crop_scale=section.crop_scale,
@@ -123,14 +159,17 @@ def build_timm_transform(config: RunConfig, loaded_size: int | None = None) -> A
         erasing_count=section.erasing_count,
         mean=section.mean,
         std=section.std,
-        downsampled=loaded_size,
+        downsampled=None if loaded_size is None else side_of(loaded_size),
     )
 
 
-def build_eval_transform(config: RunConfig, size: int | None = None) -> data.Transform:
+def build_eval_transform(config: RunConfig, size: Size | None = None) -> Any:
     """Evaluation transform of the `evaluate` section; `size` in place of `model.image_size`."""
+    if config.task_kind == "detection":
+        section = config.detection
+        return data.BoxEvaluation(section.eval_short_side, section.eval_longest_side, patch_side(config))
     return data.eval_transform(
-        image_size=size or config.model.image_size,
+        image_size=side_of(size or config.model.image_size),
         crop_pct=config.evaluate.crop_pct,
         interpolation=config.evaluate.interpolation,
         mean=config.augment.mean,
@@ -138,7 +177,7 @@ def build_eval_transform(config: RunConfig, size: int | None = None) -> data.Tra
     )
 
 
-def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
+def build_finish(config: RunConfig, image_size: Size | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
     """What makes a model's images of the loader's: normalised, erased, and at a smaller `image_size` cropped.
 
     The crop of frequencies leaves images that have that size alone.
@@ -147,7 +186,8 @@ def build_finish(config: RunConfig, image_size: int | None = None) -> Callable[[
 
     def finish(shown: data.Pixels | data.Views) -> Tensor:
         pixels = data.made(shown) if isinstance(shown, data.Views) else shown
-        return data.low_frequency_crop(data.normalized(pixels, section.mean, section.std), size)
+        images = data.normalized(pixels, section.mean, section.std)
+        return images if config.task_kind == "detection" else data.low_frequency_crop(images, side_of(size))
 
     return finish
 
@@ -177,10 +217,19 @@ def build_inputs(
             data.train_loader(train_set, sampler, workers, pin, task.collate),
             processes.device,
             build_finish(config, plan.image_size),
+            task.in_steps,
         ),
-        val=data.eval_loader(eval_set, indices, config.evaluate.batch, workers, pin, task.eval_collate),
+        val=data.eval_loader(
+            eval_set,
+            indices,
+            config.evaluate.batch,
+            workers,
+            pin,
+            task.eval_collate,
+            task.eval_batches(eval_set, indices, config.evaluate.batch),
+        ),
         skipped=skipped,
-        image_size=plan.image_size,
+        sides=sides_of(plan.image_size),
         num_tokens=num_tokens,
     )
 
@@ -193,7 +242,7 @@ def build_shown(config: RunConfig, plan: EpochPlan) -> data.Transform | data.Two
 
 def loads_pairs(config: RunConfig, plan: EpochPlan) -> bool:
     """Whether evaluation images come in two sizes, the model's and the one that the run ends with."""
-    return plan.loaded_size < config.model.image_size
+    return plan.loaded_size != config.model.image_size
 
 
 def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedImages | None:
@@ -201,10 +250,21 @@ def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedI
     return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
-def example_batch(config: RunConfig, task: Task, batch: int, loaded_size: int | None = None) -> tuple[data.Pixels, Any]:
+def largest_size(config: RunConfig, loaded_size: Size) -> Size:
+    """The size of the largest training images, where they have many; else `loaded_size`."""
+    section, patch = config.detection, patch_side(config)
+    if config.task_kind != "detection":
+        return loaded_size
+    short = max(section.short_sides) // patch * patch
+    return short, max(short, (section.longest_side or 2 * short) // patch * patch)
+
+
+def example_batch(
+    config: RunConfig, task: Task, batch: int, loaded_size: Size | None = None
+) -> tuple[data.Pixels, Any]:
     """Made-up images and targets in the shapes in which the loader gives `batch` of them, on the CPU."""
-    size = loaded_size or config.model.image_size
+    sides = sides_of(loaded_size or config.model.image_size)
     source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (batch, size, size, 3), dtype=torch.uint8, generator=source)
+    pixels = torch.randint(256, (batch, *sides, 3), dtype=torch.uint8, generator=source)
     images = data.Pixels(pixels, torch.empty(0, 5, dtype=torch.int64), torch.empty(0))
     return images, task.example_targets(batch)

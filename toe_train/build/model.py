@@ -14,7 +14,7 @@ from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 from toe_train.methods.method import Method
-from toe_train.recipes import RunConfig, config_at, plan_epochs
+from toe_train.recipes import RunConfig, Size, config_at, plan_epochs, side_of, sides_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BuiltModel:
         return bool(getattr(self.model, "dense_output", False))
 
 
-def build_model(config: RunConfig, num_classes: int, image_size: int | None = None) -> BuiltModel:
+def build_model(config: RunConfig, num_classes: int, image_size: Size | None = None) -> BuiltModel:
     """The model in its initial state, a function of the seed alone, prepared for the run's method.
 
     Args:
@@ -74,7 +74,7 @@ def batch_norm_notes(model: nn.Module, world_size: int) -> list[str]:
     ]
 
 
-def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
+def require_resizable(config: RunConfig, sizes: Sequence[Size]) -> None:
     """Refuses a model of which more than the positional embedding depends on the image's size, where that changes.
 
     Raises:
@@ -84,7 +84,7 @@ def require_resizable(config: RunConfig, sizes: Sequence[int]) -> None:
         return
     shapes = [
         {name: value.shape for name, value in build_model(config, 2, size).model.state_dict().items()}
-        for size in sorted(set(sizes))
+        for size in sorted(map(side_of, set(sizes)))
     ]
     for name, shape in shapes[-1].items():
         if name != "pos_embed" and any(other.get(name) != shape for other in shapes):
@@ -127,7 +127,7 @@ def load_initial(config: RunConfig, built: BuiltModel, classes: list[str]) -> st
     return load_initial_weights(built.model, wanted, section.initial_weights, section.initial_averaged)
 
 
-def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -> tuple[int, int]:
+def _require_whole_patches(name: str, given: str, size: Size, model: nn.Module) -> tuple[int, int]:
     """Rows and columns of patches, which must cover the image, whose side is `given` in the configuration."""
     embedding: Any = getattr(model, "patch_embed", None)
     grid = getattr(embedding, "grid_size", None)
@@ -137,8 +137,10 @@ def _require_whole_patches(name: str, given: str, size: int, model: nn.Module) -
             "deit_tiny_patch16_224"
         )
     patch = embedding.patch_size[0]
-    if size % patch:
-        whole = size // patch * patch
+    for side in sides_of(size):
+        if side % patch == 0:
+            continue
+        whole = side // patch * patch
         near = " or ".join(str(multiple) for multiple in (whole, whole + patch) if multiple)
         raise UserError(
             f"{given} is not a multiple of the patch size {patch} of {name}: the model would not see the edge; "

@@ -13,7 +13,7 @@ from toe_train.build.inputs import Images, build_eval_transform, build_finish, b
 from toe_train.build.model import BuiltModel
 from toe_train.methods.pictures import kept_token_pictures
 from toe_train.methods.token_expansion import TokenExpansionMethod
-from toe_train.recipes import EpochPlan, RunConfig
+from toe_train.recipes import EpochPlan, RunConfig, side_of
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
 from toe_train.tasks.token_labelling import token_targets
@@ -47,7 +47,7 @@ def build_pictures(
         processes: of which the main one draws.
     """
     method = built.method
-    if not isinstance(method, TokenExpansionMethod) or not processes.is_main:
+    if not isinstance(method, TokenExpansionMethod) or not processes.is_main or config.task_kind == "detection":
         return lambda now: {}
     shown, targets = _chosen(config, plan, built, task, images, skipped)
     noise = torch.rand(len(shown), built.num_tokens, generator=data.generator(config.seed, "pictures"))
@@ -92,7 +92,7 @@ def _chosen(
     if labels is None:
         eval_set = task.eval_set(val_images, build_eval_transform(config, plan.loaded_size), skipped)
         whole = torch.stack([eval_set[index][0] for index in chosen])
-        return data.low_frequency_crop(whole, plan.image_size), None
+        return data.low_frequency_crop(whole, side_of(plan.image_size)), None
     transform = build_train_transform(config, plan.loaded_size)
     train_set = task.train_set(train_images, transform, config.seed, skipped)
     pixels, (scores, ids, crop, _) = task.collate([train_set[data.SampleKey(index, 0, index)] for index in chosen])

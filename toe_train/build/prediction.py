@@ -79,6 +79,7 @@ def load(run: str | Path, weights: str = "model", config: str | Path | None = No
         UserError: a ValueError; there is no such file, no classifier, or nothing tells the model.
     """
     trained = open_trained(str(run), weights, None if config is None else str(config), option="")
+    trained.refuse_detector()
     trained.require_classifier()
     section = trained.built_as.model
     model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.kwargs)
@@ -108,6 +109,7 @@ def open_predictor(trained: Trained, device: torch.device) -> Predictor:
     Raises:
         UserError: it has no classifier, or the weights are another model's.
     """
+    trained.refuse_detector()
     trained.require_classifier()
     config = trained.config
     model, told = ready_model(trained, trained.num_classes, device)

@@ -65,21 +65,25 @@ def dry_build(
         check_data(config)
         images = list_images(config)
     train_images, _ = images
-    data.GlobalOrder(len(train_images), config.train.global_batch, config.seed, config.augment.repeats)
     classes = train_images.classes
-    return images, build_parts(config, world_size, len(classes), classes if begins else None)
+    return images, build_parts(config, world_size, len(classes), classes if begins else None, train_images)
 
 
 def build_parts(
-    config: RunConfig, world_size: int, num_classes: int, initial_for: Sequence[str] | None = None
+    config: RunConfig,
+    world_size: int,
+    num_classes: int,
+    initial_for: Sequence[str] | None = None,
+    images: data.ImageSource | None = None,
 ) -> str | None:
-    """Builds all parts of a run that need no data; what was done to its initial weights.
+    """Builds all parts of a run; what was done to its initial weights.
 
     Args:
         config: the run.
         world_size: number of processes that it would have.
         num_classes: width of the classifier.
         initial_for: names of the classes, where the run's initial weights are to be tried too.
+        images: to train on, where their order is to be tried too.
 
     Raises:
         UserError: what of the configuration cannot be.
@@ -96,5 +100,8 @@ def build_parts(
         built = build_model(now, num_classes, size)
         if initial_for is not None:
             started_from = load_initial(config, built, list(initial_for))
-        build_step(now, built, build_task(now, built, num_classes, layout), layout, alone, size)
+        task = build_task(now, built, num_classes, layout)
+        if images is not None:
+            task.order(images, config.train.global_batch, config.seed, config.augment.repeats)
+        build_step(now, built, task, layout, alone, size)
     return started_from

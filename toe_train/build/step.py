@@ -9,10 +9,19 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from toe_train import data
-from toe_train.build.inputs import batch_layout, build_finish, example_batch
+from toe_train.build.inputs import batch_layout, build_finish, example_batch, largest_size
 from toe_train.build.model import BuiltModel, build_model
 from toe_train.build.task import build_task
-from toe_train.recipes import CurriculumStage, EpochPlan, RunConfig, config_at, curriculum_stages, plan_epochs
+from toe_train.recipes import (
+    CurriculumStage,
+    EpochPlan,
+    RunConfig,
+    Size,
+    config_at,
+    curriculum_stages,
+    plan_epochs,
+    sides_of,
+)
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.memory import largest_that_fits
 from toe_train.runs.polling import MOST_STEPS
@@ -26,6 +35,7 @@ from toe_train.training.optim import EpochSchedule, Schedule, StepSchedule, crea
 from toe_train.training.precision import autocast_on, scaler_on
 from toe_train.training.step import TrainStep
 
+BOX_HEADS = ("class_embed", "bbox_embed")  # whose biases decay too, as YOLOS trains them
 MicroBatches = Mapping[CurriculumStage, int]
 
 
@@ -35,14 +45,14 @@ def build_step(
     task: Task,
     layout: data.BatchLayout,
     processes: Processes,
-    image_size: int | None = None,
+    image_size: Size | None = None,
 ) -> TrainStep:
     """The step of one process; `built.model` is where it trains already, and made for `image_size` as there."""
     model, device, section = built.model, processes.device, config.train
     return TrainStep(
         processes=processes,
         model=model,
-        image_size=image_size or config.model.image_size,
+        sides=sides_of(image_size or config.model.image_size),
         task=task,
         method=built.method,
         optimizer=build_optimizer(config, model),
@@ -67,16 +77,18 @@ def choose_convolutions(model: nn.Module) -> None:
 
 
 def build_compile(
-    config: RunConfig, step: TrainStep, loaded_size: int, stages: Sequence[int], whole: bool = False
+    config: RunConfig, step: TrainStep, loaded_size: Size, stages: Sequence[int], whole: bool = False
 ) -> Callable[[], str | None] | None:
     """What compiles the step for stages of its method, see `compile_stages`; None where it is not to be compiled."""
-    wanted = step.processes.device.type == "cuda" if config.train.compile is None else config.train.compile
+    many_sizes = config.task_kind == "detection"  # each would make graphs of its own
+    on_its_own = step.processes.device.type == "cuda" and not many_sizes
+    wanted = on_its_own if config.train.compile is None else config.train.compile
     if not wanted:
         return None
 
     def compile_now() -> str | None:
         loaded = [example_batch(config, step.task, step.layout.micro_batch, loaded_size)]
-        (example,) = DeviceBatches(loaded, step.processes.device, build_finish(config, step.image_size))
+        (example,) = DeviceBatches(loaded, step.processes.device, build_finish(config, step.sides[0]))
         return compile_stages(step, stages, example, whole)
 
     return compile_now
@@ -85,8 +97,12 @@ def build_compile(
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of the `optim` section, at the peak learning rate."""
     section = config.optim
+    heads = BOX_HEADS if config.task_kind == "detection" and config.detection.head_bias_decay else ()
     return create_optimizer(
-        model, lr=config.peak_lr, **section.model_dump(exclude={"lr", "lr_base_batch", "clip_grad"})
+        model,
+        lr=config.peak_lr,
+        decaying_whole=heads,
+        **section.model_dump(exclude={"lr", "lr_base_batch", "clip_grad"}),
     )
 
 
@@ -139,7 +155,8 @@ def fit_to_memory(
     def attempt(micro_batch: int) -> None:
         now = batch_layout(config, processes.world_size, micro_batch).micro_batch
         accumulation = 2 if holds_gradients or now < layout.micro_batch else 1
-        tried = data.BatchLayout(now * accumulation, now * accumulation, 1, accumulation, config.mixes_images)
+        group = now * accumulation if config.mixes_images else 1
+        tried = data.BatchLayout(now * accumulation, group, 1, accumulation, config.mixes_images)
         built = build_model(config, num_classes, plan.image_size)
         built.model.to(processes.device).train()
         stages = {epoch.stage for epoch in plan_epochs(config) if epoch.image_size == plan.image_size}
@@ -147,7 +164,7 @@ def fit_to_memory(
         task = build_task(config, built, num_classes, tried)
         step = build_step(config, built, task, tried, alone, plan.image_size)
         clock = EpochClock(processes.device)
-        loaded = [example_batch(config, task, now, plan.loaded_size)] * 2 * accumulation
+        loaded = [example_batch(config, task, now, largest_size(config, plan.loaded_size))] * 2 * accumulation
         batches = iter(DeviceBatches(loaded, processes.device, build_finish(config, plan.image_size)))
         for number in range(2):
             step(batches, clock, 0, number)

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from toe_train import data
 from toe_train.build.model import BuiltModel
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
+from toe_train.tasks.box_detection import BoxDetection
 from toe_train.tasks.classification import BatchMixing, Classification
 from toe_train.tasks.task import Task
 from toe_train.tasks.token_labelling import TokenLabelling
 
 
-def build_task(config: RunConfig, built: BuiltModel, num_classes: int, layout: data.BatchLayout) -> Task:
+def finds_boxes(model: nn.Module) -> bool:
+    """Whether a model gives boxes and their logits."""
+    return hasattr(model, "bbox_embed")
+
+
+def build_task(
+    config: RunConfig,
+    built: BuiltModel,
+    num_classes: int,
+    layout: data.BatchLayout,
+    average: Callable[[Tensor], Tensor] = lambda values: values,
+) -> Task:
     """What the run learns, with its model and its split of the batch.
+
+    average: gives the mean of a tensor over the processes that train together; by default this one trains alone.
 
     Raises:
         UserError: token labels for a model without an output for each patch, or such a model without token labels.
     """
     augment, name = config.augment, config.model.name
+    if finds_boxes(built.model) != (config.task_kind == "detection"):
+        raise UserError(
+            f"model.name = {name}: does not go with task.kind={config.task_kind}; detection takes yolos_tiny, "
+            "yolos_small, yolos_small_dwr or yolos_base, and no other task does"
+        )
+    if config.task_kind == "detection":
+        group = 1 if config.detection.padding else config.detection.same_size
+        return BoxDetection(augment.mean, augment.std, group, layout.accumulation, average)
     if config.task_kind == "classification":
         if built.is_dense:
             raise UserError(

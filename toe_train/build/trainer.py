@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from toe_train import data
 from toe_train.build.inputs import Images, batch_layout, build_inputs, build_skipped, loads_pairs
 from toe_train.build.model import BuiltModel, build_model, load_initial
@@ -13,7 +15,7 @@ from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
 from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step, choose_convolutions
 from toe_train.build.task import build_task
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs
+from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, side_of
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Console, JsonLines, RunLog, Several, TensorBoard, tell_broken
@@ -68,7 +70,6 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     train_images, _ = run.images
 
     layout = batch_layout(now, processes.world_size, run.limits[plan.curriculum] if run.limits else None)
-    order = data.GlobalOrder(len(train_images), layout.global_batch, config.seed, config.augment.repeats)
     built = build_model(now, len(train_images.classes), plan.image_size)
     # The others take the main process's over, see `Trainer.fit`.
     started_from = None
@@ -76,9 +77,13 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         started_from = load_initial(config, built, train_images.classes)
     built.model.to(processes.device)
     choose_convolutions(built.model)
-    steps = config.epochs * order.steps_per_epoch
-    built.method.join(lambda values: processes.sum(values) / processes.world_size, steps)
-    task = build_task(now, built, len(train_images.classes), layout)
+
+    def average(values: Tensor) -> Tensor:
+        return processes.sum(values) / processes.world_size
+
+    task = build_task(now, built, len(train_images.classes), layout, average)
+    order = task.order(train_images, layout.global_batch, config.seed, config.augment.repeats)
+    built.method.join(average, config.epochs * order.steps_per_epoch)
     step = build_step(now, built, task, layout, processes, plan.image_size)
     stages = {other.stage: None for other in plans[plan.epoch :] if other.curriculum == plan.curriculum}
     step.compile = build_compile(now, step, plan.loaded_size, list(stages))
@@ -138,9 +143,11 @@ def _evaluation(
     config: RunConfig, plan: EpochPlan, built: BuiltModel, task: Task, inputs: Inputs, step: TrainStep
 ) -> Evaluation:
     sizes = None
-    if plan.image_size < config.model.image_size:
+    if plan.image_size != config.model.image_size:
         num_classes = int(getattr(built.model, "num_classes"))  # noqa: B009
-        sizes = BothSizes(plan.image_size, loads_pairs(config, plan), lambda: build_model(config, num_classes).model)
+        sizes = BothSizes(
+            side_of(plan.image_size), loads_pairs(config, plan), lambda: build_model(config, num_classes).model
+        )
     return Evaluation(task, inputs.val, step.processes, step.autocast, sizes, config.checkpoint.best_metric)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from toe_train import data
 from toe_train.analysis.tables import table
+from toe_train.build.inputs import labelling
 from toe_train.cli.exits import USER_ERROR
 from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
@@ -27,7 +28,7 @@ class _Asked:
     exif_orientation: data.ExifOrientation = "ignore"
     may_miss: int = 0
     download: bool = False
-    labelling: data.Labelling = data.BY_FOLDERS
+    labelling: data.Labelling | data.CocoPlaces = data.BY_FOLDERS
     relist: bool = False
 
 
@@ -89,14 +90,14 @@ def _asked(options: argparse.Namespace) -> _Asked:
     config = load_saved(options.config, overrides)
     section, labels = config.data, config.token_labels
     return _Asked(
-        kind=_kind_at(folder) if folder else section.kind,
+        kind=_kind_at(folder) if folder and section.kind != "coco" else section.kind,
         root=folder or section.root,
         label_root=labels.root if labels else None,
         label_geometry=labels.geometry if labels else "full",
         exif_orientation=section.exif_orientation,
         may_miss=section.max_skipped if section.on_error == "skip" else 0,
         download=section.download and not folder,
-        labelling=data.Labelling(section.train_list, section.val_list, section.label_key),
+        labelling=labelling(config),
         relist=section.relist,
     )
 

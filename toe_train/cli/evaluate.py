@@ -10,8 +10,8 @@ from pathlib import Path
 from toe_train import data
 from toe_train.analysis.mistakes import ClassScore, class_scores, write_mistakes
 from toe_train.analysis.tables import table
-from toe_train.build.evaluation import evaluate_trained
-from toe_train.build.weights.trained import open_trained
+from toe_train.build.evaluation import evaluate_boxes, evaluate_trained
+from toe_train.build.weights.trained import Trained, open_trained
 from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
@@ -22,10 +22,17 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     name, overrides = _asked(options)
     output = Path(options.output) if options.output else None
     with processes() as here:
-        if output is not None:
-            here.main_only(lambda: data.require_new(output))
         option = "--checkpoint" if options.checkpoint else ""
         trained = open_trained(name, options.weights, options.config, overrides, option)
+        if trained.config.task_kind == "detection":
+            if output is not None:
+                raise UserError("--output holds a classifier's mistakes, and this model finds boxes; leave it out")
+            boxes, told = evaluate_boxes(trained, here)
+            if here.is_main:
+                _tell_boxes(trained, options.weights, boxes, told)
+            return 0
+        if output is not None:
+            here.main_only(lambda: data.require_new(output))
         found = evaluate_trained(trained, here)
         if here.is_main:
             scores = found.scores
@@ -70,3 +77,13 @@ def _by_class(scores: Sequence[ClassScore]) -> str:
     ]
     text = table(("class", "images", "top-1 %", "others taken for it"), rows)
     return text if len(shown) == len(scores) else f"{text}\nthe {len(shown)} worst of {len(scores)} classes"
+
+
+def _tell_boxes(trained: Trained, which: str, found: dict[str, float], told: list[str]) -> None:
+    print("".join(f"  {line}\n" for line in told), end="")
+    sizes = ", ".join(f"{size} {found[f'ap_{size}']:.3f}" for size in ("small", "medium", "large"))
+    terms = ", ".join(f"{name} {found[name]:.4f}" for name in ("loss_ce", "loss_bbox", "loss_giou"))
+    print(
+        f"{trained.weights.path} ({which}): AP {found['ap']:.3f}, AP50 {found['ap50']:.3f}, AP75 {found['ap75']:.3f} "
+        f"({sizes}), {terms} over {found['images']} images"
+    )

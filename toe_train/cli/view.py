@@ -26,6 +26,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     if missing := [str(path) for path in images if not path.is_file()]:
         raise UserError(f"--images {listed(missing)}: there is no such file; give image files")
     trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
+    trained.refuse_detector()
     viewer = open_viewer(trained, images)
     print("".join(f"  {line}\n" for line in viewer.told), end="")
     if options.stage not in viewer.stages:

@@ -1,13 +1,14 @@
 """Data: what images a step sees, and with what augmentation.
 
-sources/       where images come from: image folders, archives, lists, CIFAR, digits; the index of files, remembered;
-               files of any kind as RGB; what cannot be read
+sources/       where images come from: image folders, archives, lists, COCO's, CIFAR, digits; the index of files,
+               remembered; files of any kind as RGB; what cannot be read
 augmentation/  what is done to them: transforms of one image, with its label map or on the device; a batch's frequencies
 order/         which image stands at which place of a run, and the rule that every random choice is a function of it
 labels/        what a teacher saw in each part of an image, in files
-sets.py        what loaders read: a source's images with a transform
+sets.py        what loaders read: a source's images with a transform; box_sets.py: images with boxes
 loaders.py     DataLoaders
-check.py       a tool: is the data healthy? findings.py: what it finds; check_files.py: of archives and lists
+check.py       a tool: is the data healthy? findings.py: what it finds; check_files.py: of archives and lists;
+               coco_check.py: of images with boxes
 worker_faults.py  what goes wrong in a loader process, told
 pack.py        a tool: a smaller copy of an image folder; pack_tar.py, parquet.py: as archives, of any images
 split.py       a tool: train and val from one folder of photos
@@ -16,12 +17,23 @@ whole.py       a folder that a tool makes
 Other packages import from this one and not from its files.
 """
 
+from toe_train.data.augmentation.box_transform import BoxAugmentation, BoxEvaluation, BoxTarget
 from toe_train.data.augmentation.device_augment import DrawView, Views, made
 from toe_train.data.augmentation.joint_transform import GEOMETRIES, JointTransform
 from toe_train.data.augmentation.low_frequency import low_frequency_crop
 from toe_train.data.augmentation.pixels import Pixels, collate, ending_in_pixels, normalized
 from toe_train.data.augmentation.thin import cutting_thin_ones
 from toe_train.data.augmentation.transforms import Transform, TwoSizes, eval_transform, train_transform
+from toe_train.data.box_sets import (
+    BoxEvalSet,
+    BoxTrainSet,
+    Objects,
+    Seen,
+    ShapedOrder,
+    collate_boxes,
+    collate_seen,
+    in_steps,
+)
 from toe_train.data.check import check_datasets, examine, require_healthy
 from toe_train.data.findings import ClassFound, Fault, Findings
 from toe_train.data.labels.files import (
@@ -33,7 +45,7 @@ from toe_train.data.labels.files import (
     read_token_labels,
 )
 from toe_train.data.labels.record import LabelRecord
-from toe_train.data.loaders import CleanErrors, eval_loader, train_loader
+from toe_train.data.loaders import CleanErrors, eval_loader, in_order, train_loader
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
@@ -49,6 +61,7 @@ from toe_train.data.pack_tar import archives_of_images, pack_tars
 from toe_train.data.parquet import archives_of_parquet
 from toe_train.data.sets import NOT_COUNTED, EvalSet, TrainSet
 from toe_train.data.sources.arrays import ArrayImages
+from toe_train.data.sources.coco import CocoImages, CocoPlaces
 from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, all_images
@@ -82,8 +95,15 @@ __all__ = [
     "SPLITS",
     "ArrayImages",
     "BatchLayout",
+    "BoxAugmentation",
+    "BoxEvalSet",
+    "BoxEvaluation",
+    "BoxTarget",
+    "BoxTrainSet",
     "ClassFound",
     "CleanErrors",
+    "CocoImages",
+    "CocoPlaces",
     "DrawView",
     "EvalSet",
     "ExifOrientation",
@@ -98,11 +118,14 @@ __all__ = [
     "Labelling",
     "ListImages",
     "NamedImages",
+    "Objects",
     "Packed",
     "Packing",
     "Pixels",
     "SampleKey",
+    "Seen",
     "Segment",
+    "ShapedOrder",
     "SkippedImages",
     "Split",
     "Splitting",
@@ -121,6 +144,8 @@ __all__ = [
     "archives_of_parquet",
     "check_datasets",
     "collate",
+    "collate_boxes",
+    "collate_seen",
     "compare_classes",
     "cutting_thin_ones",
     "derive_seed",
@@ -133,6 +158,8 @@ __all__ = [
     "generator",
     "holds_archives",
     "images_at",
+    "in_order",
+    "in_steps",
     "label_name",
     "legible",
     "load_rgb",

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from toe_train.data.check_files import look_at_files
+from toe_train.data.coco_check import look_at_coco
 from toe_train.data.findings import Findings, Seen
 from toe_train.data.labels.check import check_labels
+from toe_train.data.sources.coco import CocoPlaces
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.index import Index
 from toe_train.data.sources.listing import SPLITS, index_of_folder, is_left_behind
@@ -39,7 +41,7 @@ def examine(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
-    labelling: Labelling = BY_FOLDERS,
+    labelling: Labelling | CocoPlaces = BY_FOLDERS,
     anew: bool = False,
 ) -> Findings:
     """Return what is found of a data set; a healthy one has no faults.
@@ -52,10 +54,10 @@ def examine(
     """
     found = Findings()
     if kind in ("tar", "list") and root is not None:
-        place = Path(root).expanduser()
+        assert isinstance(labelling, Labelling)
         look_at_files(
             kind,
-            place,
+            Path(root).expanduser(),
             labelling,
             anew,
             sample,
@@ -67,13 +69,17 @@ def examine(
             _look_at,
         )
         return found
-    if kind != "image_folder":
+    if kind not in ("image_folder", "coco"):
         _look_at_arrays(kind, root, found)
         return found
     if root is None:
-        found.add("data kind image_folder needs data.root: the folder that holds train/ and val/")
+        found.add(f"data kind {kind} needs data.root: the folder that holds the images of train and val")
         return found
     try:
+        if kind == "coco":
+            places = labelling if isinstance(labelling, CocoPlaces) else CocoPlaces()
+            look_at_coco(Path(root).expanduser(), places, sample, progress, found)
+            return found
         _look_at_folder(
             Path(root).expanduser(), sample, progress, label_root, label_geometry, exif_orientation, anew, found
         )
@@ -91,7 +97,7 @@ def check_datasets(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
-    labelling: Labelling = BY_FOLDERS,
+    labelling: Labelling | CocoPlaces = BY_FOLDERS,
     anew: bool = False,
 ) -> list[str]:
     """Return the faults that `examine` finds, a line each."""
@@ -106,7 +112,7 @@ def require_healthy(
     label_root: str | Path | None = None,
     label_geometry: str = "full",
     exif_orientation: ExifOrientation = "ignore",
-    labelling: Labelling = BY_FOLDERS,
+    labelling: Labelling | CocoPlaces = BY_FOLDERS,
     anew: bool = False,
 ) -> None:
     """Raise UserError with the first faults that `check_datasets` finds, and the number of the rest."""

@@ -53,13 +53,14 @@ class Findings:
     """What `examine` found.
 
     faults: what a run would end at, in the order of the check. notes: a line on each thing that a person should know
-    and that ends no run. classes: by name.
+    and that ends no run. classes: by name. images: number in each of train and val, where an image has not one class.
     """
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.listed: list[str] = []
         self.classes: dict[str, ClassFound] = defaultdict(ClassFound)
+        self.images: dict[str, int] = {}
         self._remarked: dict[str, list[str]] = defaultdict(list)
         self._counted: dict[str, int] = defaultdict(int)
 
@@ -67,11 +68,11 @@ class Findings:
         """Add faults of the data set as a whole."""
         self.faults += map(Fault, texts)
 
-    def see(self, path: Path, name: str, seen: Seen) -> None:
-        """Take what was seen of an image of the class `name` into account."""
+    def see(self, path: Path, name: str | None, seen: Seen) -> None:
+        """Take what was seen of an image into account; `name`: its class, if it has one."""
         if seen.fault is not None:
             self.faults.append(Fault(seen.fault, path))
-        if seen.size is not None:
+        if seen.size is not None and name is not None:
             self.classes[name].see(seen.size)
         for remark in seen.remarks:
             self._counted[remark] += 1
@@ -94,6 +95,8 @@ class Findings:
 
     def count(self, split: str) -> int:
         """Return the number of images in train or val."""
+        if split in self.images:
+            return self.images[split]
         return sum(found.counts.get(split, 0) for found in self.classes.values())
 
 

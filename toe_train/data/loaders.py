@@ -114,16 +114,17 @@ def eval_loader(
     workers: int,
     pin_memory: bool = False,
     collate: Callable[[list[Any]], Any] = default_collate,
+    batches: Sequence[list[int]] | None = None,
 ) -> CleanErrors:
     """Return a loader of (images (b, C, S, S) float32, labels (b,) int64) over `indices`; the last batch may be short.
 
-    Iterating raises UserError for an unreadable image.
+    `batches` are these indices as they are to be put together, where it is not in their order. Iterating raises
+    UserError for an unreadable image.
     """
     return CleanErrors(
         DataLoader(
             _Batches(eval_set, collate),
-            batch_size=batch_size,
-            sampler=indices,
+            batch_sampler=in_order(indices, batch_size) if batches is None else batches,
             collate_fn=_as_it_is,
             num_workers=workers,
             pin_memory=pin_memory,
@@ -132,6 +133,11 @@ def eval_loader(
             generator=torch.Generator(),
         )
     )
+
+
+def in_order(indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cut indices into batches; the last one may be short."""
+    return [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
 
 
 class _Batches(Dataset[Any]):

@@ -24,12 +24,12 @@ NOT_COUNTED = -1  # label of an image that evaluation leaves out
 MAX_SUBSTITUTES = 20
 
 
-class _Read(NamedTuple):
+class Read(NamedTuple):
     """An image as it is in the data set, at `index`."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index
     image: Image.Image
-    label: int
+    label: Any
     cells: TokenMap | None
 
 
@@ -79,7 +79,7 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
                 samples[key], held = self._sample(key, held)
         return [samples[key] for key in keys]
 
-    def _sample(self, key: SampleKey, held: _Read | None) -> tuple[tuple[Shown, int | TokenTarget], _Read]:
+    def _sample(self, key: SampleKey, held: Read | None) -> tuple[tuple[Shown, int | TokenTarget], Read]:
         """What a place in the run shows, and the image that it was made of; `held` was read last."""
         index = key.index
         for attempt in range(MAX_SUBSTITUTES):
@@ -95,20 +95,22 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
             f"{MAX_SUBSTITUTES} images in a row could not be read; `toe-tools doctor --config FILE` lists all"
         )
 
-    def _augmented(self, key: SampleKey, read: _Read) -> tuple[Shown, int | TokenTarget]:
-        index, image, label, cells = read
-        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
-        name = self.dataset.describe(index)
-        if cells is None:
-            return _made(name, image, self._transform), label
-        shown, target = _made(name, image, self._transform, cells, label)
+    def _augmented(self, key: SampleKey, read: Read) -> tuple[Shown, int | TokenTarget]:
+        shown, target = _made(self.dataset.describe(read.index), read.image, self._transformed, key, read)
         return shown, target
 
-    def _read(self, index: int) -> _Read:
+    def _transformed(self, image: Image.Image, key: SampleKey, read: Read) -> tuple[Shown, Any]:
+        reseed(derive_seed(self._seed, "sample", key.epoch, key.position))
+        if read.cells is None:
+            return self._transform(image), read.label
+        shown, target = self._transform(image, read.cells, read.label)
+        return shown, target
+
+    def _read(self, index: int) -> Read:
         image, label = self.dataset[index]
         if self._labels is None:
-            return _Read(index, image, label, None)
-        return _Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
+            return Read(index, image, label, None)
+        return Read(index, image, label, self._labels.read(self.dataset.describe(index), label))
 
 
 class EvalSet(Dataset[tuple[Any, int]]):

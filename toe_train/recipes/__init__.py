@@ -2,6 +2,7 @@
 
 from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
+from toe_train.recipes.fields import Size, side_of, sides_of
 from toe_train.recipes.load import dump_config, load_config, load_saved, load_saved_values
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.oddities import notes
@@ -17,6 +18,7 @@ __all__ = [
     "ExpansionConfig",
     "MethodSection",
     "RunConfig",
+    "Size",
     "Stretch",
     "StructuredSparsityConfig",
     "TokenMergingConfig",
@@ -33,5 +35,7 @@ __all__ = [
     "load_saved_values",
     "notes",
     "plan_epochs",
+    "side_of",
+    "sides_of",
     "stretches",
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import model_validator
 
-from toe_train.recipes.fields import INCIDENTAL, Integer, PositiveInteger, Section
+from toe_train.recipes.fields import INCIDENTAL, Integer, PositiveInteger, Section, Size
 from toe_train.recipes.shares import Share
 
 
@@ -65,8 +65,8 @@ class CurriculumStage:
         segment: what the method builds a trainer for, see `MethodSection.segment`.
     """
 
-    image_size: int
-    loaded_size: int
+    image_size: Size
+    loaded_size: Size
     rand_augment: str | None
     micro_batch: int
     mix_group: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from toe_train.recipes.detection import DetectionConfig
 from toe_train.recipes.fields import TIMM, TIMM_OR_NEW
 from toe_train.recipes.schema import RunConfig
 
@@ -54,10 +55,38 @@ def _counts(value: int | Sequence[int]) -> Sequence[int]:
     return (value,) if isinstance(value, int) else value
 
 
+# Of images that have a class: what training and evaluation do to them.
+OF_CLASSES = (
+    *(f"augment.{key}" for key in ("order", "crop", "crop_scale", "crop_ratio", "interpolation")),
+    *(f"augment.{key}" for key in ("rand_augment", "color_jitter", "erasing_prob", "erasing_mode", "erasing_count")),
+    *(f"augment.{key}" for key in ("mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_group", "smoothing")),
+    "evaluate.crop_pct",
+    "evaluate.interpolation",
+)
+OF_BOXES = tuple(f"detection.{key}" for key in DetectionConfig.model_fields)
+OF_COCO = tuple(f"data.{split}_{key}" for split in ("train", "val") for key in ("folder", "annotations"))
+
 RULES = (
     Rule(
+        OF_CLASSES,
+        lambda run: run.task_kind == "detection",
+        "images with boxes are flipped, resized and cut as the section detection says",
+    ),
+    Rule(OF_BOXES, lambda run: run.task_kind != "detection", "it is of boxes; set task.kind=detection"),
+    Rule(OF_COCO, lambda run: run.data.kind != "coco", "it is of COCO's files; set data.kind=coco"),
+    Rule(
+        ("detection.same_size",),
+        lambda run: run.detection.padding,
+        "images of any size stand together with detection.padding=true; set it to false",
+    ),
+    Rule(
+        ("detection.crop_from", "detection.crop_sides"),
+        lambda run: run.detection.crop_prob == 0,
+        "nothing is cut with detection.crop_prob=0; set it above 0",
+    ),
+    Rule(
         ("data.on_error", "data.max_skipped", "data.check_sample"),
-        lambda run: not run.data.of_files,
+        lambda run: run.data.kind in ("cifar10", "cifar100", "digits"),
         "it is of image files, which may be unreadable; set data.kind=image_folder",
     ),
     Rule(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
 
 from toe_train.errors import is_text
 
@@ -65,9 +65,37 @@ BelowOne = Annotated[Number, Field(ge=0, lt=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 
+
+def _size(value: Any) -> Size:
+    sides = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(sides) not in (1, 2) or any(isinstance(side, bool) or not isinstance(side, int) for side in sides):
+        raise ValueError("must be a side in pixels such as 224, or for task.kind=detection height and width")
+    if min(sides) < 1:
+        raise ValueError("must be greater than 0")
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+Size = int | tuple[int, int]  # of an image in pixels: a square's side, or height and width
+ImageSize = Annotated[
+    Size, PlainValidator(_size), PlainSerializer(lambda size: size if isinstance(size, int) else list(size))
+]
+
+
+def side_of(size: Size) -> int:
+    """The side of an image that is a square, as all but those with boxes are."""
+    assert isinstance(size, int), size
+    return size
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """Height and width in pixels of an image's size, which as one number is a square's side."""
+    return (size, size) if isinstance(size, int) else size
+
+
 # A relative path counts from the folder that the command runs in, and is kept absolute: a run's config.yaml means the
 # same anywhere.
 Folder = Annotated[str, AfterValidator(_absolute)]
+PathBelow = Annotated[str, Field(min_length=1)]  # some other folder
 Weights = Annotated[str, AfterValidator(_weights)]
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from toe_train.recipes.curriculum import Clock, CurriculumStage, equal_compute_stages
+from toe_train.recipes.fields import Size
 from toe_train.recipes.schema import RunConfig
 
 
@@ -29,12 +30,12 @@ class EpochPlan:
     curriculum: CurriculumStage
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels of what the model sees."""
+    def image_size(self) -> Size:
+        """Side in pixels of what the model sees; for detection height and width of what is counted with."""
         return self.curriculum.image_size
 
     @property
-    def loaded_size(self) -> int:
+    def loaded_size(self) -> Size:
         """Side in pixels of what the loader gives."""
         return self.curriculum.loaded_size
 

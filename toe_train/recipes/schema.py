@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
+from toe_train.recipes.detection import DetectionConfig, TaskConfig, TaskKind
 from toe_train.recipes.fields import INCIDENTAL, Integer, Section
 from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod
 from toe_train.recipes.sections import (
@@ -23,9 +24,7 @@ from toe_train.recipes.sections import (
     TrainConfig,
 )
 from toe_train.recipes.shares import first_epochs, share_of
-
-TaskKind = Literal["classification", "token_labelling"]
-
+from toe_train.recipes.task_rules import TASK_CHECKS
 
 # What makes a plan meaningless and is refused, unless a run asks for it by name; see `oddities`.
 Allowed = Literal["last_stage_not_reached", "peak_not_reached", "min_lr_above_peak", "warmup_lr_above_peak"]
@@ -36,6 +35,7 @@ class RunConfig(Section):
 
     seed: Annotated[Integer, Field(ge=0)] = 0
     epochs: Annotated[Integer, Field(gt=0, le=100_000)] = 300
+    task: TaskConfig = TaskConfig()
     model: ModelConfig = ModelConfig()
     expansion: ExpansionConfig | None = None
     method: OtherMethod | None = None  # another one than Token Expansion
@@ -43,6 +43,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     token_labels: TokenLabelsConfig | None = None
+    detection: DetectionConfig = DetectionConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
@@ -76,13 +77,15 @@ class RunConfig(Section):
 
     @property
     def task_kind(self) -> TaskKind:
-        """What is learned: a class for each image, or one for each of its parts too (LV-ViT)."""
-        return "classification" if self.token_labels is None else "token_labelling"
+        """What is learned; token labels ask for their task by themselves."""
+        return self.task.kind if self.token_labels is None else "token_labelling"
 
     @property
     def mixes_images(self) -> bool:
         """Whether two images become one in training: by Mixup or CutMix, or by LV-ViT's MixToken."""
-        return self.task_kind == "token_labelling" or self.augment.mixup > 0 or self.augment.cutmix > 0
+        if self.task_kind == "classification":
+            return self.augment.mixup > 0 or self.augment.cutmix > 0
+        return self.task_kind == "token_labelling"
 
     @property
     def peak_lr(self) -> float:
@@ -138,9 +141,11 @@ def _epochs_of_shares(name: str, section: dict[str, Any], epochs: Any) -> list[i
 
 
 def _best_metric_is_measured(config: RunConfig) -> None:
-    if config.checkpoint.best_metric == "ema_top1" and config.train.ema_decay is None:
+    metric = config.checkpoint.best_metric
+    if metric.startswith("ema_") and config.train.ema_decay is None:
+        plain = metric.replace("ema_", "val_")
         raise ValueError(
-            "checkpoint.best_metric: ema_top1 needs an averaged model; set train.ema_decay, or use val_top1"
+            f"checkpoint.best_metric: {metric} needs an averaged model; set train.ema_decay, or use {plain}"
         )
 
 
@@ -218,6 +223,7 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 # Rules between sections, in order: the first one that is broken is reported.
 CROSS_CHECKS = (
     _a_list_is_named,
+    *TASK_CHECKS,
     _one_method,
     _there_are_averages_to_copy,
     _best_metric_is_measured,

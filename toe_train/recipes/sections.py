@@ -18,10 +18,12 @@ from toe_train.recipes.fields import (
     BelowOne,
     Folder,
     Forms,
+    ImageSize,
     Integer,
     Interpolation,
     NonNegative,
     Number,
+    PathBelow,
     Positive,
     PositiveInteger,
     Probability,
@@ -36,7 +38,7 @@ class ModelConfig(Section):
 
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
-    image_size: PositiveInteger = 224
+    image_size: ImageSize = 224  # for detection [height, width], of what plans and benchmarks count with
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones, or timm_or_new, which
     # takes new ones where timm's are not at hand; null for new weights.
     initial_weights: Annotated[Weights | None, PATH] = None
@@ -126,7 +128,7 @@ class DataConfig(Section):
 
     # A folder's images are the same ones in archives and by a list: a run may go on from one form to another.
     kind: Annotated[
-        Literal["image_folder", "tar", "list", "cifar10", "cifar100", "digits"],
+        Literal["image_folder", "tar", "list", "coco", "cifar10", "cifar100", "digits"],
         Forms(("image_folder", "tar", "list")),
     ] = "image_folder"
     # Holds train/<class>/* and val/<class>/* for an image folder, train.tar and val.tar for archives; unused by digits.
@@ -136,6 +138,11 @@ class DataConfig(Section):
     val_list: Annotated[Folder | None, INCIDENTAL] = None
     label_key: Annotated[str, INCIDENTAL] = "label"  # of the label in a shard's .json files
     relist: Annotated[bool, INCIDENTAL] = False  # look through folders and archives, whatever is remembered of them
+    # Of coco, below root or absolute.
+    train_folder: Annotated[PathBelow, INCIDENTAL] = "train2017"
+    val_folder: Annotated[PathBelow, INCIDENTAL] = "val2017"
+    train_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_train2017.json"
+    val_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_val2017.json"
     workers: Annotated[Integer, Field(ge=0, le=512), INCIDENTAL] = 8  # loader processes per training process
     download: Annotated[bool, INCIDENTAL] = False  # CIFAR only
     # Images of each split that are decoded before a run starts.
@@ -278,4 +285,4 @@ class CheckpointConfig(Section):
     every_steps: Annotated[PositiveInteger | None, INCIDENTAL] = None
     # Within an epoch too, so many minutes after the last one.
     every_minutes: Annotated[Positive | None, INCIDENTAL] = 15.0
-    best_metric: Annotated[Literal["val_top1", "ema_top1"], INCIDENTAL] = "val_top1"
+    best_metric: Annotated[Literal["val_top1", "ema_top1", "val_ap", "ema_ap"], INCIDENTAL] = "val_top1"

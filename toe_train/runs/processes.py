@@ -74,7 +74,7 @@ class Processes:
         """Whether this process writes the run folder."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, image_size: int) -> nn.Module:
+    def wrap(self, model: nn.Module, sides: tuple[int, int]) -> nn.Module:
         """The model with gradients averaged over the processes in the backward pass.
 
         After its first backward pass DDP arranges the gradients anew, and sums in another order from then on. Here that
@@ -91,7 +91,7 @@ class Processes:
             wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
             model.eval()
             with torch.compiler.set_stance("force_eager"):
-                output = wrapped(torch.zeros(2, 3, image_size, image_size, device=self.device))
+                output = wrapped(torch.zeros(2, 3, *sides, device=self.device))
                 outputs = output if isinstance(output, (tuple, list)) else (output,)
                 sum((part.sum() for part in outputs), start=torch.zeros((), device=self.device)).backward()
         model.zero_grad(set_to_none=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,12 +22,18 @@ class Task(ABC):
         headline: the score of them that tells which of two models is better.
         higher_is_better: how it tells.
         shown: what a person reads of an epoch's scores, as (words, name in the epoch's record).
+        loss_terms: names of what the loss is made of and the log tells beside it.
     """
 
     scores: tuple[str, ...]
     headline: str
     higher_is_better = True
     shown: tuple[tuple[str, str], ...]
+    loss_terms: tuple[str, ...] = ()
+
+    def order(self, images: data.ImageSource, global_batch: int, seed: int, repeats: int) -> data.GlobalOrder:
+        """The order of the training images in each epoch."""
+        return data.GlobalOrder(len(images), global_batch, seed, repeats)
 
     def train_set(
         self, images: data.ImageSource, transform: Any, seed: int, skipped: data.SkippedImages | None
@@ -46,6 +52,14 @@ class Task(ABC):
     def eval_collate(self, samples: list[Any]) -> Any:
         """A batch of the evaluation set's samples, as `score` takes it."""
         return default_collate(samples)
+
+    def eval_batches(self, eval_set: Any, indices: Sequence[int], batch: int) -> list[list[int]]:
+        """A process's share of the evaluation set, cut into batches of at most `batch` images."""
+        return data.in_order(indices, batch)
+
+    def in_steps(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """What the loader gives, with what a micro-batch has to know of its whole optimiser step."""
+        return batches
 
     @abstractmethod
     def example_targets(self, batch: int) -> Any:
@@ -69,6 +83,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self, output: Any, targets: Any) -> Tensor:
         """The mean loss over a micro-batch, a scalar, in float32, of what the model and `mix` gave."""
+
+    def terms(self) -> tuple[Tensor, ...]:
+        """Scalars that the last loss was made of, by the names in `loss_terms`."""
+        return ()
 
     @abstractmethod
     def score(

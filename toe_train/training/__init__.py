@@ -11,5 +11,5 @@ optim.py            optimiser and learning rates
 precision.py        number formats and loss scaling
 compiling.py        torch.compile of the step
 guard.py            numbers that are not finite, noticed; recovery.py goes back from them and reports
-records.py          what the log's lines tell of the training
+records.py          what the log's lines tell of the training; window.py sums it up between them
 """

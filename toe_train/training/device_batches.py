@@ -22,22 +22,31 @@ class DeviceBatches:
         loader: gives (Pixels or Views, labels); labels are a tensor or a named tuple of tensors with `to`.
         device: where they go.
         finish: makes images of them there.
+        in_steps: see `Task.in_steps`; on the batches as the loader gives them.
     """
 
     def __init__(
-        self, loader: CleanErrors | Iterable[Any], device: torch.device, finish: Callable[[Pixels | Views], Tensor]
+        self,
+        loader: CleanErrors | Iterable[Any],
+        device: torch.device,
+        finish: Callable[[Pixels | Views], Tensor],
+        in_steps: Callable[[Iterator[Any]], Iterator[Any]] = lambda batches: batches,
     ) -> None:
         self.loader = loader
         self.device = device
         self.finish = finish
+        self.in_steps = in_steps
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._one_ahead() if self.device.type == "cuda" else map(self._finished, self.loader)
+        return self._one_ahead() if self.device.type == "cuda" else map(self._finished, self._batches())
 
     def close(self) -> None:
         """Stops the loader's workers."""
         if isinstance(self.loader, CleanErrors):
             self.loader.close()
+
+    def _batches(self) -> Iterator[Any]:
+        return self.in_steps(iter(self.loader))
 
     def _finished(self, batch: Any) -> Batch:
         pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
@@ -45,7 +54,7 @@ class DeviceBatches:
 
     def _one_ahead(self) -> Iterator[Batch]:
         side, ready = torch.cuda.Stream(self.device), None
-        for batch in self.loader:
+        for batch in self._batches():
             with torch.cuda.stream(side):
                 following = self._finished(batch), side.record_event()
             if ready is not None:
@@ -61,5 +70,6 @@ def _handed_over(batch: Batch, done: torch.cuda.Event) -> Batch:
     current.wait_event(done)
     images, labels = batch
     for tensor in (images, *(labels if isinstance(labels, tuple) else (labels,))):
-        tensor.record_stream(current)  # else its memory could be given out again on the side stream while in use
+        if tensor.is_cuda:
+            tensor.record_stream(current)  # else its memory could be given out again on the side stream while in use
     return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Inputs:
         train: micro-batches of this process.
         val: this process's share of the evaluation images.
         skipped: images that were passed over; None where an unreadable one ends the run.
-        image_size: side in pixels of what the model sees.
+        sides: height and width in pixels of what the model sees, or of what stands for it where that varies.
         num_tokens: patch tokens N of that.
     """
 
@@ -28,12 +29,12 @@ class Inputs:
     train: DeviceBatches
     val: CleanErrors
     skipped: SkippedImages | None
-    image_size: int
+    sides: tuple[int, int]
     num_tokens: int
 
-    def tokens_at(self, image_size: int) -> int:
-        """Patch tokens of an image of another size."""
-        return self.num_tokens * image_size**2 // self.image_size**2
+    def tokens_at(self, sides: tuple[int, int]) -> int:
+        """Patch tokens of an image of another height and width."""
+        return self.num_tokens * math.prod(sides) // math.prod(self.sides)
 
     def num_skipped(self) -> int:
         """How many different images were passed over, as the main process knows it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toe_train.data import BatchLayout
 from toe_train.errors import RunFailed
 from toe_train.methods.method import Method
-from toe_train.recipes import EpochPlan
+from toe_train.recipes import EpochPlan, sides_of
 from toe_train.runs.checkpoints import FORMAT
 from toe_train.runs.clock import EpochClock
 from toe_train.runs.log import RunLog
@@ -29,9 +29,10 @@ from toe_train.training.guard import NotFinite
 from toe_train.training.inputs import Inputs
 from toe_train.training.keeper import Keeper, require_same_everywhere
 from toe_train.training.optim import set_lr
-from toe_train.training.records import counted, epoch_record, step_record
+from toe_train.training.records import epoch_record, step_record
 from toe_train.training.recovery import Recovery
 from toe_train.training.step import TrainStep
+from toe_train.training.window import Window
 
 
 @dataclass
@@ -153,8 +154,7 @@ class Trainer:
 
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.inputs.train)
-        # Sum and number of finite losses since the last log line, by images: a run may go on in other micro-batches.
-        window = torch.tensor(here.own_window(self.processes), device=self.processes.device)
+        window = Window(here, self.processes, len(self.step.task.loss_terms))
         for step in range(here.step, steps):
             lr = self.cadence.schedule.lr(plan.epoch, step)
             set_lr(self.step.optimizer, lr)
@@ -162,19 +162,18 @@ class Trainer:
                 losses = self.step(batches, clock, plan.epoch, step)
             except torch.OutOfMemoryError as error:
                 raise StepTooLarge(str(error)) from None
-            window += self.layout.micro_batch * counted(losses)
+            window.add(losses, self.step.tokens(self.inputs.tokens_at, plan.stage), self.layout.micro_batch)
             here.step = step + 1
             self.log.advance()
             if self.cadence.logs(here.step, steps):
                 self._log_step(plan, steps, lr, window, clock)
-                window.zero_()
             self._save_within(plan, steps, window, clock)
-        here.window = []
+        here.window, here.token_window = [], []
         here.skipped = self.step.guard.counts().total
         here.account(clock, self.processes)
-        return self._epoch_record(plan, kept, steps)
+        return self._epoch_record(plan, steps)
 
-    def _save_within(self, plan: EpochPlan, steps: int, window: Tensor, clock: EpochClock) -> None:
+    def _save_within(self, plan: EpochPlan, steps: int, window: Window, clock: EpochClock) -> None:
         """After a step: saves where it is time, and stops where a process was asked to; not after the last one."""
         here = self.progress
         stop, save = self._look() if self.polling.due() else (0.0, 0.0)
@@ -184,7 +183,7 @@ class Trainer:
         if counts.running:  # finite as the weights are, they may be the cause, and are not to be gone back to
             self.polling.soon()
             return
-        here.window = self.processes.gather(tuple(window.tolist()))
+        window.keep(here)
         here.skipped = counts.total
         here.account(clock, self.processes)
         self._save()
@@ -215,7 +214,7 @@ class Trainer:
 
     def _work(self, plan: EpochPlan) -> int:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
-        return self.method.tokens_kept(self.inputs.tokens_at(plan.image_size), plan.stage)
+        return self.method.tokens_kept(self.inputs.tokens_at(sides_of(plan.image_size)), plan.stage)
 
     def validate(self, plan: EpochPlan) -> dict[str, float | None]:
         """The scores of an epoch, see `Evaluation`; None each in one that skips it."""
@@ -281,19 +280,19 @@ class Trainer:
             f"order (roll-back {done + 1} of {limits.max_rollbacks}); {limits.path} tells more"
         )
 
-    def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Tensor, clock: EpochClock) -> None:
-        here, (total, count) = self.progress, self.processes.sum(window.clone()).tolist()
-        here.losses, here.logged = (here.losses[0] + total, here.losses[1] + count), here.step
+    def _log_step(self, plan: EpochPlan, steps: int, lr: float, window: Window, clock: EpochClock) -> None:
+        here, losses = self.progress, window.take(self.progress)
         # In steps of this epoch's length, a step taken to last as long as it has tokens.
         later = sum(self._work(other) for other in self.cadence.plans[plan.epoch + 1 :]) / self._work(plan)
         left = steps - here.step + steps * later
-        self.log.step(step_record(plan, here, lr, (total, count), clock, self.layout.global_batch, left))
+        given = clock, self.layout.global_batch, left, self.step.task.loss_terms
+        self.log.step(step_record(plan, here, lr, losses, *given))
         self.inputs.require_few_skipped(self.processes)
 
-    def _epoch_record(self, plan: EpochPlan, kept: int, steps: int) -> dict[str, Any]:
+    def _epoch_record(self, plan: EpochPlan, steps: int) -> dict[str, Any]:
         lr, images = self.cadence.schedule.mean(plan.epoch), steps * self.layout.global_batch
         return {
-            **epoch_record(plan, self.progress, lr, images, (self.inputs.num_tokens, kept)),
+            **epoch_record(plan, self.progress, lr, images, self.step.task.loss_terms),
             "save_seconds": self.keeper.take_seconds(),
             "peak_memory_bytes": int(self.processes.max(peak_memory(self.processes.device))),
         }

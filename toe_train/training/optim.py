@@ -24,6 +24,7 @@ def create_optimizer(
     eps: float,
     momentum: float,
     layer_decay: float | None = None,
+    decaying_whole: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
     """An optimiser without decay on 1-D parameters, biases, positional embedding and class token (timm's groups).
 
@@ -32,10 +33,16 @@ def create_optimizer(
 
     With a `layer_decay` d, layer l of L trains at d^(L - l) of the rate: the head at all of it, the embedding at the
     least (BEiT, arXiv 2106.08254; timm's `param_groups_layer_decay`). Each group holds its factor as `lr_scale`.
+
+    All parameters of the submodules `decaying_whole` decay, biases too; not with a `layer_decay`.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
     if layer_decay is None:
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one
+        heads = {id(parameter) for name in decaying_whole for parameter in model.get_submodule(name).parameters()}
+        sparing, decaying = groups
+        decaying["params"] += [parameter for parameter in sparing["params"] if id(parameter) in heads]
+        sparing["params"] = [parameter for parameter in sparing["params"] if id(parameter) not in heads]
     else:
         groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=spared, layer_decay=layer_decay)
     for group in groups:

@@ -29,7 +29,7 @@ class TrainStep:
 
     processes: Processes
     model: nn.Module  # the plain model
-    image_size: int  # that the model sees
+    sides: tuple[int, int]  # height and width of what the model sees, or of what stands for it where that varies
     task: Task  # mixing of a batch, and loss
     method: Method  # how the step is made cheaper
     optimizer: torch.optim.Optimizer
@@ -45,6 +45,7 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         self.trained = self.model
+        self.shapes: list[tuple[int, int]] = []  # height and width of the last step's micro-batches
         self._buffers = list(self.model.buffers())  # a batch norm's statistics; DeiT has none
 
     def tensors(self) -> dict[str, Tensor]:
@@ -83,21 +84,32 @@ class TrainStep:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state(state.get("method", {}))
 
+    def tokens(self, number: Callable[[tuple[int, int]], int], stage: int) -> list[tuple[int, int]]:
+        """Patch tokens of an image, and those that a stage keeps of them, in each micro-batch of the last step.
+
+        number: patch tokens of an image of some height and width.
+        """
+        counts = map(number, self.shapes)
+        return [(count, self.method.tokens_kept(count, stage)) for count in counts]
+
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
-        self.trained = self.processes.wrap(self.trained, self.image_size)
+        self.trained = self.processes.wrap(self.trained, self.sides)
 
     def __call__(self, batches: Iterator[Batch], clock: EpochClock, epoch: int, step: int) -> Tensor:
-        """Takes step `step` of `epoch` with the next micro-batches; this process's losses, (accumulation,).
+        """Takes step `step` of `epoch` with the next micro-batches; this process's losses and their terms.
+
+        They are (accumulation, 1 + T), T being the number of the task's `loss_terms`.
 
         A step with a gradient that is not finite changes no weight and no buffer; the averaged model takes them up once
         more.
         """
         accumulation = self.layout.accumulation
-        losses = []
+        losses, self.shapes = [], []
         before = [buffer.clone() for buffer in self._buffers]
         for micro in range(accumulation):
             images, targets = next(batches)
+            self.shapes.append((images.shape[-2], images.shape[-1]))
             images, targets = self.task.mix(images, targets, epoch, step, self.processes.rank, micro)
             self.draws.give(epoch, step, micro)
             with clock.compute(), self.processes.averaging(self.trained, skip=micro + 1 < accumulation):
@@ -105,11 +117,11 @@ class TrainStep:
                     output = self.trained(images)
                 loss = self.task.loss(output, targets)
                 self.scaler.scale(loss / accumulation).backward()
-                losses.append(loss.detach())
+                losses.append(torch.stack([loss.detach(), *self.task.terms()]))  # (1 + T,)
         with clock.compute():
-            told = torch.stack(losses)  # (accumulation,)
+            told = torch.stack(losses)  # (accumulation, 1 + T)
             self.scaler.unscale_(self.optimizer)
-            norm, bad = self.guard.note(epoch, step, told)
+            norm, bad = self.guard.note(epoch, step, told[:, 0])
             for buffer, value in zip(self._buffers, before, strict=True):
                 buffer.copy_(torch.where(bad, value, buffer))
             if self.clip_grad is not None:

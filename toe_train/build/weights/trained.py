@@ -80,6 +80,15 @@ class Trained:
                 "that it was trained on"
             )
 
+    def refuse_detector(self) -> None:
+        """For what is made for classifiers.
+
+        Raises:
+            UserError: it finds boxes.
+        """
+        if self.config.task_kind == "detection":
+            raise self.asked.fault("finds boxes, and this command takes classifiers; toe-tools eval takes it")
+
     def require_classifier(self) -> None:
         """Refuses weights that name no class.
 

@@ -26,6 +26,7 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # in the data set; hides tuple.index
     epoch: int
     position: int  # in the whole epoch's sequence, over all processes
+    group: tuple[int, ...] = ()  # indices of the images, itself among them, that share their size; none: it is alone
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ class GlobalOrder:
         distinct = -(-length // self.repeats)
         return shuffled[:distinct].repeat_interleave(self.repeats)[:length]
 
+    def group_at(self, indices: Tensor, position: int) -> tuple[int, ...]:
+        """Return the images that share their size with the one at a position of an epoch; none where it is alone."""
+        return ()
+
 
 class Segment(NamedTuple):
     """Rows start .. stop-1 of a micro-batch: pairs of one mixing group, the first with the last and so on inwards."""
@@ -96,7 +101,8 @@ class BatchLayout:
     once.
 
     Where nothing is `mixed`, pairs are not needed: a batch that they do not divide, an odd one for instance, is cut
-    into runs of neighbouring positions instead, and `group_size` plays no part.
+    into runs of neighbouring positions instead, and `group_size` plays no part. With a `group_size` of 1 every batch
+    is.
 
     Raises UserError, with the nearest legal values, where the batch cannot be split so.
     """
@@ -166,6 +172,7 @@ class BatchLayout:
     def rows(self, rank: int, micro: int) -> Tensor:
         """Return the positions in the global batch of one micro-batch's images, (micro_batch,) int64."""
         if not self._divides_in_pairs(self.global_batch):
+            assert not self.mixed
             first = (rank * self.accumulation + micro) * self.micro_batch
             return torch.arange(first, first + self.micro_batch)
         size = self.global_batch // self.num_groups
@@ -240,7 +247,10 @@ class TrainBatchSampler(Sampler[list[SampleKey]]):
             for rows in self._rows:
                 positions = step * self._order.global_batch + rows
                 pairs = zip(indices[positions].tolist(), positions.tolist(), strict=True)
-                yield [SampleKey(index, epoch, position) for index, position in pairs]
+                yield [
+                    SampleKey(index, epoch, position, self._order.group_at(indices, position))
+                    for index, position in pairs
+                ]
 
 
 def evaluation_indices(num_samples: int, rank: int, world_size: int) -> range:

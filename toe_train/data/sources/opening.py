@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toe_train.data.sources.arrays import open_cifar, open_digits
+from toe_train.data.sources.coco import CocoPlaces, open_coco
 from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.listing import SPLITS, ClassFolders
 from toe_train.data.sources.lists import ListImages
@@ -15,7 +16,7 @@ from toe_train.data.sources.tar import open_tars
 from toe_train.errors import UserError
 
 FILE_KINDS = ("image_folder", "tar", "list")  # the same images in other forms
-KINDS = (*FILE_KINDS, "cifar10", "cifar100", "digits")
+KINDS = (*FILE_KINDS, "coco", "cifar10", "cifar100", "digits")
 
 
 class Labelling(NamedTuple):
@@ -37,16 +38,17 @@ def open_datasets(
     root: str | Path | None,
     download: bool = False,
     exif_orientation: ExifOrientation = "ignore",
-    labelling: Labelling = BY_FOLDERS,
+    labelling: Labelling | CocoPlaces = BY_FOLDERS,
     anew: bool = False,
 ) -> tuple[ImageSource, ImageSource]:
     """Return (train, val).
 
     kind: "image_folder" (root/train and root/val in ImageNet's layout), "tar" (archives, see `open_tars`), "list"
-    (images that lists name; train or val without a list is a folder of class folders), "cifar10" and "cifar100"
-    (torchvision's files under root; `download` fetches them, which only one process at a time may do), "digits" (the
-    1,797 images of 8 x 8 pixels that come with scikit-learn; root is not used). exif_orientation: of image files.
-    labelling: of archives and lists. anew: list folders and archives, whatever is remembered of them.
+    (images that lists name; train or val without a list is a folder of class folders), "coco" (images with boxes, at
+    COCO's own places below root or those that `labelling` gives), "cifar10" and "cifar100" (torchvision's files under
+    root; `download` fetches them, which only one process at a time may do), "digits" (the 1,797 images of 8 x 8 pixels
+    that come with scikit-learn; root is not used). exif_orientation: of image files. labelling: of archives, lists and
+    coco. anew: list folders and archives, whatever is remembered of them.
 
     Raises UserError where the data is missing, damaged or inconsistent, or has a single class.
     """
@@ -56,8 +58,11 @@ def open_datasets(
         raise UserError(f"data kind {kind!r} is not known: use one of {', '.join(KINDS)}")
     if root is None:
         raise UserError(f"data kind {kind} needs data.root: the folder that holds the data")
+    if kind == "coco":
+        return open_coco(Path(root).expanduser(), labelling if isinstance(labelling, CocoPlaces) else CocoPlaces())
     if kind not in FILE_KINDS:
         return open_cifar(kind, Path(root), download)
+    assert isinstance(labelling, Labelling)
     train = open_split(kind, Path(root), "train", exif_orientation, labelling, anew)
     val = open_split(kind, Path(root), "val", exif_orientation, labelling, anew, train.classes)
     if fault := compare_classes(train.classes, val.classes) or single_class(train):

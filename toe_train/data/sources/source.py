@@ -1,18 +1,21 @@
 """What every collection of labelled images is to the rest of the program."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
 
 class ImageSource(Protocol):
-    """A labelled collection of images; `classes[label]` is the name of a label."""
+    """A labelled collection of images; `classes[label]` is the name of a label.
+
+    What comes with an image is its label, or what else there is to learn of it.
+    """
 
     classes: list[str]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int) -> tuple[Image.Image, Any]: ...
 
     def describe(self, index: int) -> str:
         """Name an image so that a person finds it."""
