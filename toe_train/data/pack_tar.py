@@ -55,14 +55,14 @@ class Made(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """An archive of the copy: its path below the output, what makes its images in parts, and names and times if known.
+    """An archive of the copy: its path below the output, what makes its images in parts, and how many they are.
 
-    count: images.
+    changed: times of the originals in seconds, by the copies' names; or one for all.
     """
 
     path: str
     parts: list[Callable[[], list[Made]]]
-    count: int
+    images: int
     changed: dict[str, int] | int
 
 
@@ -97,16 +97,16 @@ def pack_tars(
         prepare(source, output, packing, to="tar")
         with (
             ProcessPoolExecutor(workers, initializer=leave_interrupts_to_the_main_process) as pool,
-            tqdm(total=sum(one.count for one in archives), desc="packing", unit="image", disable=not progress) as bar,
+            tqdm(total=sum(one.images for one in archives), desc="packing", unit="image", disable=not progress) as bar,
         ):
             for archive in archives:
                 if _is_whole(output / archive.path, archive, pool):
-                    found += archive.count
+                    found += archive.images
                 else:
                     wrong = _write(output / archive.path, archive, pool)
                     faults += wrong
-                    written += archive.count - len(wrong)
-                bar.update(archive.count)
+                    written += archive.images - len(wrong)
+                bar.update(archive.images)
         expected = {output / archive.path for archive in archives}
         strays = [str(path) for path in sorted(output.rglob("*.tar")) if path not in expected]
     except OSError as error:
@@ -219,7 +219,7 @@ def _is_whole(path: Path, archive: Archive, pool: ProcessPoolExecutor) -> bool:
     except (UserError, tarfile.TarError, ValueError):
         return False
     if isinstance(archive.changed, int):
-        same = len(times) == archive.count and set(times.values()) <= {archive.changed}
+        same = len(times) == archive.images and set(times.values()) <= {archive.changed}
     else:
         same = times == archive.changed
     return same and not any(pool.map(_wrong, inside.values(), chunksize=16))
