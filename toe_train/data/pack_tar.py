@@ -55,9 +55,9 @@ class Made(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """An archive of the copy: its path below the output, what makes its images in parts, and names and times if known.
+    """An archive of the copy: its path below the output, what makes its images in parts, and how many they are.
 
-    images: how many.
+    changed: times of the originals in seconds, by the copies' names; or one for all.
     """
 
     path: str

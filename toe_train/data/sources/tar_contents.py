@@ -101,24 +101,29 @@ class Contents:
 
         They may lie in one more folder, as an archive of train/ and val/, or of one of them, is often made.
         """
-        names = [*self.files, *self.folders]
-        for depth in (0, 1):
-            parts = [name.split(b"/", depth + 1) for name in names]
-            parts = [part for part in parts if not is_left_behind(os.fsdecode(part[0]))]
-            tops = {part[depth] for part in parts if len(part) > depth + 1}
-            loose = any(len(part) == depth + 1 and is_image(os.fsdecode(part[-1])) for part in parts)
-            if depth and len({part[0] for part in parts}) > 1:
-                break
-            if tops and not loose and tops <= {os.fsencode(folder) for folder in folders}:
-                first = os.fsencode(folders[-1])
-                start = {b"/".join([*part[:depth], first]) + b"/" for part in parts if len(part) > depth}
-                (prefix,) = start or {b""}
-                self.under += prefix
-                self.files = {k[len(prefix) :]: v for k, v in self.files.items() if k.startswith(prefix)}
-                self.folders = {k[len(prefix) :] for k in self.folders if k.startswith(prefix)}
-                self.others = [k[len(prefix) :] for k in self.others if k.startswith(prefix)]
+        wanted, prefix = {os.fsencode(folder) for folder in folders}, b""
+        for _ in range(2):
+            start = len(prefix)
+            inside = (name[start:] for names in (self.files, self.folders) for name in names if name.startswith(prefix))
+            tops = {name.partition(b"/")[:2] for name in inside if name}
+            seen = {pair for pair in tops if not is_left_behind(os.fsdecode(pair[0]))}
+            here = {top for top, slash in seen if slash or prefix + top in self.folders}
+            if any(not slash and prefix + top in self.files and is_image(os.fsdecode(top)) for top, slash in seen):
+                return False
+            if here and here <= wanted:
+                self._keep_below(prefix + os.fsencode(folders[-1]) + b"/")
                 return True
+            if len(here) != 1:
+                return False
+            prefix += here.pop() + b"/"
         return False
+
+    def _keep_below(self, prefix: bytes) -> None:
+        start = len(prefix)
+        self.under += prefix
+        self.files = {name[start:]: place for name, place in self.files.items() if name.startswith(prefix)}
+        self.folders = {name[start:] for name in self.folders if name.startswith(prefix)}
+        self.others = [name[start:] for name in self.others if name.startswith(prefix)]
 
     def images(self, passed: PassedOver) -> dict[bytes, Place]:
         """Return the files that are images; what is passed over, as in a folder, is counted in `passed`."""

@@ -139,6 +139,8 @@ def _with_labels(found: list[tuple[Label, Row]], known: Sequence[str] | None, pa
 
 def _shard_labels(units: list[Contents], paths: Sequence[str], label_key: str) -> list[tuple[Label, Row]] | None:
     """Return the images of shards with their labels; None where these are no shards."""
+    if not any(name.lower().endswith((b".cls", b".json")) for unit in units for name in unit.files):
+        return None
     samples = [_samples(unit) for unit in units]
     with_images = [sample for of_unit in samples for sample in of_unit.values() if sample.images]
     if not any("cls" in sample.others for sample in with_images):
