@@ -1,0 +1,139 @@
+"""Families of vision transformers, each as a tiny model with random weights, made without a download.
+
+They are what `docs/models.md` and the tests go through: which of them tokens can be dropped in, and which not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+PIXELS, PATCH, WIDTH, DEPTH, CLASSES = 32, 8, 32, 3, 5
+NUM_TOKENS = (PIXELS // PATCH) ** 2
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of them.
+
+    Attributes:
+        library: timm, transformers or torchvision.
+        name: of the family, as people call it.
+        example: what one asks the library for.
+        make: builds the tiny model.
+        num_prefix_tokens: P of it.
+        blocks: path of the blocks.
+        rotary: whether blocks are given positions.
+    """
+
+    library: str
+    name: str
+    example: str
+    make: Callable[[], nn.Module]
+    num_prefix_tokens: int = 1
+    blocks: str = "blocks"
+    rotary: bool = False
+
+    @property
+    def id(self) -> str:
+        """For tests."""
+        return f"{self.library} {self.name}"
+
+
+def _timm(example: str, **options: Any) -> Callable[[], nn.Module]:
+    size = {"img_size": PIXELS, "patch_size": PATCH, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
+    return functools.partial(timm.create_model, example, **{**size, "num_classes": CLASSES, **options})
+
+
+def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import transformers
+
+        size = {
+            "image_size": PIXELS,
+            "patch_size": PATCH,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": DEPTH,
+            "num_attention_heads": 2,
+            "intermediate_size": 2 * WIDTH,
+            "num_labels": CLASSES,
+        }
+        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**{**size, **options}))
+        return made
+
+    return make
+
+
+def _torchvision() -> nn.Module:
+    return torchvision.models.VisionTransformer(PIXELS, PATCH, DEPTH, 2, WIDTH, 2 * WIDTH, num_classes=CLASSES)
+
+
+def _named(library: str, name: str, example: str, make: Callable[[], nn.Module], *rest: Any) -> Family:
+    return Family(library, name, example, make, *rest)
+
+
+def _of_timm(name: str, example: str, prefix: int, rotary: bool = False, **options: Any) -> Family:
+    return Family("timm", name, example, _timm(example, **options), prefix, rotary=rotary)
+
+
+def _of_transformers(
+    name: str, model: str, config: str, prefix: int, blocks: str, rotary: bool = False, **options: Any
+) -> Family:
+    return Family("transformers", name, model, _transformers(model, config, **options), prefix, blocks, rotary)
+
+
+SERVED: tuple[Family, ...] = (
+    _of_timm("ViT", "vit_small_patch16_224", 1),
+    _of_timm("DeiT, distilled", "deit_small_distilled_patch16_224", 2),
+    _of_timm("DeiT-III", "deit3_small_patch16_224", 1),
+    _of_timm("DINOv2 with registers", "vit_small_patch14_reg4_dinov2", 5),
+    _of_timm("SigLIP", "vit_base_patch16_siglip_224", 0),
+    _of_timm("SigLIP, mean-pooled", "vit_base_patch16_siglip_gap_224", 0),
+    _of_timm("DINOv3", "vit_small_patch16_dinov3", 5, rotary=True),
+    _of_timm("EVA-02", "eva02_tiny_patch14_224", 1, rotary=True, mlp_ratio=2),
+    _of_timm("rotary ViT", "vit_small_patch16_rope_224", 1, rotary=True),
+    _of_timm("rotary ViT with absolute positions", "vit_small_patch16_rope_ape_224", 1, rotary=True),
+    _of_timm("mixed rotary ViT", "vit_small_patch16_rope_mixed_224", 1, rotary=True),
+    _of_timm("PE", "vit_pe_core_tiny_patch16_384", 1, rotary=True),
+    _of_timm("NaFlex, images of one size", "naflexvit_base_patch16_gap", 4),
+    _of_transformers("ViT", "ViTForImageClassification", "ViTConfig", 1, "vit.layers"),
+    _of_transformers("DeiT", "DeiTForImageClassification", "DeiTConfig", 2, "deit.layers"),
+    _of_transformers("DINOv2", "Dinov2ForImageClassification", "Dinov2Config", 1, "dinov2.encoder.layer"),
+    _of_transformers(
+        "DINOv2 with registers",
+        "Dinov2WithRegistersForImageClassification",
+        "Dinov2WithRegistersConfig",
+        5,
+        "dinov2_with_registers.encoder.layer",
+    ),
+    _of_transformers(
+        "DINOv3",
+        "DINOv3ViTModel",
+        "DINOv3ViTConfig",
+        5,
+        "model.layer",
+        True,
+        num_register_tokens=4,
+        pos_embed_rescale=None,
+    ),
+    _of_transformers("I-JEPA", "IJepaForImageClassification", "IJepaConfig", 0, "ijepa.layers"),
+    _of_transformers("SigLIP", "SiglipVisionModel", "SiglipVisionConfig", 0, "encoder.layers"),
+    _of_transformers("CLIP", "CLIPVisionModel", "CLIPVisionConfig", 1, "encoder.layers"),
+    Family("torchvision", "ViT", "vit_b_16", _torchvision, 1, "encoder.layers"),
+)
+
+
+def build(family: Family) -> nn.Module:
+    """The tiny model, with weights away from the zeros and small layer scales that they begin with."""
+    torch.manual_seed(0)
+    model = family.make()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model
