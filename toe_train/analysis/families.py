@@ -15,6 +15,8 @@ import torch
 import torchvision
 from torch import nn
 
+from toe_train.expansion import TokenExpansion
+
 PIXELS, PATCH, WIDTH, DEPTH, CLASSES = 32, 8, 32, 3, 5
 NUM_TOKENS = (PIXELS // PATCH) ** 2
 
@@ -135,5 +137,28 @@ def build(family: Family) -> nn.Module:
     torch.manual_seed(0)
     model = family.make()
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
+        nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def answer(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What a model says of images: logits, or the pooled tokens of one without a head."""
+    output: Any = model(images)
+    if isinstance(output, torch.Tensor):
+        return output
+    found: torch.Tensor = output.logits if "logits" in output else output.pooler_output
+    return found
+
+
+class Reordered(TokenExpansion):
+    """Keeps every token, in another order for each image: what a model then says must not change."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Tokens (B, P+N, D) -> the same in another order, and the order (B, N)."""
+        if not self.training:
+            return x, None
+        prefix = self.num_prefix_tokens
+        batch, count = x.shape[0], x.shape[1] - prefix
+        order = torch.stack([torch.randperm(count, device=x.device) for _ in range(batch)])  # (B, N)
+        index = order.unsqueeze(2).expand(-1, -1, x.shape[2])  # (B, N, D)
+        return torch.cat([x[:, :prefix], x[:, prefix:].gather(1, index)], dim=1), order

@@ -1,40 +1,31 @@
 """Attach a `TokenExpansion` to a vision transformer from outside, by hooks on its blocks.
 
-The first hook drops tokens. It and those of the later blocks gather what belongs to the tokens beside them, rotary
-positions and attention masks (`positions.py`). A model that gives an output for every patch position (`dense_output`,
-as LV-ViT) gets another hook, on its last norm, which puts the kept tokens back into the full grid.
+The first hook drops tokens; tokens behind the patches (`num_suffix_tokens`, as YOLOS's detection tokens) pass it by. It
+and those of the later blocks gather what belongs to the tokens beside them, rotary positions and attention masks
+(`positions.py`), and so do hooks on modules that add positions between the blocks (`mid_additions`). A model that gives
+an output for every patch position (`dense_output`, as LV-ViT) gets another hook, on its last norm, which puts the kept
+tokens back into the full grid.
 
 The model's code and its state_dict stay those of the plain model. Models in which dropping tokens between blocks would
 be wrong are refused (`suitable.py`), and so are calls in which it would be: arguments of a block that seem to belong to
 the full set of tokens in an unknown way, and feature maps, which would be made of the kept tokens.
 
-Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, D width.
+Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, S suffix tokens, D width.
 """
 
 from __future__ import annotations
 
-import inspect
-import weakref
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
+from toe_train.expansion.hooks import Beside, ExpandInput, GatherInput, Pass, RestoreGrid, WholeMaps
 from toe_train.expansion.layout import Layout, named
 from toe_train.expansion.module import TokenExpansion
-from toe_train.expansion.positions import MASKS, KeptPositions
 from toe_train.expansion.schedule import RESTORES, check_option
-from toe_train.expansion.selection import gather
-from toe_train.expansion.selection import restore as restore_grid
 from toe_train.expansion.suitable import masks_padding, require_suitable
 
 NAME = "token_expansion"
 # Methods by which a model (timm's) gives out the tokens after its blocks, laid out as the image's grid.
 _MAP_METHODS = ("forward_intermediates", "get_intermediate_layers")
-# The attribute by which the tokens that a block is given say to which forward pass they belong.
-_PASS = "_token_expansion_pass"
-
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Attachment:
@@ -51,19 +42,24 @@ class Attachment:
     ) -> None:
         self.expansion = expansion
         self._model: nn.Module | None = model
-        current = _Pass()
+        current = Pass()
         padded = any(masks_padding(owner) for owner in layout.owners)
         first, *later = layout.blocks[after_block:]
-        hooks = [(first, _ExpandInput(expansion, current, _Beside(first, padded)))]
-        hooks += [(block, _GatherInput(current, _Beside(block, padded))) for block in later]
-        self._hooks = [block.register_forward_pre_hook(hook, with_kwargs=True) for block, hook in hooks]
+        expand = ExpandInput(expansion, layout.num_suffix_tokens, current, Beside(first, padded))
+        later += layout.additions[after_block:]
+        self._hooks = [first.register_forward_pre_hook(expand, with_kwargs=True)]
+        for module in later:
+            hook = GatherInput(current, Beside(module, padded))
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if norm is not None:
-            self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
+            self._hooks.append(norm.register_forward_hook(RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
         model.add_module(NAME, expansion)
-        self._replaced = [(owner, name) for owner in layout.owners for name in _MAP_METHODS if hasattr(type(owner), name)]
+        self._replaced = [
+            (owner, name) for owner in layout.owners for name in _MAP_METHODS if hasattr(type(owner), name)
+        ]
         for owner, name in self._replaced:
-            setattr(owner, name, _WholeMaps(owner, expansion, name))
+            setattr(owner, name, WholeMaps(owner, expansion, name))
 
     def remove(self) -> None:
         """Make the model the plain one again. Does nothing when called twice."""
@@ -75,153 +71,6 @@ class Attachment:
             for owner, name in self._replaced:
                 delattr(owner, name)  # the class's method comes to light again
             self._model, self._replaced = None, []
-
-
-class _Pass:
-    """The forward pass that a model is in, as its hooks share it: which tokens it keeps, None for all."""
-
-    kept: KeptPositions | None = None
-
-
-class _Beside:
-    """What a block is given beside its tokens: by name, and gathered for the kept ones.
-
-    Args:
-        block: whose forward says the names; only its class's is remembered, so that a copied model's hook holds no
-            block of the first one.
-        padded: whether an attention mask says which patches are padding.
-    """
-
-    def __init__(self, block: nn.Module, padded: bool) -> None:
-        self._block = named(block)
-        self._names = list(inspect.signature(block.forward).parameters)
-        self._padded = padded
-
-    def tokens(self, args: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
-        """The tokens, (B, P+N or P+K, D)."""
-        tokens: Tensor = args[0] if args else options[self._names[0]]
-        return tokens
-
-    def gathered(self, tokens: Tensor, kept: KeptPositions, args: tuple[Any, ...], options: dict[str, Any]) -> _Arguments:
-        """All arguments, with these tokens."""
-        if not args:
-            return (), {
-                **{name: self._of(kept, name, value) for name, value in options.items()},
-                self._names[0]: tokens,
-            }
-        others = [self._of(kept, self._name(place), value) for place, value in enumerate(args) if place > 0]
-        return (tokens, *others), {name: self._of(kept, name, value) for name, value in options.items()}
-
-    def _name(self, place: int) -> str:
-        return self._names[place] if place < len(self._names) else f"argument {place + 1}"
-
-    def _of(self, kept: KeptPositions, name: str, value: Any) -> Any:
-        if self._padded and name in MASKS and value is not None:
-            raise ValueError(
-                f"{self._block} is given `{name}`, which says what patches are padding, and token expansion is not "
-                "defined for images with unlike numbers of patches: give images of one size, as a tensor (batch, "
-                "channels, height, width), while tokens are dropped"
-            )
-        try:
-            return kept.of(name, value)
-        except ValueError as error:
-            raise ValueError(
-                f"{self._block} is given `{name}`, which belongs to the full set of tokens, and the token expansion has "
-                f"dropped some of them: {error}; leave it out while training, or remove() the expansion"
-            ) from error
-
-
-class _ExpandInput:
-    """Forward pre-hook of a block. An object, so that copy.deepcopy(model) binds the copy's hook to its own module."""
-
-    def __init__(self, expansion: TokenExpansion, current: _Pass, beside: _Beside) -> None:
-        self.expansion = expansion
-        self.current = current
-        self.beside = beside
-
-    def __call__(self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> _Arguments:
-        x = self.beside.tokens(args, options)  # (B, P+N, D)
-        tokens, kept = self.expansion(x)
-        if kept is None:
-            self.current.kept = None
-            return args, options
-        prefix = self.expansion.num_prefix_tokens
-        positions = KeptPositions(kept, x.shape[1] - prefix, prefix, _compute_type(x))
-        self.current.kept = positions
-        return self.beside.gathered(tokens, positions, args, options)
-
-
-class _GatherInput:
-    """Forward pre-hook of the blocks behind. An object as above.
-
-    Gradient checkpointing runs blocks again, out of their order and perhaps after another forward pass: the tokens
-    themselves say which pass they are of. (Checkpointing that is compiled runs no hook again.)
-    """
-
-    def __init__(self, current: _Pass, beside: _Beside) -> None:
-        self.current = current
-        self.beside = beside
-
-    def __call__(self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> _Arguments:
-        tokens = self.beside.tokens(args, options)  # (B, P+K, D)
-        if not torch.compiler.is_compiling():
-            self.current.kept = getattr(tokens, _PASS, self.current.kept)
-            setattr(tokens, _PASS, self.current.kept)
-        kept = self.current.kept
-        return (args, options) if kept is None else self.beside.gathered(tokens, kept, args, options)
-
-
-def _compute_type(x: Tensor) -> torch.dtype:
-    """What blocks compute in with tokens `x`: autocast's type where it is on."""
-    device = x.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else x.dtype
-
-
-class _WholeMaps:
-    """A model's method that gives feature maps, refused while tokens are dropped. An object as above.
-
-    The model holds it, so it must not hold the model: its memory would be free only after a garbage collection.
-    """
-
-    def __init__(self, model: nn.Module, expansion: TokenExpansion, name: str) -> None:
-        self.model = weakref.ref(model)
-        self.expansion = expansion
-        self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _WholeMaps, (self.model(), self.expansion, self.name)  # so that a copied model's is bound to the copy
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        if self.expansion.drops:
-            raise ValueError(
-                f"{self.name} gives feature maps, and in stage {self.expansion.stage} of its training the model keeps "
-                "a part of the patch tokens, in no grid's order: call model.eval() before it, or ask for no maps while "
-                "tokens are dropped"
-            )
-        model = self.model()
-        return getattr(type(model), self.name)(model, *args, **options)
-
-
-class _RestoreGrid:
-    """Forward hook of the last norm: (B, P+K, D) -> (B, P+N, D) where tokens were dropped. An object as above."""
-
-    def __init__(self, expansion: TokenExpansion, copy: bool) -> None:
-        self.expansion = expansion
-        self.copy = copy
-
-    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = self.expansion.kept
-        if kept is None:
-            return output
-        prefix = output[:, : self.expansion.num_prefix_tokens]  # (B, P, D)
-        patches = output[:, self.expansion.num_prefix_tokens :]  # (B, K, D)
-        if self.copy:
-            assert self.expansion.owner is not None
-            grid = gather(patches, self.expansion.owner)  # (B, N, D)
-        else:
-            grid = restore_grid(patches, kept, self.expansion.num_tokens)  # (B, N, D)
-        return torch.cat([prefix, grid], dim=1)  # (B, P+N, D)
 
 
 def attach(
@@ -240,7 +89,10 @@ def attach(
     Args:
         model: a vision transformer of timm, transformers or torchvision, or any other with a list of equal blocks
             (B, P+N, D) -> (B, P+N, D) that do not care about the tokens' order; rotary positions that blocks are given
-            as `rope` or `position_embeddings` go with the tokens. `model.token_expansion` becomes `expansion`.
+            as `rope` or `position_embeddings` go with the tokens. `model.token_expansion` becomes `expansion`. Its
+            last `num_suffix_tokens` tokens (0 without the attribute) are never scored nor merged, and stay behind.
+            Positions that it adds after its blocks it must add in modules `mid_additions`, the i-th after block i,
+            which it calls with the whole table as the keyword argument `positions` (1 or B, P+N+S, D).
         expansion: the module that drops the tokens.
         after_block: number of blocks that still see every token: 1 is the paper's choice, 0 expands right after the
             embedding; at most one less than the depth (paper, Table 8).

@@ -6,10 +6,10 @@ No library is imported for that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 # Names of a list of blocks: timm (and LV-ViT), torchvision and transformers 5, transformers 4, open_clip.
 _LISTS = ("blocks", "layers", "layer", "resblocks")
@@ -36,9 +36,11 @@ class Layout:
     Attributes:
         path: dotted name of the list.
         owners: the modules that hold it, from the model itself to the one that has it as an attribute.
-        blocks: its modules, (B, P+N, D) -> (B, P+N, D).
+        blocks: its modules, (B, P+N+S, D) -> (B, P+N+S, D).
         width: D.
         num_prefix_tokens: P, or None where nothing says.
+        num_suffix_tokens: S, tokens behind the patches.
+        additions: modules that add positions between the blocks, the i-th after block i.
     """
 
     path: str
@@ -46,6 +48,8 @@ class Layout:
     blocks: tuple[nn.Module, ...]
     width: int
     num_prefix_tokens: int | None
+    num_suffix_tokens: int
+    additions: tuple[nn.Module, ...]
 
 
 def named(model: nn.Module) -> str:
@@ -106,16 +110,25 @@ def find_layout(model: nn.Module, path: str | None = None, width: int | None = N
         ValueError: the blocks or the width are not found.
     """
     path = find_blocks(model, path)
-    holders, blocks = _owners(model, path), _at(model, path)
+    owners, blocks = _owners(model, path), _at(model, path)
     assert isinstance(blocks, (nn.ModuleList, nn.Sequential))
-    width = _width(model, holders) if width is None else width
-    return Layout(path, holders, tuple(blocks), width, count_prefix_tokens(model, width))
+    width = _width(model, owners) if width is None else width
+    return Layout(
+        path,
+        owners,
+        tuple(blocks),
+        width,
+        count_prefix_tokens(model, width),
+        num_suffix_tokens=getattr(model, "num_suffix_tokens", 0),
+        additions=tuple(getattr(model, "mid_additions", ())),
+    )
 
 
 def count_prefix_tokens(model: nn.Module, width: int) -> int | None:
     """Tokens in front of the patch tokens; None where nothing says.
 
-    By `num_prefix_tokens` of the model (timm), else by the class, distillation and register tokens among its parameters.
+    By `num_prefix_tokens` of the model (timm), else by the class, distillation and register tokens among its
+    parameters.
 
     Args:
         model: to look into.
@@ -153,18 +166,18 @@ def _is_list(module: object) -> bool:
 
 
 def _at(model: nn.Module, path: str) -> nn.Module | None:
-    return dict(model.named_modules()).get(path)
+    """The module of a dotted name, which may pass through properties (YOLOS's `blocks`)."""
+    module: object = model
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module if isinstance(module, nn.Module) else None
 
 
 def _owners(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
-    def walk() -> Iterator[nn.Module]:
-        module = model
-        yield module
-        for name in path.split(".")[:-1]:
-            module = module.get_submodule(name)
-            yield module
-
-    return tuple(walk())
+    owners = [model]
+    for name in path.split(".")[:-1]:
+        owners.append(owners[-1].get_submodule(name))
+    return tuple(owners)
 
 
 def _width(model: nn.Module, owners: tuple[nn.Module, ...]) -> int:
@@ -173,11 +186,11 @@ def _width(model: nn.Module, owners: tuple[nn.Module, ...]) -> int:
         for source in (owner, getattr(owner, "config", None)):
             for attribute in _WIDTHS:
                 width = getattr(source, attribute, None)
-                if isinstance(width, int) and not isinstance(width, (bool, Tensor)):
+                if isinstance(width, int) and not isinstance(width, bool):
                     return width
     raise ValueError(
-        f"{named(model)} does not say how wide its tokens are (no integer `embed_dim`): only a plain vision transformer "
-        "with one width can drop tokens; if yours is one, set the attribute or give attach(..., width=...)"
+        f"{named(model)} does not say how wide its tokens are (no integer `embed_dim`): only a plain vision "
+        "transformer with one width can drop tokens; if yours is one, set the attribute or give attach(..., width=...)"
     )
 
 

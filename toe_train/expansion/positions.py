@@ -1,9 +1,11 @@
 """What belongs to the grid of tokens beside the tokens themselves, gathered for the kept ones: pure functions.
 
-A block may be given rotary positions and attention masks that have a row for every token. Where tokens are dropped, the
-rows of the kept ones go on; a token that others were merged into keeps its own position.
+A block may be given rotary positions and attention masks that have a row for every token, and a model may add positions
+between its blocks. Where tokens are dropped, the rows of those that are left go on; a token that others were merged
+into keeps its own position.
 
-Shapes: B batch, P prefix tokens, N patch tokens, L = P+N, K kept tokens, H heads, d numbers of a position.
+Shapes: B batch, P prefix tokens, N patch tokens, S suffix tokens, L = P+N+S, K kept tokens, M = P+K+S, H heads,
+D width, d numbers of a rotary position.
 """
 
 from __future__ import annotations
@@ -14,19 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def token_rows(kept: Tensor, num_prefix_tokens: int) -> Tensor:
-    """Rows 0..L-1 of the prefix tokens and of the kept patch tokens: (B, P+K) from `kept` (B, K)."""
-    prefix = torch.arange(num_prefix_tokens, device=kept.device).expand(kept.shape[0], -1)  # (B, P)
-    return torch.cat([prefix, kept + num_prefix_tokens], dim=1)  # (B, P+K)
+from toe_train.expansion.selection import token_rows
 
 
 def gather_positions(positions: Tensor, rows: Tensor) -> Tensor:
     """Rotary positions of the kept tokens, with an axis for the heads.
 
     Args:
-        positions: rows in the last but one axis: (R, d) that all images and heads share (timm's sine and cosine side by
-            side, transformers' each alone), (H, R, d) with frequencies of each head (timm's mixed), (1 or B, H or 1, R, d).
+        positions: rows in the last but one axis: (R, d) that all images and heads share (timm's sine and cosine side
+            by side, transformers' each alone), (H, R, d) with frequencies of each head (timm's mixed), or
+            (1 or B, H or 1, R, d).
         rows: (B, K) of R.
 
     Returns:
@@ -43,7 +42,7 @@ def gather_positions(positions: Tensor, rows: Tensor) -> Tensor:
 
 
 def gather_images_positions(positions: Tensor, rows: Tensor) -> Tensor:
-    """As `gather_positions`, of positions (1 or B, R, d) to which a block itself adds the axis for the heads.
+    """As `gather_positions`, of positions (1 or B, R, d) without an axis for the heads.
 
     Returns:
         (B, K, d); other shapes as above.
@@ -59,23 +58,25 @@ def gather_mask(mask: Tensor, rows: Tensor) -> Tensor:
 
     Args:
         mask: (L, L), or (1 or B, H or 1, L or 1, L), queries before keys.
-        rows: (B, P+K) of L.
+        rows: (B, M) of L.
 
     Returns:
-        (B, H or 1, P+K or 1, P+K).
+        (B, H or 1, M or 1, M).
     """
     mask = mask[(None,) * (4 - mask.ndim)].expand(rows.shape[0], -1, -1, -1)  # (B, H, L or 1, L)
-    keys = rows[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)  # (B, H, L or 1, P+K), a view
-    among = mask.gather(3, keys)  # (B, H, L or 1, P+K)
+    keys = rows[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)  # (B, H, L or 1, M), a view
+    among = mask.gather(3, keys)  # (B, H, L or 1, M)
     if mask.shape[2] == 1:
         return among
-    queries = rows[:, None, :, None].expand(-1, mask.shape[1], -1, rows.shape[1])  # (B, H, P+K, P+K), a view
-    return among.gather(2, queries)  # (B, H, P+K, P+K)
+    queries = rows[:, None, :, None].expand(-1, mask.shape[1], -1, rows.shape[1])  # (B, H, M, M), a view
+    return among.gather(2, queries)  # (B, H, M, M)
 
 
 _Gather = Callable[[Tensor, Tensor], Tensor]
-# Names of arguments that hold rotary positions (timm; transformers), and those that hold an attention mask or bias.
+# Names of arguments that hold rotary positions (timm; transformers), positions that are added (YOLOS), and an attention
+# mask or bias (timm; transformers).
 ROTARY: dict[str, _Gather] = {"rope": gather_positions, "position_embeddings": gather_images_positions}
+ADDED: dict[str, _Gather] = {"positions": gather_images_positions}
 MASKS: dict[str, _Gather] = {"attn_mask": gather_mask, "attention_mask": gather_mask}
 
 
@@ -89,13 +90,17 @@ class KeptPositions:
         kept: (B, K) positions 0..N-1.
         num_tokens: N.
         num_prefix_tokens: P.
-        dtype: what the blocks compute in; positions of more bits are kept in it.
+        num_suffix_tokens: S.
+        dtype: what the blocks compute in; rotary positions of more bits are kept in it.
     """
 
-    def __init__(self, kept: Tensor, num_tokens: int, num_prefix_tokens: int, dtype: torch.dtype) -> None:
-        self._kept = kept
+    def __init__(
+        self, kept: Tensor, num_tokens: int, num_prefix_tokens: int, num_suffix_tokens: int, dtype: torch.dtype
+    ) -> None:
+        self._kept = kept  # (B, K)
+        self._rows = token_rows(kept, num_tokens, num_prefix_tokens, num_suffix_tokens)  # (B, M)
         self._num_tokens = num_tokens
-        self._num_prefix_tokens = num_prefix_tokens
+        self._num_all = num_prefix_tokens + num_tokens + num_suffix_tokens
         self._dtype = dtype
         self._gathered: list[tuple[Tensor, Tensor]] = []
 
@@ -107,50 +112,49 @@ class KeptPositions:
         """
         if name in ROTARY and isinstance(value, (tuple, list)):
             return tuple(self.of(name, part) for part in value)
-        if name in ROTARY and isinstance(value, Tensor):
-            return self._once(value, lambda: self._positions(name, value))
-        if name in MASKS and isinstance(value, Tensor):
-            return self._once(value, lambda: self._mask(name, value))
+        if name in _BY_NAME and isinstance(value, Tensor):
+            return self._once(name, value)
         if name == "is_causal" and value:
             raise ValueError("it is to attend in the order of the tokens, and the kept ones have none")
         for tensor in _tensors(value):
-            if not {self._num_tokens, self._num_tokens + self._num_prefix_tokens}.isdisjoint(tensor.shape):
-                known = ", ".join((*ROTARY, *MASKS))
+            if not {self._num_tokens, self._num_all}.isdisjoint(tensor.shape):
                 raise ValueError(
                     f"`{name}` of shape {tuple(tensor.shape)} seems to have a row for each of the {self._num_tokens} "
-                    f"patch tokens, and how it belongs to them is not known (it is for {known})"
+                    f"patch tokens, and how it belongs to them is not known (it is for {', '.join(_BY_NAME)})"
                 )
         return value
 
-    def _once(self, value: Tensor, gather: Callable[[], Tensor]) -> Tensor:
+    def _once(self, name: str, value: Tensor) -> Tensor:
         for known, gathered in self._gathered:
             if known is value:
                 return gathered
-        gathered = gather()
+        gathered = _BY_NAME[name](self._narrow(name, value), self._rows_of(name, value))
         if not gathered.requires_grad:
             self._gathered.append((value, gathered))
         return gathered
 
-    def _positions(self, name: str, value: Tensor) -> Tensor:
-        rows = value.shape[-2] if 2 <= value.ndim <= 4 else 0
-        if rows not in (self._num_tokens, self._num_tokens + self._num_prefix_tokens):
-            raise ValueError(
-                f"`{name}` of shape {tuple(value.shape)} must have {self._num_tokens} rows, one for each patch token, "
-                f"or {self._num_prefix_tokens} more"
-            )
-        if value.is_floating_point() and value.dtype.itemsize > self._dtype.itemsize:
-            value = value.to(self._dtype)
-        kept = self._kept if rows == self._num_tokens else token_rows(self._kept, self._num_prefix_tokens)
-        return ROTARY[name](value, kept)
+    def _narrow(self, name: str, value: Tensor) -> Tensor:
+        wider = value.is_floating_point() and value.dtype.itemsize > self._dtype.itemsize
+        return value.to(self._dtype) if name in ROTARY and wider else value
 
-    def _mask(self, name: str, value: Tensor) -> Tensor:
-        count = self._num_tokens + self._num_prefix_tokens
-        if value.ndim not in (2, 4) or value.shape[-1] != count or value.shape[-2] not in (1, count):
-            raise ValueError(
-                f"`{name}` of shape {tuple(value.shape)} must be ({count}, {count}) or (batch, heads, {count}, {count}) "
-                "for all tokens"
-            )
-        return MASKS[name](value, token_rows(self._kept, self._num_prefix_tokens))
+    def _rows_of(self, name: str, value: Tensor) -> Tensor:
+        """Which rows of it are left, (B, K) where it has them for patch tokens only, else (B, M)."""
+        shape, patches, every = tuple(value.shape), self._num_tokens, self._num_all
+        if name in MASKS:
+            fits = len(shape) in (2, 4) and shape[-1] == every and shape[-2] in (1, every)
+            expected = f"({every}, {every}) or (batch, heads, {every}, {every})"
+        elif name in ADDED:
+            fits = len(shape) == 3 and shape[1] == every
+            expected = f"(batch, {every}, width)"
+        else:
+            fits = 2 <= len(shape) <= 4 and shape[-2] in (patches, every)
+            expected = f"(..., {patches} or {every}, numbers of a position)"
+        if not fits:
+            raise ValueError(f"`{name}` of shape {shape} must be {expected} for the full set of tokens")
+        return self._kept if name in ROTARY and shape[-2] == patches else self._rows
+
+
+_BY_NAME = {**ROTARY, **ADDED, **MASKS}
 
 
 def _tensors(value: Any) -> list[Tensor]:

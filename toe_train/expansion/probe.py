@@ -62,7 +62,7 @@ def _check_equivariance(block: nn.Module, num_prefix: int, count: int, width: in
     )  # (B, n)
     prefix = torch.arange(num_prefix, device=x.device).expand(2, -1)  # (B, P)
     rows = torch.cat([prefix, order + num_prefix], dim=1).unsqueeze(2).expand_as(x)  # (B, P+n, D)
-    kept = KeptPositions(order, count, num_prefix, x.dtype)
+    kept = KeptPositions(order, count, num_prefix, 0, x.dtype)
     beside = _arguments(block, random, count)
     y = block(x, **beside)
     if not isinstance(y, Tensor) or y.shape != x.shape:

@@ -148,20 +148,39 @@ def merge(x: Tensor, kept: Tensor, owner: Tensor, num_prefix_tokens: int = 0) ->
     return torch.cat([prefix, merged], dim=1)  # (B, P+K, D)
 
 
-def gather(x: Tensor, kept: Tensor, num_prefix_tokens: int = 0) -> Tensor:
-    """The prefix tokens and the kept patch tokens, without merging; the others take no part.
+def gather(x: Tensor, kept: Tensor, num_prefix_tokens: int = 0, num_suffix_tokens: int = 0) -> Tensor:
+    """The prefix tokens, the kept patch tokens and the suffix tokens, without merging; the others take no part.
+
+    Of tokens, or of anything else with a row for each token, as positional embeddings have.
 
     Args:
-        x: (B, P+N, D) prefix and patch tokens.
+        x: (B, P+N+S, D), or (1, P+N+S, D) for the same rows in every image.
         kept: (B, K) positions 0..N-1 of patch tokens.
         num_prefix_tokens: P.
+        num_suffix_tokens: S.
 
     Returns:
-        (B, P+K, D), patch tokens in the order of `kept`.
+        (B, P+K+S, D), patch tokens in the order of `kept`.
     """
-    prefix = torch.arange(num_prefix_tokens, device=kept.device).expand(kept.shape[0], -1)  # (B, P)
-    positions = torch.cat([prefix, kept + num_prefix_tokens], dim=1)  # (B, P+K)
-    return x.gather(1, positions.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (B, P+K, D)
+    num_tokens = x.shape[1] - num_prefix_tokens - num_suffix_tokens
+    rows = token_rows(kept, num_tokens, num_prefix_tokens, num_suffix_tokens)  # (B, P+K+S)
+    return x.expand(kept.shape[0], -1, -1).gather(1, rows.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (B, P+K+S, D)
+
+
+def token_rows(kept: Tensor, num_tokens: int, num_prefix_tokens: int = 0, num_suffix_tokens: int = 0) -> Tensor:
+    """Where the tokens that are left stood among all: (B, P+K+S) in 0..P+N+S-1.
+
+    Args:
+        kept: (B, K) positions 0..N-1 of patch tokens.
+        num_tokens: N.
+        num_prefix_tokens: P, all left.
+        num_suffix_tokens: S, all left.
+    """
+    batch, device = kept.shape[0], kept.device
+    behind = num_prefix_tokens + num_tokens
+    first = torch.arange(num_prefix_tokens, device=device).expand(batch, -1)  # (B, P)
+    last = torch.arange(behind, behind + num_suffix_tokens, device=device).expand(batch, -1)  # (B, S)
+    return torch.cat([first, kept + num_prefix_tokens, last], dim=1)  # (B, P+K+S)
 
 
 def restore(tokens: Tensor, kept: Tensor, num_tokens: int) -> Tensor:

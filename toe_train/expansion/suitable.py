@@ -171,9 +171,11 @@ def _refuse_grid_outputs(model: nn.Module, layout: Layout) -> None:
                     f"{named(owner)} lays the tokens after its blocks out as the image's grid (it has `{attribute}`), "
                     "and kept tokens have no grid; use the model that gives tokens or logits, not its backbone"
                 )
+    last = next(name for name, module in model.named_modules() if module is layout.blocks[-1])
     names = [name for name, _ in model.named_modules()]
-    inside = [place for place, name in enumerate(names) if name == layout.path or name.startswith(f"{layout.path}.")]
-    for name, module in list(model.named_modules())[inside[-1] + 1 :]:
+    end = max(place for place, name in enumerate(names) if name == last or name.startswith(f"{last}."))
+    for name in names[end + 1 :]:
+        module = model.get_submodule(name)
         if isinstance(module, _GRID_MODULES):
             raise ValueError(
                 f"{named(model)} has a {named(module)} behind its blocks (`{name}`), which needs the image's grid, and "

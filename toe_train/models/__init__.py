@@ -14,11 +14,13 @@ from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
 from toe_train.models.positions import resize_positions
+from toe_train.models.yolos import Yolos
 
 __all__ = [
     "DropPathDraws",
     "LvVit",
     "TokenMix",
+    "Yolos",
     "blocks_of",
     "box_share",
     "create_model",
@@ -33,15 +35,20 @@ __all__ = [
 
 
 def create_model(
-    name: str, num_classes: int, drop_path_rate: float = 0.0, img_size: int = 224, **kwargs: Any
+    name: str,
+    num_classes: int,
+    drop_path_rate: float = 0.0,
+    img_size: int | tuple[int, int] = 224,
+    **kwargs: Any,
 ) -> nn.Module:
     """A freshly initialised model.
 
     Args:
-        name: any name that `timm.create_model` knows; importing this package adds lvvit_t, _s, _m and _l to them.
+        name: any name that `timm.create_model` knows; importing this package adds lvvit_t, _s, _m and _l, and
+            yolos_tiny, _small, _small_dwr and _base to them.
         num_classes: width of the classifier.
         drop_path_rate: of the last block; linear from 0 over the blocks.
-        img_size: side of the square input in pixels.
+        img_size: side of the square input in pixels, or its height and width.
         kwargs: passed to the model's constructor, e.g. `patch_size=4`.
 
     Raises:
@@ -54,6 +61,8 @@ def create_model(
         )
     if not timm.is_model(name):
         raise UserError(f"model.name = {name!r}: there is no such model{_nearest_models(name)}")
+    if "mid_size" in kwargs and kwargs["mid_size"] is None:
+        kwargs["mid_size"] = ()  # of YOLOS, without such positions; timm leaves out what is None
     try:
         return timm.create_model(
             name, num_classes=num_classes, drop_path_rate=drop_path_rate, img_size=img_size, **kwargs
