@@ -121,13 +121,13 @@ def test_a_deep_copy_has_its_own(family, images):
     assert counts_seen(model, family, images)[-1] == prefix + 8
 
 
-def compiled_equals_eager(family, images, backend):
+def compiled_equals_eager(family, images, backend, stages):
     torch.compiler.reset()
     model = build(family).train()
     expansion = expansion_for(family)
     attach(model, expansion)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
-    for stage in (1, 3):
+    for stage in stages:
         expansion.set_epoch(stage)
         output, gradients = step(compiled, images)
         expected, expected_gradients = step(model, images)
@@ -139,12 +139,9 @@ def compiled_equals_eager(family, images, backend):
 @pytest.mark.slow
 @FAMILIES
 def test_it_compiles_without_graph_breaks(family, images):
-    compiled_equals_eager(family, images, "aot_eager")
+    compiled_equals_eager(family, images, "aot_eager", stages=(1, 3))
 
 
-QUICK = [family for family in SERVED if family.name in ("DINOv3", "mixed rotary ViT")]
-
-
-@pytest.mark.parametrize("family", QUICK, ids=lambda family: family.id.replace(" ", "-"))
-def test_positions_compile_without_graph_breaks(family, images):
-    compiled_equals_eager(family, images, "eager")
+def test_positions_compile_without_graph_breaks(images):
+    family = next(family for family in SERVED if family.id == "timm DINOv3")
+    compiled_equals_eager(family, images, "eager", stages=(1,))

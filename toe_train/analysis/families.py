@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from toe_train.expansion import TokenExpansion
+from toe_train.expansion import ExpansionSchedule, TokenExpansion, attach
 
 PIXELS, PATCH, WIDTH, DEPTH, CLASSES = 32, 8, 32, 3, 5
 NUM_TOKENS = (PIXELS // PATCH) ** 2
@@ -73,12 +73,18 @@ def _transformers(model: str, config: str, **options: Any) -> Callable[[], nn.Mo
     return make
 
 
+def _of_default(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import transformers
+
+        made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options))
+        return made
+
+    return make
+
+
 def _torchvision() -> nn.Module:
     return torchvision.models.VisionTransformer(PIXELS, PATCH, DEPTH, 2, WIDTH, 2 * WIDTH, num_classes=CLASSES)
-
-
-def _named(library: str, name: str, example: str, make: Callable[[], nn.Module], *rest: Any) -> Family:
-    return Family(library, name, example, make, *rest)
 
 
 def _of_timm(name: str, example: str, prefix: int, rotary: bool = False, **options: Any) -> Family:
@@ -130,6 +136,54 @@ SERVED: tuple[Family, ...] = (
     _of_transformers("CLIP", "CLIPVisionModel", "CLIPVisionConfig", 1, "encoder.layers"),
     Family("torchvision", "ViT", "vit_b_16", _torchvision, 1, "encoder.layers"),
 )
+
+
+def _refused_by_timm(name: str, example: str, **options: Any) -> Family:
+    return Family("timm", name, example, functools.partial(timm.create_model, example, **options))
+
+
+def _refused_by_transformers(name: str, model: str, config: str, **options: Any) -> Family:
+    return Family("transformers", name, model, _transformers(model, config, **options))
+
+
+_SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 2}
+REFUSED: tuple[Family, ...] = (
+    _refused_by_timm("Swin", "swin_tiny_patch4_window7_224"),
+    _refused_by_timm("Hiera", "hiera_tiny_224"),
+    _refused_by_timm("SAM", "samvit_base_patch16", img_size=64, **_SMALL),
+    _refused_by_timm("BEiT", "beit_base_patch16_224", **_SMALL),
+    _refused_by_timm("ViT with relative positions", "vit_relpos_small_patch16_224", depth=2),
+    _refused_by_timm("ViT with shared relative positions", "vit_srelpos_small_patch16_224", depth=2),
+    _refused_by_timm("XCiT", "xcit_nano_12_p16_224", depth=2),
+    _refused_by_timm("CaiT", "cait_xxs24_224", depth=2),
+    _refused_by_timm("ConViT", "convit_tiny", depth=4),
+    _refused_by_timm("hybrid ViT", "vit_tiny_r_s16_p8_224", depth=2),
+    _refused_by_timm("MLP-Mixer", "mixer_s32_224"),
+    _refused_by_timm("ConvNeXt", "convnext_atto"),
+    _refused_by_timm("PiT", "pit_ti_224"),
+    _refused_by_timm("backbone of feature maps", "vit_tiny_patch16_224", features_only=True, depth=2, out_indices=[1]),
+    Family("transformers", "Swin", "SwinModel", _of_default("SwinModel", "SwinConfig", depths=[1, 1, 1, 1])),
+    _refused_by_transformers("BEiT", "BeitModel", "BeitConfig", use_relative_position_bias=True),
+    _refused_by_transformers("SAM", "SamVisionModel", "SamVisionConfig", window_size=2, global_attn_indexes=[1]),
+    _refused_by_transformers("YOLOS", "YolosModel", "YolosConfig", image_size=[PIXELS, PIXELS]),
+    _refused_by_transformers("SigLIP 2, padded", "Siglip2VisionModel", "Siglip2VisionConfig"),
+    _refused_by_transformers("backbone of feature maps", "Dinov2Backbone", "Dinov2Config"),
+    _refused_by_transformers("masked image modelling", "ViTForMaskedImageModeling", "ViTConfig"),
+    _refused_by_transformers("masked autoencoder", "ViTMAEForPreTraining", "ViTMAEConfig"),
+    Family("torchvision", "Swin", "swin_t", torchvision.models.swin_t),
+)
+
+
+def refusal(family: Family) -> str | None:
+    """Why tokens cannot be dropped in a family, None if they can. Its model is built without memory, on meta."""
+    with torch.device("meta"):
+        model = family.make()
+    prefix = getattr(model, "num_prefix_tokens", family.num_prefix_tokens)
+    try:
+        attach(model, TokenExpansion(ExpansionSchedule([0], [0.5], 0.25), prefix)).remove()
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def build(family: Family) -> nn.Module:

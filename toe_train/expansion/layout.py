@@ -145,10 +145,11 @@ def count_prefix_tokens(model: nn.Module, width: int) -> int | None:
 
 
 def _candidates(model: nn.Module) -> list[str]:
-    """Dotted names of all lists that may be the blocks, none of them inside another one."""
+    """Dotted names of all lists that may be the blocks, none of them inside another list, as those of stages are."""
     found: list[str] = []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] not in _LISTS or any(name.startswith(f"{outer}.") for outer in found):
+        inside = any(part.isdigit() for part in name.split("."))
+        if inside or name.rpartition(".")[2] not in _LISTS or any(name.startswith(f"{outer}.") for outer in found):
             continue
         if _is_list(module) and _are_alike(module.children()):
             found.append(name)

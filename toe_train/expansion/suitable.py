@@ -41,8 +41,11 @@ _GRID_MODULES = (
     nn.Upsample,
     nn.Fold,
 )
-# Attributes of models that add positions to all tokens between their blocks (YOLOS).
-_BETWEEN = ("mid_position_embeddings",)
+# Attributes by which a part of a model puts tokens back to their places (masked autoencoders).
+_RESTORING = ("decoder_pos_embed",)
+# Attributes by which a model has tokens behind the patches, or positions between its blocks, that are not known to it
+# by `num_suffix_tokens` and `mid_additions` (transformers' YOLOS).
+_BEHIND = ("detection_tokens", "mid_position_embeddings")
 # Arguments of a forward pass that say which patches are padding: by masks that may be left out, or cannot be.
 _MAYBE_PADDED = ("patch_valid",)
 _ALWAYS_PADDED = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids", "image_grid_thw", "grid_thw")
@@ -127,11 +130,13 @@ def _refuse_grid_models(model: nn.Module, owners: Sequence[nn.Module]) -> None:
                     f"{named(owner)} adds its class token after some of the blocks (it has `{attribute}`), so that "
                     f"prefix tokens cannot be told from patch tokens; {_PLAIN}"
                 )
-        for attribute in _BETWEEN:
-            if getattr(owner, attribute, None) is not None:
+    for module in model.modules():
+        for attribute in _BEHIND:
+            if getattr(module, attribute, None) is not None:
                 raise ValueError(
-                    f"{named(owner)} adds positions to all tokens between its blocks (`{attribute}`), outside of "
-                    f"them, where a subset of the tokens cannot be given its own; {_PLAIN}"
+                    f"{named(model)} has detection tokens behind its patches or adds positions between its blocks "
+                    f"(`{attribute}` of {named(module)}), outside of the blocks, where those of the kept tokens cannot "
+                    "be given; use YOLOS of toe_train.models"
                 )
 
 
@@ -170,6 +175,13 @@ def _refuse_grid_outputs(model: nn.Module, layout: Layout) -> None:
                 raise ValueError(
                     f"{named(owner)} lays the tokens after its blocks out as the image's grid (it has `{attribute}`), "
                     "and kept tokens have no grid; use the model that gives tokens or logits, not its backbone"
+                )
+    for module in model.modules():
+        for attribute in _RESTORING:
+            if getattr(module, attribute, None) is not None:
+                raise ValueError(
+                    f"{named(model)} puts its tokens back to their places in the grid (`{attribute}` of "
+                    f"{named(module)}), where dropped ones would be missing; use a model with a head on tokens"
                 )
     last = next(name for name, module in model.named_modules() if module is layout.blocks[-1])
     names = [name for name, _ in model.named_modules()]
