@@ -81,12 +81,12 @@ def find_blocks(model: nn.Module, path: str | None = None) -> str:
         return path
     if _is_list(getattr(model, "blocks", None)):
         return "blocks"
-    candidates = _candidates(model)
+    wrapped = isinstance(getattr(model, "module", None), nn.Module)
+    candidates = [] if wrapped else _candidates(model)
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
         raise ValueError(f"{named(model)} has more than one list of blocks; {_choice(candidates)}")
-    wrapped = isinstance(getattr(model, "module", None), nn.Module)
     remedy = (
         "attach to the model inside the wrapper"
         if wrapped
