@@ -8,12 +8,16 @@ from timm.data import ImageNetInfo
 from torch import nn
 
 from toe_train.build.weights.asked import Asked
+from toe_train.build.weights.detector import HEAD, STARTS, seen_alike
 from toe_train.build.weights.fetched import fetched_weights
 from toe_train.build.weights.fit import Head, fit
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.data import shorten
 
 PRETRAINED = "timm"
+# COCO's highest category id and one; and some names by id, with the first and the last.
+COCO_CLASSES = 91
+COCO_NAMES = {1: "person", 18: "dog", 62: "chair", 90: "toothbrush"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
     Args:
         model: as it was built; ToE is not part of its state.
         wanted: the run.
-        source: "timm" for timm's pre-trained weights of the model's name, which it fetches; or a run folder, a
+        source: "timm" for timm's pre-trained weights of the model's name, which it fetches, for YOLOS the DeiT's that
+            the published one began from; or a run folder, a
             checkpoint of toe-train, an exported folder, or a file of weights as others publish them, also as
             safetensors.
         averaged: take the averaged weights.
@@ -61,24 +66,36 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
         "model.initial_averaged=true",
         "model.initial_averaged=false",
     )
-    weights = fetched_weights(wanted.name, asked) if source == PRETRAINED else read_weights(asked)
-    head, why = _head(weights, wanted.classes, model)
-    state, told = fit(model, weights, wanted.name, asked, head, why)
-    model.load_state_dict(state)
+    name = STARTS.get(wanted.name, wanted.name)
+    weights = fetched_weights(name, asked) if source == PRETRAINED else read_weights(asked)
+    seen, weights, optional = seen_alike(model, weights, asked)
+    head, why = _head(weights, wanted.classes, bool(optional))
+    state, told = fit(seen, weights, wanted.name, asked, head, why, optional=optional)
+    seen.load_state_dict(state)
     return "\n  ".join(
         [f"initial weights from {weights.path}", *told, *normalisation_note(weights, wanted.mean, wanted.std)]
     )
 
 
-def _head(weights: Weights, classes: list[str], model: nn.Module) -> tuple[Head, str]:
+def _head(weights: Weights, classes: list[str], of_another_kind: bool) -> tuple[Head, str]:
     """Whether the head is kept, and why not."""
-    head = weights.tensors.get("head.weight")
+    if of_another_kind:
+        return "new", "the weights are a classifier's"
+    detector = weights.tensors.get(HEAD)
+    head = weights.tensors.get("head.weight", detector)
     if head is None:
         return "keep", "the weights have none"
     if weights.classes is None:
+        if detector is not None and len(detector) == len(classes) + 1 and _are_of_coco(classes):
+            return "keep", ""  # published weights have COCO's category ids as labels
         if len(head) == len(classes) and classes == ImageNetInfo().label_names():
             return "keep", ""  # 1000 outputs for ImageNet's own classes, whose order all published weights share
         return "new", "the file does not name its classes"
     if weights.classes == classes:
         return "keep", ""
     return "new", f"the weights are of other classes: {shorten(weights.classes)}"
+
+
+def _are_of_coco(classes: list[str]) -> bool:
+    """Whether labels are COCO's category ids, by their number and some of their names."""
+    return len(classes) == COCO_CLASSES and all(classes[label] == name for label, name in COCO_NAMES.items())

@@ -54,7 +54,7 @@ class Attachment:
         if norm is not None:
             self._hooks.append(norm.register_forward_hook(RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
-        model.add_module(NAME, expansion)
+        model.add_module(NAME, expansion.train(model.training))
         self._replaced = [
             (owner, name) for owner in layout.owners for name in _MAP_METHODS if hasattr(type(owner), name)
         ]
@@ -84,7 +84,8 @@ def attach(
     """Let a model drop tokens while it trains.
 
     Attach before wrapping the model in DDP or compiling it. Works through gradient checkpointing, torch.compile, DDP
-    and copy.deepcopy (an averaged copy expands by its own module, and not at all in eval mode).
+    and copy.deepcopy (an averaged copy expands by its own module, and not at all in eval mode). The expansion takes the
+    model's mode.
 
     Args:
         model: a vision transformer of timm, transformers or torchvision, or any other with a list of equal blocks

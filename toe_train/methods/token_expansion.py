@@ -66,6 +66,11 @@ class TokenExpansionMethod(Method):
     def prepare(self, model: nn.Module) -> None:
         """Attaches the module; every stage must be possible with the model's number of patches."""
         prefix = getattr(model, "num_prefix_tokens", 1)
+        if self._options["initialization"] == "random" and getattr(model, "dynamic_img_size", False):
+            raise ValueError(
+                "initialization: random draws a number for each patch before the images are seen, and "
+                f"{type(model).__name__} takes images of any number of patches; use spatial or even"
+            )
         self.expansion = TokenExpansion(self._schedule, num_prefix_tokens=prefix, **self._options)
         attach(model, self.expansion, self._after_block, self._restore)
         embedding: Any = model.patch_embed

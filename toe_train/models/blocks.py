@@ -20,6 +20,8 @@ def why_not_plain(model: nn.Module) -> str | None:
     What takes a block's place goes by this: it computes with the block's parts as these two do.
     """
     name, blocks = type(model).__name__, blocks_of(model)
+    if getattr(model, "num_suffix_tokens", 0):
+        return f"{name} has tokens behind its patches, which are no patches"
     if not blocks:
         return f"{name} has no plain list `blocks`"
     for index, block in enumerate(blocks):

@@ -32,12 +32,23 @@ def resize_tables(
 
     The patches' part is resized bicubically, without aligned corners and without antialiasing; the P = `num_prefix`
     rows before it and the S = `num_suffix` rows behind it stay (YOLOS models/backbone.py). Gradients reach `tables`.
+
+    Each row is a weighted sum of h rows and each column of w columns, taken as two products: torch's own backward of
+    bicubic resizing adds in another order on every run on a GPU, and takes longer.
     """
     num_patches = grid[0] * grid[1]
     assert tables.shape[1] == num_prefix + num_patches + num_suffix, (tables.shape, grid)
     prefix, patches, suffix = tables.split_with_sizes([num_prefix, num_patches, num_suffix], dim=1)
-    image = patches.unflatten(1, grid).permute(0, 3, 1, 2)  # (L, D, h, w)
-    image = image.to(torch.promote_types(image.dtype, torch.float32))
-    image = F.interpolate(image, size=new_grid, mode="bicubic", align_corners=False)
-    resized = image.flatten(2).mT.to(tables.dtype)  # (L, h'*w', D)
+    image = patches.to(torch.promote_types(patches.dtype, torch.float32)).unflatten(1, grid)  # (L, h, w, D)
+    rows, columns = (_bicubic(*sides, image) for sides in zip(grid, new_grid, strict=True))
+    with torch.autocast(tables.device.type, enabled=False):
+        image = columns @ image  # (L, h, w', D)
+        resized = rows @ image.flatten(2)  # (L, h', w'*D)
+    resized = resized.unflatten(2, (new_grid[1], -1)).flatten(1, 2).to(tables.dtype)  # (L, h'*w', D)
     return torch.cat([prefix, resized, suffix], dim=1)
+
+
+def _bicubic(side: int, new_side: int, like: Tensor) -> Tensor:
+    """What bicubic resizing of `side` cells to `new_side` takes of each: (new_side, side), in `like`'s type, there."""
+    cells = torch.eye(side, dtype=like.dtype, device=like.device)[None, None]  # (1, 1, side, side)
+    return F.interpolate(cells, size=(new_side, side), mode="bicubic", align_corners=False)[0, 0]

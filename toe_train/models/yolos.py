@@ -62,6 +62,7 @@ class Yolos(nn.Module):
 
     Attributes:
         num_prefix_tokens, num_suffix_tokens: 1, the class token, and Q: tokens before and behind the patches.
+        dynamic_img_size: True, as in timm's models that take images of any size.
         blocks, patch_embed: of the transformer.
         mid_additions: modules that add positions, the i-th after block i, called with `positions` (1, 1 + N + Q, D).
         init_grid: rows and columns of patches of `pos_embed`.
@@ -71,6 +72,7 @@ class Yolos(nn.Module):
     """
 
     num_prefix_tokens = 1
+    dynamic_img_size = True
 
     def __init__(
         self,
@@ -97,8 +99,8 @@ class Yolos(nn.Module):
         patch_embed = PatchEmbed(
             (rows * patch_size, columns * patch_size), patch_size, in_chans, embed_dim, strict_img_size=False
         )
-        init_grid = _grid_of("init_size", init_size, patch_size) if init_size else (rows, columns)
-        mid_grid = _grid_of("mid_size", mid_size, patch_size) if mid_size else None
+        init_grid = (rows, columns) if init_size is None else _grid_of("init_size", init_size, patch_size)
+        mid_grid = None if _is_none(mid_size) else _grid_of("mid_size", mid_size, patch_size)
         self.backbone = YolosBackbone(
             patch_embed,
             embed_dim,
@@ -148,9 +150,13 @@ class Yolos(nn.Module):
         return self.class_embed(tokens), self.bbox_embed(tokens).sigmoid()
 
 
-def _grid_of(name: str, size: Size | tuple[()], patch_size: int) -> Grid:
+def _is_none(size: Size | tuple[()] | None) -> bool:
+    return size is None or (not isinstance(size, int) and len(size) == 0)
+
+
+def _grid_of(name: str, size: Size | tuple[()] | None, patch_size: int) -> Grid:
     """Rows and columns of whole patches in (height, width), or in a square."""
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sides) != 2 or any(side < patch_size for side in sides):
         raise ValueError(
             f"{name}={size} must be a height and a width in pixels of one patch ({patch_size}) or more each, such as "
@@ -163,7 +169,7 @@ def _require(num_det_tokens: int, depth: int, mid_size: Size | tuple[()] | None,
     """Refuse values that fit no model, each by its rule."""
     if num_det_tokens < 1:
         raise ValueError(f"num_det_tokens={num_det_tokens} must be 1 or more: each finds one object; published is 100")
-    if mid_size and depth < 2:
+    if depth < 2 and not _is_none(mid_size):
         raise ValueError(
             f"mid_size={mid_size} is for positions between blocks, and depth={depth} has none; use mid_size=None"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from toe_train.build.weights.asked import Asked, listed
+from toe_train.build.weights.detector import ClassifierInside
 from toe_train.build.weights.positions import POSITIONS, fit_prefix, layout_of, token_counts
 from toe_train.build.weights.remedy import WORDS, fitting_model, tokens_in_words
 from toe_train.build.weights.source import Weights
@@ -24,7 +25,14 @@ Head = Literal["keep", "new"]
 
 
 def fit(
-    model: nn.Module, weights: Weights, name: str, asked: Asked, head: Head, why_new: str = "", exact: bool = False
+    model: nn.Module | ClassifierInside,
+    weights: Weights,
+    name: str,
+    asked: Asked,
+    head: Head,
+    why_new: str = "",
+    exact: bool = False,
+    optional: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], list[str]]:
     """A state_dict for the model, complete, and what was done to the weights, a line for each kind.
 
@@ -36,6 +44,8 @@ def fit(
         head: whether the classifier comes from the weights.
         why_new: where it does not, the reason.
         exact: refuses whatever changes what the trained model computes: a dropped token, or a part that is new.
+        optional: beginnings of names that weights of another kind of model do not have; where they are missing they
+            are new.
 
     Raises:
         UserError: they are another model's; with the model that fits, where that shows.
@@ -58,6 +68,7 @@ def fit(
     fitted = {key: value for key, value in fitted.items() if key not in tokens}
     dropped += tokens
     new += missing
+    new += [key for key in own if key.startswith(optional) and key not in fitted and key not in new] if optional else []
     _take_unscaled(fitted, own, told)
     if "fc_norm.weight" in own and "fc_norm.weight" not in fitted and "norm.weight" in fitted and not exact:
         dropped += [key for key in ("norm.weight", "norm.bias") if fitted.pop(key, None) is not None]

@@ -11,7 +11,8 @@ from torch import nn
 
 from toe_train.build.resume import does_not_fit, require_same
 from toe_train.build.weights.asked import Asked
-from toe_train.build.weights.fit import fit
+from toe_train.build.weights.detector import HEAD, seen_alike
+from toe_train.build.weights.fit import Head, fit
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.recipes import RunConfig, TokenMergingConfig, load_saved, load_saved_values
 from toe_train.training.resolution import fit_positions
@@ -39,7 +40,9 @@ class Trained:
         """Width of its classifier; 0 where it has none."""
         if self.weights.classes is not None:
             return len(self.weights.classes)
-        head = self.weights.tensors.get("head.weight")
+        head, detector = (self.weights.tensors.get(name) for name in ("head.weight", HEAD))
+        if head is None and detector is not None:
+            return len(detector) - 1  # the last output is "no object"
         return 0 if head is None else len(head)
 
     @property
@@ -103,9 +106,10 @@ class Trained:
                 remedy = "use what it was written with, or another checkpoint"
                 raise self.asked.fault(does_not_fit(self.weights.path, self.weights.run, error, remedy)) from None
             return [*self.weights.told, *self._other_model(model)]
-        head = "keep" if with_head else "new"
-        state, told = fit(model, self.weights, self.config.model.name, self.asked, head, exact=True)  # type: ignore[arg-type]
-        model.load_state_dict(state)
+        head: Head = "keep" if with_head else "new"
+        seen, weights, _ = seen_alike(model, self.weights, self.asked)
+        state, told = fit(seen, weights, self.config.model.name, self.asked, head, exact=True)
+        seen.load_state_dict(state)
         return told
 
 

@@ -17,12 +17,14 @@ AVERAGED = ("model_ema", "state_dict_ema", "ema", "ema_state_dict", "ema_model",
 ANCHOR = "blocks.0.norm1.weight"  # a tensor that every transformer here has
 OTHER_PARTS = ("decoder", "predictor", "text", "transformer")  # first names of what has blocks and is not the encoder
 WRAPPERS = {"module", "_orig_mod", "model", "backbone", "encoder"}
-HEADS = ("head", "head_dist", "aux_head")
+HEADS = ("head", "head_dist", "aux_head", "class_embed")
+OF_LAYERS = ("class_embed", "bbox_embed")  # YOLOS's heads, the layers of which have numbers
 MAX_DEPTH = 4  # sections within sections
 
 
 def is_of_the_head(key: str) -> bool:
-    """Whether a tensor belongs to a classifier: timm's, a distilled model's second, or LV-ViT's for each patch."""
+    """Whether a tensor belongs to a classifier: timm's, a distilled model's second, LV-ViT's for
+    each patch, or YOLOS's."""
     return key.partition(".")[0] in HEADS
 
 
@@ -110,14 +112,25 @@ def _without_prefix(
     for key in tensors:
         if key.removeprefix(prefix) in found and key.startswith(prefix) and not key.startswith(aside):
             continue
-        short = ".".join(key.split(".")[-2:])
-        if prefix and is_of_the_head(short) and short not in found and prefix.startswith(key.removesuffix(short)):
+        if (short := _beside(key, prefix)) is not None and short not in found:
             found[short] = tensors[key]
         else:
             left.append(key)
     if left:
         told.append(f"dropped: {len(left)} tensors that are not under {prefix or 'the model'} ({listed(left)})")
     return found, told
+
+
+def _beside(key: str, prefix: str) -> str | None:
+    """The name of a tensor of a head that stands beside the encoder, or beside a module around it; None of others."""
+    parts = prefix.split(".")[:-1]
+    for depth in range(len(parts)):
+        around = "".join(f"{part}." for part in parts[:depth])
+        short = key.removeprefix(around)
+        first, _, rest = short.partition(".")
+        if key.startswith(around) and (first in OF_LAYERS or (first in HEADS and "." not in rest)):
+            return short
+    return None
 
 
 def _is_another_part(prefix: str) -> bool:
