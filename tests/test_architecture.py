@@ -24,6 +24,10 @@ ALLOWED = {
     "build": (LOWER, None),
     "analysis": (LOWER | {"analysis"}, None),
     "cli": (LOWER | {"analysis", "cli"}, None),
+    "integrations": (
+        {"expansion", "models", "methods", "data", "integrations"},
+        {"torch", "transformers", "lightning"},
+    ),
 }
 # What a folder may not name although it may import the package that has it.
 NOT_NAMED = {"training": {"RunConfig", "load_config", ""}}  # "": the whole package, by which all of it is named
@@ -136,6 +140,9 @@ def test_a_file_fits_the_eye(path):
         ("training", "toe_train.analysis.flops"),
         ("build", "toe_train.data.sets.TrainSet"),
         ("analysis", "toe_train.cli.train"),
+        ("analysis", "toe_train.integrations.HuggingFaceCallback"),
+        ("cli", "toe_train.integrations.HuggingFaceCallback"),
+        ("integrations", "toe_train.training.loop.Trainer"),
     ],
 )
 def test_the_rule_finds_what_is_forbidden(folder, name):

@@ -73,6 +73,10 @@ def _of_its_weights(sub: argparse.ArgumentParser) -> None:
     sub.set_defaults(overrides=[])
 
 
+def _models(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--output", metavar="FILE", help="text file to write it to (default: print it)")
+
+
 def _plan(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
     sub.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
@@ -284,6 +288,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
+    "models": ("Try which families of models tokens can be dropped in, and say why not in others.", _models),
     "pack": ("Copy images as smaller ones, which load faster, into folders or archives.", _pack),
     "split": ("Split a folder of photos by class into train/ and val/, equal images on one side.", _split),
     "report": ("Put runs into a table beside the paper's figures.", _report),

@@ -1,30 +1,27 @@
-"""Attach a `TokenExpansion` to a vision transformer from outside, by a hook on one of its blocks.
+"""Attach a `TokenExpansion` to a vision transformer from outside, by hooks on its blocks.
 
-A model that gives an output for every patch position (`dense_output`, as LV-ViT) gets a second hook, on its last norm,
-which puts the kept tokens back into the full grid. Tokens behind the patches (`num_suffix_tokens`, as YOLOS's detection
-tokens) pass the expansion by, and positions that a model adds between its blocks (`mid_additions`) are gathered for the
-tokens that are left.
+The first hook drops tokens; tokens behind the patches (`num_suffix_tokens`, as YOLOS's detection tokens) pass it by. It
+and those of the later blocks gather what belongs to the tokens beside them, rotary positions and attention masks
+(`positions.py`), and so do hooks on modules that add positions between the blocks (`mid_additions`). A model that gives
+an output for every patch position (`dense_output`, as LV-ViT) gets another hook, on its last norm, which puts the kept
+tokens back into the full grid.
 
 The model's code and its state_dict stay those of the plain model. Models in which dropping tokens between blocks would
-be wrong are refused (`suitable.py`), and so are calls in which it would be: an attention mask, which belongs to the
-full set of tokens, and feature maps, which would be made of the kept tokens.
+be wrong are refused (`suitable.py`), and so are calls in which it would be: arguments of a block that seem to belong to
+the full set of tokens in an unknown way, and feature maps, which would be made of the kept tokens.
 
 Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, S suffix tokens, D width.
 """
 
 from __future__ import annotations
 
-import weakref
-from typing import Any
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
+from toe_train.expansion.hooks import Beside, ExpandInput, GatherInput, Pass, RestoreGrid, WholeMaps
+from toe_train.expansion.layout import Layout, named
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import RESTORES, check_option
-from toe_train.expansion.selection import gather
-from toe_train.expansion.selection import restore as restore_grid
-from toe_train.expansion.suitable import named, require_suitable
+from toe_train.expansion.suitable import masks_padding, require_suitable
 
 NAME = "token_expansion"
 # Methods by which a model (timm's) gives out the tokens after its blocks, laid out as the image's grid.
@@ -38,24 +35,31 @@ class Attachment:
         self,
         model: nn.Module,
         expansion: TokenExpansion,
-        block: nn.Module,
-        additions: list[nn.Module],
+        layout: Layout,
+        after_block: int,
         norm: nn.Module | None,
         copy: bool,
     ) -> None:
         self.expansion = expansion
         self._model: nn.Module | None = model
-        expand = _ExpandInput(expansion, getattr(model, "num_suffix_tokens", 0))
-        self._hooks = [block.register_forward_pre_hook(expand, with_kwargs=True)]
-        for addition in additions:
-            self._hooks.append(addition.register_forward_pre_hook(_GatherPositions(expand), with_kwargs=True))
+        current = Pass()
+        padded = any(masks_padding(owner) for owner in layout.owners)
+        first, *later = layout.blocks[after_block:]
+        expand = ExpandInput(expansion, layout.num_suffix_tokens, current, Beside(first, padded))
+        later += layout.additions[after_block:]
+        self._hooks = [first.register_forward_pre_hook(expand, with_kwargs=True)]
+        for module in later:
+            hook = GatherInput(current, Beside(module, padded))
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         if norm is not None:
-            self._hooks.append(norm.register_forward_hook(_RestoreGrid(expansion, copy)))
+            self._hooks.append(norm.register_forward_hook(RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
         model.add_module(NAME, expansion.train(model.training))
-        self._replaced = [name for name in _MAP_METHODS if hasattr(type(model), name)]
-        for name in self._replaced:
-            setattr(model, name, _WholeMaps(model, expansion, name))
+        self._replaced = [
+            (owner, name) for owner in layout.owners for name in _MAP_METHODS if hasattr(type(owner), name)
+        ]
+        for owner, name in self._replaced:
+            setattr(owner, name, WholeMaps(owner, expansion, name))
 
     def remove(self) -> None:
         """Make the model the plain one again. Does nothing when called twice."""
@@ -64,112 +68,19 @@ class Attachment:
                 hook.remove()
             self.expansion.remember_owner = False
             delattr(self._model, NAME)
-            for name in self._replaced:
-                delattr(self._model, name)  # the class's method comes to light again
-            self._model = None
+            for owner, name in self._replaced:
+                delattr(owner, name)  # the class's method comes to light again
+            self._model, self._replaced = None, []
 
 
-class _ExpandInput:
-    """Forward pre-hook of a block. An object, so that copy.deepcopy(model) binds the copy's hook to its own module."""
-
-    def __init__(self, expansion: TokenExpansion, num_suffix_tokens: int) -> None:
-        self.expansion = expansion
-        self.num_suffix_tokens = num_suffix_tokens
-        self.kept: Tensor | None = None  # (B, K), what the expansion gave last
-
-    def __call__(
-        self, block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        tokens, suffix = args[0], None
-        if self.num_suffix_tokens:
-            sizes = [tokens.shape[1] - self.num_suffix_tokens, self.num_suffix_tokens]
-            tokens, suffix = tokens.split_with_sizes(sizes, dim=1)  # (B, P+N, D), (B, S, D)
-        tokens, self.kept = self.expansion(tokens)  # (B, P+K, D), (B, K)
-        if self.kept is None:
-            return args, options
-        _require_tokens_alone(block, args[1:], options)
-        if suffix is not None:
-            tokens = torch.cat([tokens, suffix], dim=1)  # (B, P+K+S, D)
-        return (tokens, *args[1:]), options
-
-
-class _GatherPositions:
-    """Forward pre-hook of a module that adds positions between blocks: those of the tokens that are left.
-
-    `positions` (1 or B, P+N+S, D) becomes (B, P+K+S, D) where the same forward pass dropped tokens. An object as above.
-    """
-
-    def __init__(self, expanded: _ExpandInput) -> None:
-        self.expanded = expanded
-
-    def __call__(
-        self, addition: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        kept, suffix = self.expanded.kept, self.expanded.num_suffix_tokens
-        if kept is None:
-            return args, options
-        prefix = self.expanded.expansion.num_prefix_tokens
-        return args, {**options, "positions": gather(options["positions"], kept, prefix, suffix)}  # (B, P+K+S, D)
-
-
-def _require_tokens_alone(block: nn.Module, others: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Raise ValueError where a block is given a tensor beside its tokens, or is to attend in the tokens' order."""
-    beside = {**{f"argument {place}": value for place, value in enumerate(others, start=2)}, **options}
-    for name, value in beside.items():
-        if isinstance(value, Tensor) or (name == "is_causal" and value):
-            raise ValueError(
-                f"{named(block)} is given `{name}`, which belongs to the full set of tokens, and the token expansion "
-                "has dropped some of them before it: leave it out while training, or remove() the expansion"
-            )
-
-
-class _WholeMaps:
-    """A model's method that gives feature maps, refused while tokens are dropped. An object as above.
-
-    The model holds it, so it must not hold the model: its memory would be free only after a garbage collection.
-    """
-
-    def __init__(self, model: nn.Module, expansion: TokenExpansion, name: str) -> None:
-        self.model = weakref.ref(model)
-        self.expansion = expansion
-        self.name = name
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _WholeMaps, (self.model(), self.expansion, self.name)  # so that a copied model's is bound to the copy
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        if self.expansion.drops:
-            raise ValueError(
-                f"{self.name} gives feature maps, and in stage {self.expansion.stage} of its training the model keeps "
-                "a part of the patch tokens, in no grid's order: call model.eval() before it, or ask for no maps while "
-                "tokens are dropped"
-            )
-        model = self.model()
-        return getattr(type(model), self.name)(model, *args, **options)
-
-
-class _RestoreGrid:
-    """Forward hook of the last norm: (B, P+K, D) -> (B, P+N, D) where tokens were dropped. An object as above."""
-
-    def __init__(self, expansion: TokenExpansion, copy: bool) -> None:
-        self.expansion = expansion
-        self.copy = copy
-
-    def __call__(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        kept = self.expansion.kept
-        if kept is None:
-            return output
-        prefix = output[:, : self.expansion.num_prefix_tokens]  # (B, P, D)
-        patches = output[:, self.expansion.num_prefix_tokens :]  # (B, K, D)
-        if self.copy:
-            assert self.expansion.owner is not None
-            grid = gather(patches, self.expansion.owner)  # (B, N, D)
-        else:
-            grid = restore_grid(patches, kept, self.expansion.num_tokens)  # (B, N, D)
-        return torch.cat([prefix, grid], dim=1)  # (B, P+N, D)
-
-
-def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, restore: str = "zero") -> Attachment:
+def attach(
+    model: nn.Module,
+    expansion: TokenExpansion,
+    after_block: int = 1,
+    restore: str = "zero",
+    blocks: str | None = None,
+    width: int | None = None,
+) -> Attachment:
     """Let a model drop tokens while it trains.
 
     Attach before wrapping the model in DDP or compiling it. Works through gradient checkpointing, torch.compile, DDP
@@ -177,11 +88,12 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
     model's mode.
 
     Args:
-        model: a vision transformer with a plain list `blocks` of modules (B, P+N, D) -> (B, P+N, D), such as timm's
-            VisionTransformer, DeiT, DeiT-III. `model.token_expansion` becomes `expansion`. Its last `num_suffix_tokens`
-            tokens (0 without the attribute) are never scored nor merged, and stay behind. Positions that it adds after
-            its blocks it must add in modules `mid_additions`, the i-th after block i, which it calls with the whole
-            table as the keyword argument `positions` (1 or B, P+N+S, D).
+        model: a vision transformer of timm, transformers or torchvision, or any other with a list of equal blocks
+            (B, P+N, D) -> (B, P+N, D) that do not care about the tokens' order; rotary positions that blocks are given
+            as `rope` or `position_embeddings` go with the tokens. `model.token_expansion` becomes `expansion`. Its
+            last `num_suffix_tokens` tokens (0 without the attribute) are never scored nor merged, and stay behind.
+            Positions that it adds after its blocks it must add in modules `mid_additions`, the i-th after block i,
+            which it calls with the whole table as the keyword argument `positions` (1 or B, P+N+S, D).
         expansion: the module that drops the tokens.
         after_block: number of blocks that still see every token: 1 is the paper's choice, 0 expands right after the
             embedding; at most one less than the depth (paper, Table 8).
@@ -190,10 +102,15 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
             bias and the dense loss, a mean over all positions, teaches it nothing else. "copy" puts the token there
             that the dropped one was merged into. "ignore" puts zeros too and says that the loss leaves these positions
             out, which is up to the loss: `kept_mask(expansion.kept, N)` names the positions that count.
+        blocks: dotted name of the list of blocks, such as "vision_model.encoder.layers", for a model with more than
+            one or with an unusual name.
+        width: D, for a model that does not say it.
 
-    While tokens are dropped, the model's forward pass raises ValueError where a block is given an attention mask, and
-    so do timm's `forward_intermediates` and `get_intermediate_layers`, whose maps need every token. In eval mode and
-    in dense stages all of it works as without.
+    While tokens are dropped, arguments of the blocks by the names `rope`, `position_embeddings`, `attn_mask` and
+    `attention_mask` are gathered for the kept tokens; a merged token has the position, and sees what, its host does.
+    The forward pass raises ValueError where a block is given something else that has a row for each token, and so do
+    timm's `forward_intermediates` and `get_intermediate_layers`, whose maps need every token. In eval mode and in dense
+    stages all of it works as without.
 
     Returns:
         A handle with `.expansion` and `.remove()`.
@@ -203,10 +120,9 @@ def attach(model: nn.Module, expansion: TokenExpansion, after_block: int = 1, re
     """
     if getattr(model, NAME, None) is not None:
         raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
-    block = require_suitable(model, after_block, expansion.num_prefix_tokens)
+    layout = require_suitable(model, after_block, expansion.num_prefix_tokens, blocks, width)
     norm = _dense_norm(model, expansion, restore)
-    additions = list(getattr(model, "mid_additions", ()))[after_block:]
-    return Attachment(model, expansion, block, additions, norm, copy=restore == "copy")
+    return Attachment(model, expansion, layout, after_block, norm, copy=restore == "copy")
 
 
 def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:

@@ -42,7 +42,8 @@ class TokenExpansion(nn.Module):
         merging: whether dropped tokens are averaged into the nearest kept one (parity) or left out (Table 7).
 
     Attributes:
-        stage: current stage, that of epoch 0 until `set_epoch` is called.
+        stage: current stage, that of epoch 0 until `set_epoch` is called, or this is set.
+        told_stage: whether that has been done.
         noise: (B, N) uniform numbers on the tokens' device for random initialisation, set by a training loop before a
             step so that the seeds are a function of a sample and not of the number of processes. With None, numbers
             are drawn from the device's global generator. Not used by the other initialisations.
@@ -85,6 +86,7 @@ class TokenExpansion(nn.Module):
         self.expansion = expansion
         self.merging = merging
         self.stage = schedule.stage(0)
+        self.told_stage = False
         self.noise = None
         self.kept = None
         self.num_tokens = 0
@@ -94,6 +96,16 @@ class TokenExpansion(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """Enter the stage of an epoch (0-based); the training loop calls this before each epoch."""
         self.stage = self.schedule.stage(epoch)
+
+    @property
+    def stage(self) -> int:
+        """The current stage."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: int) -> None:
+        self._stage = stage
+        self.told_stage = True
 
     @property
     def drops(self) -> bool:

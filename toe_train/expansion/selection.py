@@ -162,11 +162,25 @@ def gather(x: Tensor, kept: Tensor, num_prefix_tokens: int = 0, num_suffix_token
     Returns:
         (B, P+K+S, D), patch tokens in the order of `kept`.
     """
+    num_tokens = x.shape[1] - num_prefix_tokens - num_suffix_tokens
+    rows = token_rows(kept, num_tokens, num_prefix_tokens, num_suffix_tokens)  # (B, P+K+S)
+    return x.expand(kept.shape[0], -1, -1).gather(1, rows.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (B, P+K+S, D)
+
+
+def token_rows(kept: Tensor, num_tokens: int, num_prefix_tokens: int = 0, num_suffix_tokens: int = 0) -> Tensor:
+    """Where the tokens that are left stood among all: (B, P+K+S) in 0..P+N+S-1.
+
+    Args:
+        kept: (B, K) positions 0..N-1 of patch tokens.
+        num_tokens: N.
+        num_prefix_tokens: P, all left.
+        num_suffix_tokens: S, all left.
+    """
     batch, device = kept.shape[0], kept.device
+    behind = num_prefix_tokens + num_tokens
     first = torch.arange(num_prefix_tokens, device=device).expand(batch, -1)  # (B, P)
-    last = torch.arange(x.shape[1] - num_suffix_tokens, x.shape[1], device=device).expand(batch, -1)  # (B, S)
-    rows = torch.cat([first, kept + num_prefix_tokens, last], dim=1)  # (B, P+K+S)
-    return x.expand(batch, -1, -1).gather(1, rows.unsqueeze(2).expand(-1, -1, x.shape[2]))  # (B, P+K+S, D)
+    last = torch.arange(behind, behind + num_suffix_tokens, device=device).expand(batch, -1)  # (B, S)
+    return torch.cat([first, kept + num_prefix_tokens, last], dim=1)  # (B, P+K+S)
 
 
 def restore(tokens: Tensor, kept: Tensor, num_tokens: int) -> Tensor:

@@ -1,157 +1,195 @@
 """Which models can drop tokens between their blocks: refused is where that would be wrong, with the reason.
 
 What counts is what a model contains and how its blocks behave, not its name.
-
-Shapes: P prefix tokens, n patch tokens of a probe, D width.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-# Attributes by which a model or a block holds position information that belongs to a full grid of tokens.
-_GRID_POSITIONS = (
-    "rope",
-    "rope_global",
-    "rope_window",
-    "rotary_emb",
+from toe_train.expansion.layout import Layout, find_layout, named
+from toe_train.expansion.positions import ROTARY
+from toe_train.expansion.probe import probe
+
+# Attributes by which a module attends within windows (Swin; Hiera; SAM, where it is a number of tokens).
+_WINDOWS = ("shift_size", "use_mask_unit_attn", "window_size")
+# Attributes by which a module holds biases between the places of a full grid.
+_RELATIVE = (
     "rel_pos",
     "rel_pos_bias",
     "shared_rel_pos",
     "rel_pos_h",
+    "relative_position_bias",
     "relative_position_bias_table",
 )
+# Attributes by which a model or a block turns tokens by positions that are not handed over as an argument.
+_OWN_ROTARY = ("rope_global", "rope_window", "rotary_emb", "rotary_pos_emb")
 # Attributes of models whose class token joins the patch tokens only after some blocks (CaiT, XCiT, ConViT).
 _LATE_CLASS_TOKEN = ("blocks_token_only", "cls_attn_blocks", "local_up_to_layer")
-# The argument of a forward pass that says which patches of an image are padding.
-_PADDING = "patch_valid"
+# Attributes of models that lay the tokens after the blocks out as a grid (backbones, mergers of neighbouring tokens).
+_GRID_OUTPUTS = ("out_indices", "return_layers", "aligner", "merger")
+# Modules that work on a grid; behind the blocks they would be given one made of the kept tokens.
+_GRID_MODULES = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Upsample,
+    nn.Fold,
+)
+# Attributes by which a part of a model puts tokens back to their places (masked autoencoders).
+_RESTORING = ("decoder_pos_embed",)
+# Attributes by which a model has tokens behind the patches, or positions between its blocks, that are not known to it
+# by `num_suffix_tokens` and `mid_additions` (transformers' YOLOS).
+_BEHIND = ("detection_tokens", "mid_position_embeddings")
+# Arguments of a forward pass that say which patches are padding: by masks that may be left out, or cannot be.
+_MAYBE_PADDED = ("patch_valid",)
+_ALWAYS_PADDED = ("pixel_attention_mask", "spatial_shapes", "pixel_position_ids", "image_grid_thw", "grid_thw")
+_GATHERED = " or ".join(f"`{name}`" for name in ROTARY)
+_PLAIN = "use a plain vision transformer (ViT, DeiT)"
 
 
-def require_suitable(model: nn.Module, after_block: int, num_prefix_tokens: int) -> nn.Module:
-    """The block before which tokens are dropped; see `attach`.
+def require_suitable(
+    model: nn.Module, after_block: int, num_prefix_tokens: int, blocks: str | None = None, width: int | None = None
+) -> Layout:
+    """The model's layout, if tokens can be dropped in it; see `attach` for the arguments.
 
     Raises:
         ValueError: when tokens cannot be dropped there; the message names the reason.
     """
-    blocks = _plain_blocks(model)
-    if not 0 <= after_block < len(blocks):
+    _refuse_windows(model)
+    layout = find_layout(model, blocks, width)
+    depth = len(layout.blocks)
+    if not 0 <= after_block < depth:
         raise ValueError(
-            f"after_block={after_block} must be from 0 (after the embedding) to {len(blocks) - 1} (the last block) in "
-            f"{named(model)}; the nearest is {min(max(after_block, 0), len(blocks) - 1)}"
+            f"after_block={after_block} must be from 0 (after the embedding) to {depth - 1} (the last block) in "
+            f"{named(model)}; the nearest is {min(max(after_block, 0), depth - 1)}"
         )
-    _refuse_padding(model)
-    _refuse_grid_models(model, blocks[after_block:])
-    prefix = getattr(model, "num_prefix_tokens", num_prefix_tokens)
-    if prefix != num_prefix_tokens:
+    others = layout.blocks[after_block:]
+    _refuse_padding(layout.owners)
+    _refuse_grid_models(model, layout.owners)
+    _refuse_positions(layout.owners, others)
+    _refuse_grid_outputs(model, layout)
+    prefix = layout.num_prefix_tokens
+    if prefix is not None and prefix != num_prefix_tokens:
         raise ValueError(
             f"{named(model)} has {prefix} prefix tokens, the expansion was made for {num_prefix_tokens}: "
             f"use TokenExpansion(..., num_prefix_tokens={prefix})"
         )
-    width = _width(model)
-    for index, block in enumerate(blocks[after_block:], start=after_block):
-        _probe(f"block {index} of {named(model)}", block, prefix, width)
-    return blocks[after_block]
+    for index, block in enumerate(others, start=after_block):
+        probe(f"block {index} of {named(model)}", block, num_prefix_tokens, layout.width)
+    return layout
 
 
-def named(model: nn.Module) -> str:
-    """The name of its class, for messages."""
-    return type(model).__name__
+def masks_padding(model: nn.Module) -> bool:
+    """Whether the masks that a model gives its blocks say which patches are padding (timm's NaFlexVit)."""
+    return not set(_MAYBE_PADDED).isdisjoint(inspect.signature(model.forward).parameters)
 
 
-def _plain_blocks(model: nn.Module) -> list[nn.Module]:
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
-        wrapped = isinstance(getattr(model, "module", None), nn.Module)
-        remedy = "attach to the model inside the wrapper" if wrapped else "use a plain vision transformer (ViT, DeiT)"
-        raise ValueError(
-            f"{named(model)} has no plain list `blocks` between which tokens could be dropped (windows, stages and "
-            f"feature maps need every token); {remedy}"
-        )
-    return list(blocks)
+def _refuse_windows(model: nn.Module) -> None:
+    for module in model.modules():
+        for attribute in _WINDOWS:
+            value = getattr(module, attribute, None)
+            # BEiT's `window_size` is a pair, that of its whole grid.
+            if value is None or isinstance(value, nn.Module) or (attribute == "window_size" and not _is_count(value)):
+                continue
+            raise ValueError(
+                f"{named(model)} attends within windows (`{attribute}` of {named(module)}), which need every token of "
+                f"their part of the image; {_PLAIN}"
+            )
 
 
-def _refuse_padding(model: nn.Module) -> None:
-    """Refuse models of batches with unlike numbers of patches (timm's NaFlexVit), by what their forward pass takes."""
-    if _PADDING in inspect.signature(model.forward).parameters:
-        raise ValueError(
-            f"{named(model)} takes images with unlike numbers of patches (`{_PADDING}`) and masks the padding in each "
-            "block, for which token expansion is not defined; use a model of images of one size (ViT, DeiT), in timm "
-            "without use_naflex"
-        )
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value > 0
 
 
-def _refuse_grid_models(model: nn.Module, blocks: list[nn.Module]) -> None:
+def _refuse_padding(owners: Sequence[nn.Module]) -> None:
+    for owner in owners:
+        for name in _ALWAYS_PADDED:
+            if name in inspect.signature(owner.forward).parameters:
+                raise ValueError(
+                    f"{named(owner)} takes images with unlike numbers of patches, padded to one length (`{name}`), for "
+                    "which token expansion is not defined; use a model of images of one size (ViT, DeiT, SigLIP)"
+                )
+
+
+def _refuse_grid_models(model: nn.Module, owners: Sequence[nn.Module]) -> None:
     if getattr(getattr(model, "patch_embed", None), "backbone", None) is not None:
         raise ValueError(
             f"{named(model)} is a hybrid: its tokens are cells of a convolutional backbone (patch_embed.backbone), for "
             "which token expansion is not defined; use a model with a patch embedding"
         )
-    for attribute in _LATE_CLASS_TOKEN:
-        if hasattr(model, attribute):
-            raise ValueError(
-                f"{named(model)} adds its class token after some of the blocks (it has `{attribute}`), so that prefix "
-                "tokens cannot be told from patch tokens; use a plain vision transformer (ViT, DeiT)"
-            )
-    holders = [model, *(module for block in blocks for module in block.modules())]
-    for holder in holders:
-        for attribute in _GRID_POSITIONS:
-            if getattr(holder, attribute, None) is not None:
+    for owner in owners:
+        for attribute in _LATE_CLASS_TOKEN:
+            if hasattr(owner, attribute):
                 raise ValueError(
-                    f"{named(model)} has rotary or relative positions (`{attribute}` of {named(holder)}), which belong "
-                    "to a full grid of tokens; use a model with absolute position embeddings (ViT, DeiT)"
+                    f"{named(owner)} adds its class token after some of the blocks (it has `{attribute}`), so that "
+                    f"prefix tokens cannot be told from patch tokens; {_PLAIN}"
+                )
+    for module in model.modules():
+        for attribute in _BEHIND:
+            if getattr(module, attribute, None) is not None:
+                raise ValueError(
+                    f"{named(model)} has detection tokens behind its patches or adds positions between its blocks "
+                    f"(`{attribute}` of {named(module)}), outside of the blocks, where those of the kept tokens cannot "
+                    "be given; use YOLOS of toe_train.models"
                 )
 
 
-def _width(model: nn.Module) -> int:
-    for attribute in ("embed_dim", "num_features"):
-        width = getattr(model, attribute, None)
-        if isinstance(width, int):
-            return width
-    raise ValueError(
-        f"{named(model)} does not say how wide its tokens are (no integer `embed_dim`): only a plain vision "
-        "transformer with one width can drop tokens; set the attribute if yours is one"
-    )
-
-
-@torch.no_grad()
-def _probe(name: str, block: nn.Module, num_prefix: int, width: int) -> None:
-    """Raise ValueError unless a block takes any number of patch tokens and does not care about their order."""
-    flags = [(module, module.training) for module in block.modules()]
-    block.eval()
-    try:
-        for count in (5, 8):
-            try:
-                _check_equivariance(block, num_prefix, count, width)
-            except Exception as error:
+def _refuse_positions(owners: Sequence[nn.Module], blocks: Sequence[nn.Module]) -> None:
+    """Refuse positions that belong to a full grid and do not come as an argument that is gathered."""
+    holders = [*owners, *owners[-1].children(), *(module for block in blocks for module in block.modules())]
+    for holder in holders:
+        for attribute in _RELATIVE:
+            if getattr(holder, attribute, None) is not None:
                 raise ValueError(
-                    f"{name} ({type(block).__name__}) cannot run on a subset of the tokens: {error}; dropping tokens "
-                    "before it would be wrong; use a plain vision transformer (ViT, DeiT)"
-                ) from error
-    finally:
-        for module, training in flags:
-            module.training = training
+                    f"{named(owners[0])} has relative positions (`{attribute}` of {named(holder)}), a bias between the "
+                    "places of a full grid of tokens; use a model with absolute or rotary positions (ViT, DeiT, DINOv3)"
+                )
+        for attribute in _OWN_ROTARY:
+            if getattr(holder, attribute, None) is not None:
+                raise ValueError(
+                    f"{named(owners[0])} has rotary positions of its own (`{attribute}` of {named(holder)}), which "
+                    f"belong to a full grid of tokens: gathered are those that blocks are given as {_GATHERED}; "
+                    "use a model with absolute position embeddings (ViT, DeiT)"
+                )
+    given = all(not ROTARY.keys().isdisjoint(inspect.signature(block.forward).parameters) for block in blocks)
+    for holder in holders:
+        if getattr(holder, "rope", None) is not None and not (given and holder in owners):
+            raise ValueError(
+                f"{named(owners[0])} has rotary positions (`rope` of {named(holder)}) that its blocks are not given as "
+                f"{_GATHERED}, so that they cannot be gathered; use a model with absolute position embeddings "
+                "(ViT, DeiT)"
+            )
 
 
-def _check_equivariance(block: nn.Module, num_prefix: int, count: int, width: int) -> None:
-    """Raise an error unless permuting patch tokens (1, P+n, D) permutes the block's output in the same way."""
-    like = next(block.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)  # the global one stays as it is
-    x = torch.randn(1, num_prefix + count, width, generator=generator).to(like.device, like.dtype)  # (1, P+n, D)
-    # The new order separates all neighbours: 1 4 2 0 3 for five tokens, 1 4 7 2 5 0 3 6 for eight.
-    shuffled = [num_prefix + (3 * position + 1) % count for position in range(count)]
-    order = torch.tensor([*range(num_prefix), *shuffled], device=x.device)  # (P+n,)
-    y = block(x)
-    if not isinstance(y, Tensor) or y.shape != x.shape:
-        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"tokens of shape {tuple(x.shape)} became {shape}")
-    if x.is_meta:  # no values to compare
-        return
-    # Measured against what the block adds, so that a small layer scale hides nothing, with room for rounding.
-    error = (block(x[:, order]) - y[:, order]).abs().max()
-    epsilon = torch.finfo(x.dtype).eps
-    allowed = epsilon**0.5 * (y - x).abs().max() + 8 * epsilon * y.abs().max()
-    if not error <= allowed:
-        raise ValueError("its output depends on the order of the patch tokens")
+def _refuse_grid_outputs(model: nn.Module, layout: Layout) -> None:
+    """Refuse models that make a grid of the tokens after the blocks; the kept ones have none."""
+    for owner in layout.owners:
+        for attribute in _GRID_OUTPUTS:
+            if getattr(owner, attribute, None) is not None:
+                raise ValueError(
+                    f"{named(owner)} lays the tokens after its blocks out as the image's grid (it has `{attribute}`), "
+                    "and kept tokens have no grid; use the model that gives tokens or logits, not its backbone"
+                )
+    for module in model.modules():
+        for attribute in _RESTORING:
+            if getattr(module, attribute, None) is not None:
+                raise ValueError(
+                    f"{named(model)} puts its tokens back to their places in the grid (`{attribute}` of "
+                    f"{named(module)}), where dropped ones would be missing; use a model with a head on tokens"
+                )
+    last = next(name for name, module in model.named_modules() if module is layout.blocks[-1])
+    names = [name for name, _ in model.named_modules()]
+    end = max(place for place, name in enumerate(names) if name == last or name.startswith(f"{last}."))
+    for name in names[end + 1 :]:
+        module = model.get_submodule(name)
+        if isinstance(module, _GRID_MODULES):
+            raise ValueError(
+                f"{named(model)} has a {named(module)} behind its blocks (`{name}`), which needs the image's grid, and "
+                "kept tokens have no grid; use a model with a head on tokens"
+            )
