@@ -502,3 +502,19 @@ def test_other_refusals():
         attach(model, expansion_for())
     with pytest.raises(ValueError, match="no integer `embed_dim`"):
         attach(Plain(nn.Identity(), nn.Identity(), width=None), expansion_for())
+
+
+def test_a_compiled_model_is_refused():
+    model = build()
+    with pytest.raises(ValueError, match="attach to the model first, then compile"):
+        attach(torch.compile(model), expansion_for())
+    attach(model, expansion_for()).remove()
+    model.compile()
+    with pytest.raises(ValueError, match="attach to the model first, then compile"):
+        attach(model, expansion_for())
+
+
+@pytest.mark.parametrize("count", [1.5, "1", None, -1])
+def test_a_number_of_prefix_tokens_is_a_whole_number(count):
+    with pytest.raises(ValueError, match="must be a whole number, 0 or more"):
+        expansion_for(count)

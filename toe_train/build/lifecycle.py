@@ -23,6 +23,7 @@ from toe_train.build.resume import Found, belonging, require_same_experiment, re
 from toe_train.build.step import MicroBatches, micro_batches
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import (
+    MethodSection,
     RunConfig,
     config_at,
     curriculum_stages,
@@ -92,7 +93,10 @@ class Run:
             trainer = here.together(partial(build_trainer, setting, find_checkpoint(setting, "auto")))
             if here.is_main:
                 plan = trainer.cadence.plans[epoch]
-                print(f"from epoch {epoch + 1} on: {plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}")
+                depth = (config.method or MethodSection()).model_kwargs(plan.segment).get("depth")
+                blocks = f"{depth} blocks, " if depth else ""
+                shown = f"{plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}"
+                print(f"from epoch {epoch + 1} on: {blocks}{shown}")
                 print(describe_split(trainer.layout))
 
     def _begin(self, trainer: Trainer) -> None:

@@ -118,11 +118,20 @@ def attach(
     Raises:
         ValueError: when tokens cannot be dropped there; the message names the reason.
     """
-    if getattr(model, NAME, None) is not None:
-        raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
+    _refuse_taken(model)
     layout = require_suitable(model, after_block, expansion.num_prefix_tokens, blocks, width)
     norm = _dense_norm(model, expansion, restore)
     return Attachment(model, expansion, layout, after_block, norm, copy=restore == "copy")
+
+
+def _refuse_taken(model: nn.Module) -> None:
+    """Refuse what is attached already, and a compiled model, whose graphs may run without hooks that come later."""
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:  # both ways of torch
+        raise ValueError(
+            f"{named(model)} is compiled, and its graphs would not drop tokens: attach to the model first, then compile"
+        )
+    if getattr(model, NAME, None) is not None:
+        raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
 
 
 def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:
