@@ -77,8 +77,8 @@ class TokenExpansionMethod(Method):
         if not hasattr(embedding, "num_patches"):
             handle.remove()
             raise ValueError(
-                f"{type(model).__name__} does not say how many patches its images have (`patch_embed.num_patches`), which "
-                "a run's plan needs; use a model of images of one size, in timm without use_naflex"
+                f"{type(model).__name__} does not say how many patches its images have (`patch_embed.num_patches`), "
+                "which a run's plan needs; use a model of images of one size, in timm without use_naflex"
             )
         self._num_tokens = embedding.num_patches
         for stage in range(1, self._schedule.num_stages + 1):
