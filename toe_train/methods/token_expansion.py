@@ -72,8 +72,14 @@ class TokenExpansionMethod(Method):
                 f"{type(model).__name__} takes images of any number of patches; use spatial or even"
             )
         self.expansion = TokenExpansion(self._schedule, num_prefix_tokens=prefix, **self._options)
-        attach(model, self.expansion, self._after_block, self._restore)
-        embedding: Any = model.patch_embed
+        handle = attach(model, self.expansion, self._after_block, self._restore)
+        embedding: Any = getattr(model, "patch_embed", None)
+        if not hasattr(embedding, "num_patches"):
+            handle.remove()
+            raise ValueError(
+                f"{type(model).__name__} does not say how many patches its images have (`patch_embed.num_patches`), "
+                "which a run's plan needs; use a model of images of one size, in timm without use_naflex"
+            )
         self._num_tokens = embedding.num_patches
         for stage in range(1, self._schedule.num_stages + 1):
             self._schedule.num_kept(stage, self._num_tokens)
