@@ -355,5 +355,6 @@ def test_without_its_dense_head_it_is_an_ordinary_classifier():
     model.reset_classifier(7)
     assert model(x).shape == (2, 7)
     handle = attach(model, TokenExpansion(ExpansionSchedule([0, 1, 2], [0.5, 0.75, 1.0], 0.25)))
+    handle.expansion.set_epoch(0)
     assert model.train()(x).shape == (2, 7)
     assert handle.expansion.kept.shape == (2, 32)

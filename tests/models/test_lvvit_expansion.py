@@ -26,6 +26,7 @@ def build(restore=None, mix=None):
     model.given_mix = mix
     if restore is not None:
         expansion = TokenExpansion(ExpansionSchedule([0, 1, 2], [0.5, 0.75, 1.0], 0.25))
+        expansion.set_epoch(0)
         attach(model, expansion, restore=restore)
     return model
 
