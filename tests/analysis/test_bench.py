@@ -59,7 +59,7 @@ def on_folder(root, *settings):
         ("step", ["--output", "there"], "--output is of --what saving, and this is step"),
         ("loader", ["--output", "runs"], "--output is of --what saving, and this is loader"),
         ("step", ["--json", "one", "--profile", "./one"], "name two files"),
-        ("loader", ["--beside", "other.yaml"], "--beside is of --what step, and this is loader"),
+        ("loader", ["--beside", "other.yaml"], "--beside is of --what step and reading, and this is loader"),
         ("step", ["--beside", "other.yaml", "--sizes", "16"], "--sizes, --graph and --profile are of one run's steps"),
         ("step", ["--beside", "other.yaml", "--batch", "2,4"], "with --beside give one number"),
         ("step", ["--beside", "a.yaml", "a.yaml"], "a file is named twice"),

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     elif options.what == "loader":
         result = benchmark_loader(config, options.rounds, device)
     elif options.what == "reading":
-        result = benchmark_reading(config, options.rounds, Path(options.beside) if options.beside else None)
+        result = benchmark_reading(config, options.rounds, Path(options.beside[0]) if options.beside else None)
     elif options.what == "end-to-end":
         result = benchmark_end_to_end(config, options.rounds, device)
     elif options.what == "expansion":
@@ -80,8 +80,10 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise UserError(
             f"--sizes, --graph and --profile are of --what step, and this is {options.what}; leave them out"
         )
-    if options.beside and options.what != "step":
-        raise UserError(f"--beside is of --what step, and this is {options.what}; leave it out")
+    if options.beside and options.what not in ("step", "reading"):
+        raise UserError(f"--beside is of --what step and reading, and this is {options.what}; leave it out")
+    if len(options.beside) > 1 and options.what == "reading":
+        raise UserError("--beside: of --what reading it is one folder; give one")
     if options.beside and (options.sizes or options.profile or options.graph):
         raise UserError("--beside: --sizes, --graph and --profile are of one run's steps; leave them out")
     if options.beside and len(options.batch or [32]) > 1:
@@ -97,8 +99,6 @@ def require_consistent(options: argparse.Namespace) -> None:
         raise UserError(
             f"--output is of --what saving, and this is {options.what}; leave it out, or give --json for the figures"
         )
-    if options.beside and options.what != "reading":
-        raise UserError(f"--beside is of --what reading, and this is {options.what}; leave it out")
     if options.what == "expansion" and len(options.batch or [32]) > 1:
         raise UserError("--batch: --what expansion takes one number")
     if options.json and options.profile and Path(options.json).resolve() == Path(options.profile).resolve():

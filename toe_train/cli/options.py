@@ -97,9 +97,9 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         "--beside",
         nargs="+",
         default=[],
-        metavar="FILE",
+        metavar="FILE|DIR",
         help="of step: further runs of the same model, whose steps take turns with the plain step and with those of "
-        "--config; KEY=VALUE holds for all of them",
+        "--config; KEY=VALUE holds for all of them; of reading: a folder of the same images, with train/ and val/",
     )
     sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
     sub.add_argument(
@@ -110,7 +110,6 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         choices=("blocks", "model"),
         help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
     )
-    sub.add_argument("--beside", metavar="DIR", help="of reading: folder of the same images, with train/ and val/")
     sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
     sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
     sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
