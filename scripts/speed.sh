@@ -6,8 +6,8 @@
 #
 # --batch: images of a step (default: 256; on a CPU take 32). --rounds: timed repeats (default: 30). KEY=VALUE: for the
 # benchmarks that read images, e.g. data.workers=16. They time DeiT-T, S and B in every stage beside the full-token step,
-# as shipped and as the paper ran them (eager, fp16); batch, image size and keep rate; dropping and merging alone; the
-# loader beside timm's; step and loader together; saving.
+# as shipped and as the paper ran them (eager, fp16); the compared methods beside ToE; batch, image size and keep rate;
+# dropping and merging alone; the loader beside timm's; step and loader together; saving.
 set -uo pipefail
 here=$PWD
 cd "$(dirname "$(realpath "$0")")/.." || exit 2
@@ -70,6 +70,12 @@ bench step_deit_small_rates deit_small_toe_r05 --batch "$((batch / 4)),$batch" \
     "expansion.keep_rates=[0.4, 0.5, 0.6, 0.75, 1.0]" "expansion.stage_epochs=[0, 60, 120, 180, 240]"
 bench step_deit_small_et deit_small_et_toe_r06 --batch "$batch"
 bench step_lvvit_small lvvit_s_toe_r04 --batch "$batch"
+bench methods_deit_tiny deit_tiny --batch "$batch" \
+    --beside configs/deit_tiny_{toe_r05,tome_r8,networkexpansion_6_12,s2vite}.yaml
+bench methods_deit_small deit_small --batch "$batch" \
+    --beside configs/deit_small_{toe_r05,tome_r8,networkexpansion_6_12}.yaml
+bench methods_deit_base deit_base --batch "$((batch / 2))" \
+    --beside configs/deit_base_{toe_r05,networkexpansion_6_12,stackbert}.yaml
 for model in tiny small; do
     bench "expansion_deit_$model" "deit_${model}_toe_r05" --what expansion --batch "$batch"
 done

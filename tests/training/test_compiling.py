@@ -6,6 +6,7 @@ from support import trainer_of
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn.parallel import DistributedDataParallel
 
+from toe_train.build import step as step_module
 from toe_train.cli.train import main
 from toe_train.recipes import load_config
 from toe_train.runs.folder import RunFolder
@@ -50,6 +51,20 @@ def test_each_kind_of_block_has_one_graph_a_stage_and_no_step_makes_one(
     # Each stage once beforehand, then 5 steps in each of 3 epochs.
     assert sum(map(len, graphs)) == depth * (stages + 15) + dropping + 5 * epochs
     assert compiled == pytest.approx(eager, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_both_forms_of_a_masked_step_are_made_beforehand(graphs, losses, monkeypatch):
+    """With and without the heads' scores, which the steps before the updates take."""
+    made = []
+    real = step_module.compile_stages
+    monkeypatch.setattr(step_module, "compile_stages", lambda *given: [real(*given), made.append(len(graphs))][0])
+    method = "method={kind: structured_sparsity, heads_kept: 0.5, update_every: 3}"
+    eager = losses("eager", "train.compile=false", "expansion=null", method)
+    compiled = losses("compiled", "train.compile=true", "expansion=null", method)
+    assert made == [len(graphs)]
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+    assert compiled == pytest.approx(eager, rel=1e-5)
 
 
 class Backend:

@@ -119,7 +119,8 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
-    trainer.log = _log(run, found, progress, task, [text for text in (started_from, built.method.note) if text])
+    noted = built.method.note and f"note: {built.method.note}"
+    trainer.log = _log(run, found, progress, task, [text for text in (started_from, noted) if text])
     return trainer
 
 
