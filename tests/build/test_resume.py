@@ -5,14 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from support import trainer_of
 
+from toe_train.build.resume import require_same_order
 from toe_train.cli.train import main
-from toe_train.recipes import load_config
+from toe_train.errors import UserError
+from toe_train.recipes import RunConfig, load_config
 from toe_train.runs import sealed
 from toe_train.runs.checkpoints import Checkpoints, read
 from toe_train.runs.folder import RunFolder
@@ -375,3 +378,15 @@ def test_one_process_at_a_time_trains_in_a_folder(tiny, tmp_path, capsys):
             assert f"another process trains in {folder}" in capsys.readouterr().err
         other.stdin.close()
     assert main(["--config", str(tiny), "--output", str(folder), "epochs=1"]) == 0
+
+
+@pytest.mark.parametrize("key", ["detection.same_size=2", "detection.padding=true"])
+def test_what_groups_images_with_boxes_stays_within_an_epoch(configs, key):
+    before, now = (load_config(configs / "yolos_small.yaml", more).model_dump(mode="json") for more in ([], [key]))
+    images = {"count": 8, "digest": "d"}
+    state = {"progress": {"step": 3}, "config": before, "images": images}
+    with pytest.raises(UserError, match=key.partition("=")[0]):
+        require_same_order(Path("last.pt"), state, now, images)
+    require_same_order(Path("last.pt"), {**state, "progress": {"step": 0}}, now, images)
+    del state["config"]["detection"]  # of a version that knew no boxes: its defaults
+    require_same_order(Path("last.pt"), state, {**now, "detection": RunConfig().detection.model_dump()}, images)

@@ -127,12 +127,14 @@ def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any]
         UserError: naming what the order depends on and what differs.
     """
     step = state["progress"]["step"]
-    saved = state["config"]
+    saved = completed(state["config"])
     before, now = (
         {
             "seed": source["seed"],
             "train.global_batch": source["train"]["global_batch"],
             "augment.repeats": source["augment"]["repeats"],
+            "detection.same_size": source["detection"]["same_size"],
+            "detection.padding": source["detection"]["padding"],
             "training images": listed,
         }
         for source, listed in ((saved, state["images"]), (config, images))
