@@ -211,3 +211,13 @@ def test_the_method_says_how_many_tokens_are_left_and_that_evaluation_merges():
     assert (method.tokens_kept(196, 1), method.tokens_kept(196, 0)) == (100, 196)
     assert "not the plain one's" in method.note
     assert getattr(model, token_merging.NAME) is not None
+
+
+@pytest.mark.parametrize(("r", "told"), [(3, None), (1000, "2 of 2 blocks"), ([1, 9], "1 of 2 blocks")])
+def test_what_r_asks_for_and_cannot_get_is_said(r, told):
+    """16 patch tokens: at most half of what is left goes in a block."""
+    model = timm.create_model("deit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+    method = TokenMergingMethod(r)
+    method.prepare(model)
+    assert ("lose half of their tokens" in method.note) == (told is not None)
+    assert (told or "") in method.note
