@@ -253,9 +253,6 @@ def _prefix(model: nn.Module) -> int:
     return int(getattr(model, "num_prefix_tokens", 1))
 
 
-MERGES = "evaluation merges tokens as training does: accuracies are the merging model's, not the plain one's"
-
-
 class TokenMergingMethod(Method):
     """ToMe as a trained baseline: merges in training, in evaluation and in the averaged model.
 
@@ -266,7 +263,7 @@ class TokenMergingMethod(Method):
     """
 
     own_module = NAME
-    note = MERGES
+    note = "evaluation merges tokens as training does: accuracies are the merging model's, not the plain one's"
 
     def __init__(
         self, r: int | Sequence[int] = 8, inflection: float = 0.0, proportional_attention: bool = True
@@ -286,12 +283,15 @@ class TokenMergingMethod(Method):
         """Attaches the merging."""
         self._merging = attach(model, self._r, self._proportional, self._inflection).merging
         self._counts = counts(self._r, len(blocks_of(model)), self._inflection)
-        left, cut = model.patch_embed.num_patches, 0  # type: ignore[union-attr]
+        embedding: Any = model.patch_embed
+        left, cut = embedding.num_patches, 0
         for count in self._counts:
             cut += count > left // 2
             left -= min(count, left // 2)
         if cut:
-            self.note = f"{MERGES}; {cut} of {len(self._counts)} blocks lose half of their tokens, which is less than r"
+            self.note = (
+                f"{self.note}; {cut} of {len(self._counts)} blocks lose half of their tokens, which is less than r"
+            )
 
     def tokens_kept(self, num_tokens: int, stage: int) -> int:
         """Patch tokens that the last block's perceptron sees."""
