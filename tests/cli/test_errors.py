@@ -131,7 +131,7 @@ BAD_VALUES = {
     "a convolutional network": (["model.name=convnext_tiny", "model.kwargs={}"], "not a plain vision transformer"),
     "windows": (
         ["model.name=swin_tiny_patch4_window7_224", "model.kwargs={}", "model.image_size=224"],
-        "no plain list",
+        "attends within windows",
     ),
     "a section that is none": (["optim=null"], "optim = None: must be a section of `key: value` lines"),
     "a list that is none": (["expansion.keep_rates=0.5"], "expansion.keep_rates = 0.5: must be a list"),

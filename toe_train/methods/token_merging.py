@@ -289,9 +289,7 @@ class TokenMergingMethod(Method):
             cut += count > left // 2
             left -= min(count, left // 2)
         if cut:
-            self.note = (
-                f"{self.note}; {cut} of {len(self._counts)} blocks lose half of their tokens, which is less than r"
-            )
+            self.note = f"{self.note}; {cut} of {len(self._counts)} blocks lose half of their tokens, less than r"
 
     def tokens_kept(self, num_tokens: int, stage: int) -> int:
         """Patch tokens that the last block's perceptron sees."""
