@@ -81,7 +81,8 @@ sys.exit(main({given!r}))
     ("command", "given"), [("train", ["--config", "none.yaml"]), ("tools", ["plan", "--config", "none.yaml"])]
 )
 def test_ctrl_c_while_the_libraries_are_loaded_is_one_line(command, given):
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # the tests may run in the background
+    # Where the tests run in the background it is ignored.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script = heard + INTERRUPTED_WHILE.format(name="torch", command=command, given=given)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     said = "interrupted: while the libraries were loaded; nothing was begun\n"
