@@ -123,7 +123,9 @@ def test_images_in_deeper_folders_count(image_root):
 
 def test_the_sample_is_small_and_always_the_same(image_root, monkeypatch):
     decoded = []
-    monkeypatch.setattr("toe_train.data.check.load_rgb", lambda path: decoded.append(path) or load_rgb(path))
+    monkeypatch.setattr(
+        "toe_train.data.check.load_rgb", lambda path, turned: decoded.append(path) or load_rgb(path, turned)
+    )
     check_datasets("image_folder", image_root, sample=3)
     first = list(decoded)
     check_datasets("image_folder", image_root, sample=3)

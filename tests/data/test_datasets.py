@@ -163,7 +163,9 @@ def test_missing_root(tmp_path, kind):
 
 
 def test_unknown_kind(tmp_path):
-    with pytest.raises(UserError, match="data kind 'mnist' is not known: use one of image_folder, tar, list, cifar10"):
+    with pytest.raises(
+        UserError, match="data kind 'mnist' is not known: use one of image_folder, tar, list, coco, cifar10"
+    ):
         open_datasets("mnist", tmp_path)
 
 

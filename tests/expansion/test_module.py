@@ -226,7 +226,7 @@ def test_noise_of_the_wrong_shape(tokens):
         ({"metric": "euclid"}, "nearest is 'euclidean'"),
         ({"initialization": "rand"}, "initialization='rand' .*nearest is 'random'"),
         ({"expansion": "Uniform"}, "expansion='Uniform' .*nearest is 'uniform'"),
-        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 must be 0 or more"),
+        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 must be a whole number, 0 or more"),
     ],
 )
 def test_bad_options(options, message):

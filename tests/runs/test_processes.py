@@ -104,7 +104,7 @@ def test_alone_it_is_just_the_work():
 
 
 CALLS = """
-model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.BatchNorm1d(2)), 8)
+model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(192, 2), nn.BatchNorm1d(2)), (8, 8))
 def step(skip):
     with here.averaging(model, skip):
         model(torch.ones(2, 3, 8, 8)).sum().backward()
@@ -117,7 +117,7 @@ calls = {
     "share_buffers": lambda: here.share_buffers(nn.BatchNorm1d(2)),
     "main_only": lambda: here.main_only(lambda: None),
     "from_main": lambda: here.from_main(lambda: 1),
-    "wrap": lambda: here.wrap(nn.Linear(2, 2), 8),
+    "wrap": lambda: here.wrap(nn.Linear(2, 2), (8, 8)),
 }
 model.train()
 step(skip=False)
@@ -149,7 +149,7 @@ def test_a_process_that_is_gone_is_an_interruption(in_two, names):
 
 def test_gradients_are_averaged_unless_skipped(in_two):
     told = in_two("""
-model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1, bias=False)), 8)
+model = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1, bias=False)), (8, 8))
 for skip in (True, False):
     model.zero_grad()
     with here.averaging(model, skip):
@@ -192,7 +192,7 @@ processes.PATIENCE_IN_STEPS = timedelta(seconds=2)
 assert processes.PATIENCE > timedelta(hours=1)
 time.sleep(4 * rank)  # before the steps
 here.sum(torch.zeros(1))
-wrapped = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), 2)
+wrapped = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (2, 2))
 try:
     if rank == 0:
         here.largest([0.0])

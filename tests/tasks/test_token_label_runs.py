@@ -142,7 +142,7 @@ def test_pictures_show_image_labels_kept_tokens_and_restored_grid(lvvit, tmp_pat
         (["token_labels=null"], "has an output for each patch, which token_labels train, and the run has none"),
         (["model.kwargs.dense=false"], "has no output for each patch, which token_labels train; use lvvit_t"),
         (["token_labels.geometry=center_crop"], "center_crop"),
-        (["model.kwargs.dense=false", "token_labels=null", "expansion.restore=copy"], "leave restore at 'zero'"),
+        (["model.kwargs.dense=false", "token_labels=null", "expansion.restore=copy"], "set token_labels.root"),
     ],
 )
 def test_what_does_not_go_together_is_refused(lvvit, tmp_path, capsys, overrides, message):
