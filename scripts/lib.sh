@@ -121,7 +121,11 @@ train() {
 
 # scale_down CONFIG: adds to `given` what brings a configuration of the proxy to its scale; stages keep their shares.
 scale_down() {
-    case $1 in *_yolos*) scale_yolos "$1" && return ;; esac
+    case $1 in *_yolos*)
+        scale_yolos "$1"
+        return
+        ;;
+    esac
     local thirds="[0, 5, 10]" fifths="[0, 3, 6, 9, 12]" batch=64 width=64 depth=6
     local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=146
     if [ "$scale" = cpu ]; then
@@ -162,14 +166,18 @@ scale_down() {
 # scale_yolos CONFIG: as scale_down, of a detection proxy. --smoke draws its images by code.
 scale_yolos() {
     local stages="[1, 10, 20]" width=96 depth=4 sides="[128, 144, 160]" size="[144, 192]" batch=8
+    local longest=266 from="[128, 144, 160]" cut="[96, 160]" short=160
     if [ "$scale" = cpu ]; then
         given+=(epochs=30)
     else
         stages="[1, 2, 3]" width=32 depth=3 sides="[64, 80]" size="[64, 80]" batch=4
+        longest=133 from="[64, 80]" cut="[48, 80]" short=80
         shapes
         given+=(epochs=4 evaluate.every_epochs=1 data.root="$output/shapes")
     fi
     given+=(data.workers=0 "train.global_batch=$batch" "model.image_size=$size" "detection.short_sides=$sides")
+    given+=("detection.longest_side=$longest" "detection.crop_from=$from" "detection.crop_sides=$cut")
+    given+=("detection.eval_short_side=$short" "detection.eval_longest_side=$longest")
     given+=("model.kwargs={embed_dim: $width, depth: $depth, num_heads: 2, num_det_tokens: 20, init_size: $size, mid_size: $size}")
     case $1 in *_toe_*) given+=("expansion.stage_epochs=$stages") ;; esac
 }

@@ -26,6 +26,8 @@ CASES = [
     ("data.label_key=class", "deit_tiny", [], "it is of shards; set data.kind=tar"),
     ("data.relist=true", "quickstart", [], "set data.kind=image_folder"),
     ("method.source=ema", "deit_base_stackbert", [], "set method.copy=insert or stack"),
+    ("task.kind=classification", "lvvit_t", [], "set token_labels=null"),
+    ("detection.head_bias_decay=true", "yolos_tiny", ["optim.layer_decay=0.5"], "set optim.layer_decay=null"),
     ("method.r=0", "deit_tiny_tome_r8", [], "set it above 0, or method=null"),
     ("augment.rand_augment=rand-m5-n2", "deit_tiny_et", [], "set curriculum.rand_augments, or curriculum=null"),
     ("augment.rand_augment=null", "deit_tiny_et", [], "set curriculum.rand_augments"),

@@ -140,6 +140,9 @@ def test_layer_decay_gives_each_layer_its_share_of_the_rate(name):
     expected = {"pos_embed": 0.05, "cls_token": 0.05, "blocks.0.attn.qkv.weight": 0.1, "blocks.1.norm1.bias": 0.2}
     expected |= {"blocks.2.mlp.fc1.weight": 0.4, "norm.weight": 0.4, "head.weight": 0.8, "head.bias": 0.8}
     assert {key: rates[id(named[key])] for key in expected} == pytest.approx(expected)
+    for block, rate in enumerate((0.1, 0.2, 0.4)):
+        own = {rates[id(parameter)] for parameter in model.blocks[block].parameters()}
+        assert list(own) == [pytest.approx(rate)]
     assert len(rates) == len(named)
     decay = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     assert decay[id(named["pos_embed"])] == decay[id(named["norm.weight"])] == 0

@@ -118,7 +118,7 @@ def benchmark_methods(
 
     Args:
         configs: the runs by name; they differ in their methods and their epochs.
-        batch: images per step, even.
+        batch: images per step, even where images are mixed.
         rounds: timed steps of each kind, after two that are not.
         device: where to compute, which holds all the models.
         num_classes: width of the classifier; ImageNet's by default.
@@ -127,8 +127,8 @@ def benchmark_methods(
         UserError: the runs differ in more, or have a curriculum; an odd batch; the device's memory is too small.
     """
     _require_alike(configs)
-    BatchLayout(batch, batch)  # legal
     first = next(iter(configs.values()))
+    BatchLayout(batch, batch, mixed=first.mixes_images)  # legal
     cases = {name: step_cases(config) for name, config in configs.items()}
     costs = {name: case_costs(configs[name], found, num_classes) for name, found in cases.items()}
     try:

@@ -60,7 +60,7 @@ def benchmark_reading(config: RunConfig, rounds: int, beside: Path | None) -> Re
         UserError: data of another kind, that is not there, or not the same.
     """
     if not config.data.of_files:
-        raise UserError(f"data.kind = {config.data.kind}: its images lie in memory; set data.kind=tar or image_folder")
+        raise UserError(f"data.kind = {config.data.kind} is not timed; set data.kind=tar or image_folder")
     sources = {f"{config.data.kind} {config.data.root}": _files(list_images(config)[0])}
     if beside is not None:
         other = data.FolderImages(beside / "train")

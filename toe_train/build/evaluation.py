@@ -37,7 +37,7 @@ class Evaluated:
 
 
 def evaluate_boxes(trained: Trained, processes: Processes) -> tuple[dict[str, float], list[str]]:
-    """As `evaluate_trained`, of a model that finds boxes: scores by the names of its task."""
+    """Scores by the names of its task of a model that finds boxes, and what was done to the weights, a line each."""
     config = trained.built_as
     processes.main_only(lambda: check_data(config))
     _, val_images = open_images(config, processes)
@@ -65,7 +65,10 @@ def evaluate_boxes(trained: Trained, processes: Processes) -> tuple[dict[str, fl
         with batches.watching():
             found = task.score({"val": model}, batches, processes, autocast, lambda: None)
         batches.close()
-        processes.together(skipped.require_within_limit)
+    left_out = len(val_images) - int(found["val_images"])
+    _require_within(config.data.max_skipped, left_out)
+    if left_out:
+        told.append(f"note: {left_out} images cannot be read and are left out")
     return {name: found[f"val_{name}"] for name in task.scores}, told
 
 
@@ -92,12 +95,18 @@ def evaluate_trained(trained: Trained, processes: Processes) -> Evaluated:
         with batches.watching():
             scores = evaluate([model], batches, processes, autocast, watch=recorder.see)[0]
         batches.close()
-    if noted is not None and scores.left_out > config.data.max_skipped:
+    if noted is not None:
+        _require_within(config.data.max_skipped, scores.left_out)
+    outcomes = recorder.outcomes(len(val_images), processes)
+    return Evaluated(scores, outcomes, val_images, [*told, *trained.notes()])
+
+
+def _require_within(limit: int, left_out: int) -> None:
+    """Refuses an evaluation of which all processes together left out more images than the limit."""
+    if left_out > limit:
         failure = RunFailed(
-            f"{scores.left_out} images could not be read, and data.max_skipped allows {config.data.max_skipped}. "
-            "Repair or remove them (`toe-tools doctor` finds all), or raise the limit"
+            f"{left_out} images could not be read, and data.max_skipped allows {limit}. Repair or remove them "
+            "(`toe-tools doctor` finds all), or raise the limit"
         )
         failure.shared = True  # the number is that of all processes
         raise failure
-    outcomes = recorder.outcomes(len(val_images), processes)
-    return Evaluated(scores, outcomes, val_images, [*told, *trained.notes()])

@@ -49,7 +49,8 @@ def require_apart(config: RunConfig, folder: RunFolder) -> None:
     Raises:
         UserError: it lies there.
     """
-    if config.data.kind == "image_folder":
+    is_folder = config.data.kind == "image_folder"
+    if is_folder or (config.data.kind == "list" and None in (config.data.train_list, config.data.val_list)):
         data.require_apart(folder.root, config.data.root)
 
 

@@ -12,6 +12,7 @@ from toe_train import data
 from toe_train.build.inputs import batch_layout, build_finish, example_batch, largest_size
 from toe_train.build.model import BuiltModel, build_model
 from toe_train.build.task import build_task
+from toe_train.errors import UserError
 from toe_train.recipes import (
     CurriculumStage,
     EpochPlan,
@@ -97,6 +98,11 @@ def build_compile(
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of the `optim` section, at the peak learning rate."""
     section = config.optim
+    if section.layer_decay is not None and not hasattr(model, "group_matcher"):
+        raise UserError(
+            f"optim.layer_decay = {section.layer_decay}: {type(model).__name__} does not say which parameters make a "
+            "layer (it has no group_matcher); set it to null"
+        )
     heads = BOX_HEADS if config.task_kind == "detection" and config.detection.head_bias_decay else ()
     return create_optimizer(
         model,

@@ -24,6 +24,10 @@ from toe_train.runs.folder import provenance
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Times and prints; returns the exit code."""
+    # A value of --beside that is an override, as it stands behind it.
+    overrides = [text for text in options.beside if "=" in text and not Path(text).exists()]
+    options.beside = [text for text in options.beside if text not in overrides]
+    options.overrides = [*options.overrides, *overrides]
     require_consistent(options)
     batches = options.batch or [32]
     config = load_config(options.config, options.overrides)

@@ -61,6 +61,7 @@ def _of_a_trained_model(sub: argparse.ArgumentParser) -> None:
     """`KEY=VALUE` may stand after them."""
     sub.add_argument("--checkpoint", required=True, metavar="PATH", help=TRAINED)
     _of_its_weights(sub)
+    sub.set_defaults(overrides=[])
 
 
 def _of_its_weights(sub: argparse.ArgumentParser) -> None:
@@ -70,7 +71,6 @@ def _of_its_weights(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--config", metavar="FILE", help="YAML file of a run with the model, where the weights do not bring their own"
     )
-    sub.set_defaults(overrides=[])
 
 
 def _models(sub: argparse.ArgumentParser) -> None:

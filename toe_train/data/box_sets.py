@@ -22,7 +22,7 @@ from toe_train.data.augmentation.box_transform import BoxAugmentation, BoxEvalua
 from toe_train.data.augmentation.pixels import Pixels, normalized
 from toe_train.data.order.positions import GlobalOrder, SampleKey
 from toe_train.data.order.randomness import derive_seed, generator, reseed
-from toe_train.data.sets import NOT_COUNTED, EvalSet, Read, TrainSet
+from toe_train.data.sets import NOT_COUNTED, EvalSet, Read, TrainSet, made
 from toe_train.data.sources.coco import CocoImages
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.errors import NoMemory, UserError
@@ -110,12 +110,13 @@ class BoxEvalSet(EvalSet):
         try:
             image, target = self._images[index]
             place = index
+            pixels, objects = made(self._images.describe(index), image, self._boxes, target)
         except (UserError, NoMemory) as fault:
             if self._skipped is None:
                 raise
             self._skipped.note(self._images.describe(index), str(fault))
-            image, target, place = Image.new("RGB", (width, height)), self._images.target(index), NOT_COUNTED
-        pixels, objects = self._boxes(image, target)
+            place = NOT_COUNTED
+            pixels, objects = self._boxes(Image.new("RGB", (width, height)), self._images.target(index))
         return Seen(normalized(pixels, *self._normal)[0], objects, place, (height, width))
 
     def batches(self, indices: Sequence[int], batch: int) -> list[list[int]]:

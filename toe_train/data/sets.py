@@ -96,7 +96,7 @@ class TrainSet(Dataset[tuple[Shown, int | TokenTarget]]):
         )
 
     def _augmented(self, key: SampleKey, read: Read) -> tuple[Shown, int | TokenTarget]:
-        shown, target = _made(self.dataset.describe(read.index), read.image, self._transformed, key, read)
+        shown, target = made(self.dataset.describe(read.index), read.image, self._transformed, key, read)
         return shown, target
 
     def _transformed(self, image: Image.Image, key: SampleKey, read: Read) -> tuple[Shown, Any]:
@@ -133,7 +133,7 @@ class EvalSet(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         try:
             image, label = self.dataset[index]
-            return _made(self.dataset.describe(index), image, self._transform), label
+            return made(self.dataset.describe(index), image, self._transform), label
         except (UserError, NoMemory) as fault:
             if self._skipped is None:
                 raise
@@ -141,7 +141,7 @@ class EvalSet(Dataset[tuple[Any, int]]):
         return self._transform(Image.new("RGB", (64, 64))), NOT_COUNTED
 
 
-def _made(name: str, image: Image.Image, transform: Callable[..., Any], *labels: Any) -> Any:
+def made(name: str, image: Image.Image, transform: Callable[..., Any], *labels: Any) -> Any:
     """What `transform` makes of a decoded image, and of its labels.
 
     Raises UserError or NoMemory, with the image's name, where it cannot.

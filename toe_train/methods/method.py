@@ -67,7 +67,7 @@ class Method:
         return num_tokens
 
     def idle(self, num_tokens: int, stage: int) -> tuple[int, int]:
-        """MACs of a forward pass of one image at a stage that nothing depends on, though they are computed.
+        """MACs of a forward pass of one image at a stage that nothing depends on, whether or not they are computed.
 
         Args:
             num_tokens: of a block, prefix tokens included.

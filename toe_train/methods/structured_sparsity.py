@@ -145,6 +145,7 @@ class StructuredSparsityMethod(Method):
 
     def forms(self) -> Iterator[None]:
         """With what is on alone, and, as before an update, with all and the heads' scores."""
+        self._move()
         if self.stage:
             self._compute(everything=False, scores=False)
             yield
@@ -262,4 +263,5 @@ def _drawn(depth: int, count: int, kept: int, draws: torch.Generator) -> Tensor:
 def _is_plain(block: Any) -> bool:
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     modules = dict(block.named_modules())
-    return all(isinstance(modules.get(part), nn.Linear) for part in parts)
+    is_linear = all(isinstance(modules.get(part), nn.Linear) for part in parts)
+    return is_linear and block.mlp.fc1.out_features == block.mlp.fc2.in_features  # no gated units

@@ -166,6 +166,10 @@ class LvVit(nn.Module):
         """Parameters that are spared weight decay, beside all of one dimension."""
         return {"pos_embed", "cls_token"}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers by name, as timm's models tell them."""
+        return {"stem": r"cls_token|pos_embed|patch_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the blocks anew in the backward pass instead of keeping their activations."""
         self.grad_checkpointing = enable

@@ -72,6 +72,16 @@ RULES = (
         lambda run: run.task_kind == "detection",
         "images with boxes are flipped, resized and cut as the section detection says",
     ),
+    Rule(
+        ("task.kind",),
+        lambda run: run.task.kind == "classification" and run.token_labels is not None,
+        "token labels ask for the task token_labelling; set token_labels=null",
+    ),
+    Rule(
+        ("detection.head_bias_decay",),
+        lambda run: run.optim.layer_decay is not None,
+        "layers have groups of their own with optim.layer_decay; set optim.layer_decay=null",
+    ),
     Rule(OF_BOXES, lambda run: run.task_kind != "detection", "it is of boxes; set task.kind=detection"),
     Rule(OF_COCO, lambda run: run.data.kind != "coco", "it is of COCO's files; set data.kind=coco"),
     Rule(

@@ -102,6 +102,14 @@ class StructuredSparsityConfig(AlwaysSection):
     # what is off has gradients, which under released it has not.
     revive: Literal["released", "small_weights"] = "released"
 
+    @model_validator(mode="after")
+    def _something_is_off(self) -> StructuredSparsityConfig:
+        if self.heads_kept == self.units_kept == 1:
+            raise ValueError(
+                "heads_kept and units_kept: nothing is off where both are 1; set one below 1, or method=null"
+            )
+        return self
+
 
 KINDS: dict[str, type[MethodSection]] = {
     "token_merging": TokenMergingConfig,

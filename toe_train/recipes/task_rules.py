@@ -59,7 +59,7 @@ def detection_trains_plainly_or_expands(config: RunConfig) -> None:
 def batches_divide(config: RunConfig) -> None:
     """A global batch is made of whole groups of one size."""
     same, batch = config.detection.same_size, config.train.global_batch
-    if config.task.kind == "detection" and batch % same:
+    if config.task.kind == "detection" and not config.detection.padding and batch % same:
         near = batch // same * same
         either = f"{near} or {near + same}" if near else str(same)
         raise ValueError(

@@ -40,9 +40,10 @@ def create_optimizer(
     if layer_decay is None:
         groups = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)  # with 0.0 timm would make one
         heads = {id(parameter) for name in decaying_whole for parameter in model.get_submodule(name).parameters()}
-        sparing, decaying = groups
-        decaying["params"] += [parameter for parameter in sparing["params"] if id(parameter) in heads]
-        sparing["params"] = [parameter for parameter in sparing["params"] if id(parameter) not in heads]
+        if heads:
+            sparing, decaying = groups
+            decaying["params"] += [parameter for parameter in sparing["params"] if id(parameter) in heads]
+            sparing["params"] = [parameter for parameter in sparing["params"] if id(parameter) not in heads]
     else:
         groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=spared, layer_decay=layer_decay)
     for group in groups:
