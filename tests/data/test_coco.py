@@ -7,10 +7,12 @@ import coco_files
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from toe_train import data
 from toe_train.data.augmentation.pixels import normalized
 from toe_train.errors import UserError
+from toe_train.tasks.average_precision import coco_statistics, rows_of
 
 AUGMENTATION = data.BoxAugmentation(0.5, (64, 80, 96), 160, 0.5, (64, 96), (48, 80), 16)
 EVALUATION = data.BoxEvaluation(64, 160, 16)
@@ -41,7 +43,30 @@ def test_labels_are_category_ids_and_crowds_are_for_the_evaluation_alone(images)
     truth = val.ground_truth()
     assert [one["iscrowd"] for one in truth["annotations"]].count(1) == 1
     assert [one["id"] for one in truth["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert [one["id"] for one in truth["images"]] == [2, 12, 22, 32]
+    assert [one["id"] for one in truth["images"]] == [1, 2, 3, 4]
+
+
+def test_ids_that_float64_does_not_have_are_numbered_in_their_order(root):
+    made = coco_files.content("val", first=2)
+    large = {one["id"]: 2**53 + 3 - number for number, one in enumerate(made["images"])}
+    for one in made["images"]:
+        one["id"] = large[one["id"]]
+    for one in made["annotations"]:
+        one["image_id"] = large[one["image_id"]]
+    coco_files.save(root, "val", made)
+    assert faults(root) == []
+    _, val = data.open_datasets("coco", root)
+    assert [val.image_id(index) for index in range(4)] == [4, 3, 2, 1]
+    truth = val.ground_truth()
+    assert [one["id"] for one in truth["images"]] == [4, 3, 2, 1]
+    assert [one["image_id"] for one in truth["annotations"]] == [4, 4, 3, 3, 2, 2]
+    rows = [
+        rows_of(one["image_id"], {"scores": torch.ones(1), "labels": torch.tensor([one["category_id"]]), "boxes": box})
+        for one in truth["annotations"]
+        if not one["iscrowd"]
+        for box in [box_convert(torch.tensor([one["bbox"]]), "xywh", "xyxy")]
+    ]
+    assert coco_statistics(truth, np.concatenate(rows), [1, 2, 3, 4])[0] == pytest.approx(1)
 
 
 def test_healthy_data_has_no_faults(root):
