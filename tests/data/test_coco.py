@@ -113,6 +113,18 @@ WRONG = {
     "no_bbox": (without("annotations", 0, "bbox"), ["annotations[0] has no bbox"]),
     "no_name": (without("images", 0, "file_name"), ["images[0] has no file_name"]),
     "other_categories": (changed("categories", 1, name="ring"), ["3 is ring in train and disc in val"]),
+    "id_a_list": (changed("annotations", 0, id=[1]), ["annotations[0] has the id [1], and it must be a whole number"]),
+    "id_a_fraction": (changed("annotations", 0, id=1.5), ["annotations[0] has the id 1.5", "or leave id out"]),
+    "area_a_word": (changed("annotations", 0, area="big"), ["has the area 'big', and it must be a number of pixels"]),
+    "area_negative": (changed("annotations", 0, area=-1), ["has the area -1, and it must be", "0 or more"]),
+    "area_not_a_number": (changed("annotations", 0, area=float("nan")), ["has the area nan"]),
+    "area_huge": (changed("annotations", 0, area=10**400), ["annotations[0] has the area 1000"]),
+    "crowd_a_word": (changed("annotations", 0, iscrowd="0"), ["has the iscrowd '0', and it must be 1 for a crowd"]),
+    "crowd_of_2": (changed("annotations", 0, iscrowd=2), ["has the iscrowd 2"]),
+    "huge_image_id": (changed("images", 0, id=2**70), ["images[0] has the id 1180591620717411303424", "64 bits"]),
+    "huge_width": (changed("images", 0, width=10**30), ["images[0] has the width 1000", "64 bits hold: mend it"]),
+    "huge_box": (changed("annotations", 0, bbox=[1, 2, 10**400, 4]), ["a box is [left, top, width, height]"]),
+    "far_away": (changed("annotations", 0, bbox=[1e308, 2, 1e308, 4]), ["reaches inf pixels out of its image"]),
     "a_list": ([], ["must hold the lists images, annotations, categories"]),
 }
 
@@ -126,6 +138,20 @@ def test_what_is_wrong_is_a_line(root, case):
     assert "\n" not in found[0]
     with pytest.raises(UserError):
         data.require_healthy("coco", root)
+
+
+def test_what_an_annotation_need_not_have(root):
+    made = coco_files.content("train")
+    for key in ("id", "area", "iscrowd"):
+        del made["annotations"][0][key]
+    made["annotations"][1].update(iscrowd=False, area=0)
+    made["annotations"][2].update(iscrowd=True, area=10**300)
+    coco_files.save(root, "train", made)
+    assert faults(root) == []
+    truth = data.open_datasets("coco", root)[0].ground_truth()["annotations"]
+    _, _, width, height = truth[0]["bbox"]
+    assert [one["area"] for one in truth[:3]] == [width * height, 0, 1e300]
+    assert [one["iscrowd"] for one in truth[:3]] == [0, 0, 1]
 
 
 def test_broken_and_missing_files(root):
