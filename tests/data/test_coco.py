@@ -140,6 +140,23 @@ def test_what_is_wrong_is_a_line(root, case):
         data.require_healthy("coco", root)
 
 
+def test_of_many_faults_doctor_lists_all(root):
+    made = coco_files.content("train")
+    for one in made["annotations"]:
+        one["area"] = -1
+    coco_files.save(root, "train", made)
+    with pytest.raises(UserError, match=r"and 4 more: `toe-tools doctor --config FILE` lists them all"):
+        data.require_healthy("coco", root)
+
+
+def test_a_wrong_size_is_of_no_image_to_be_removed(root):
+    coco_files.save(root, "train", changed("images", 2, width=640, height=480))
+    (root / "val2017/val_1.png").write_bytes(b"no image")
+    found = data.examine("coco", root)
+    assert len(found.faults) == 2
+    assert found.unreadable == [root / "val2017/val_1.png"]
+
+
 def test_what_an_annotation_need_not_have(root):
     made = coco_files.content("train")
     for key in ("id", "area", "iscrowd"):
