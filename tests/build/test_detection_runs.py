@@ -142,15 +142,15 @@ def test_scores_are_pycocotools_own(yolos, tmp_path):
     trainer = trainer_of(load_config(yolos, ["evaluate.batch=3"]), folder)
     trainer.log.close()
     task, batches = trainer.step.task, trainer.inputs.val
-    images, samples = task._scored, batches.loader.dataset._samples
+    samples, ids = batches.loader.dataset._samples, [2, 12, 22, 32]
     model = Oracle([samples[index] for index in range(4)])
     found = task.score({"val": model}, batches, trainer.processes, trainer.step.autocast, lambda: None)
     rows = [
-        rows_of(images.image_id(index), detection.postprocess(*model(seen.image[None]), torch.tensor([seen.size]))[0])
+        rows_of(ids[index], detection.postprocess(*model(seen.image[None]), torch.tensor([seen.size]))[0])
         for index, seen in ((index, samples[index]) for index in range(4))
     ]
     truth = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
-    expected = coco_statistics(truth, np.concatenate(rows), [2, 12, 22, 32])
+    expected = coco_statistics(truth, np.concatenate(rows), ids)
     assert [found[f"val_{name}"] for name in ("ap", "ap50", "ap75")] == (100 * expected[:3]).tolist()
     assert 10 < found["val_ap"] < 100
     assert np.isnan(found["val_ap_large"])  # there are none

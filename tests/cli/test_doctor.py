@@ -116,6 +116,14 @@ def test_a_list_does_not_write_over_a_file(doctor, image_root, tmp_path):
     assert "cannot be written" in error
 
 
+def test_images_that_annotations_name_are_not_for_removal(doctor, yolos, tmp_path):
+    (tmp_path / "coco/train2017/train_1.png").write_bytes(b"no image")
+    code, out, error = doctor("--config", yolos, "--remove-list", tmp_path / "gone.txt")
+    assert (code, out) == (2, "")
+    assert "name each image: leave it out" in error
+    assert not (tmp_path / "gone.txt").exists()
+
+
 def test_it_ends_as_a_run_would(doctor, image_root, of_run, tmp_path):
     break_two(image_root)
     for more, code, words in [

@@ -7,10 +7,12 @@ import coco_files
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from toe_train import data
 from toe_train.data.augmentation.pixels import normalized
 from toe_train.errors import UserError
+from toe_train.tasks.average_precision import coco_statistics, rows_of
 
 AUGMENTATION = data.BoxAugmentation(0.5, (64, 80, 96), 160, 0.5, (64, 96), (48, 80), 16)
 EVALUATION = data.BoxEvaluation(64, 160, 16)
@@ -41,7 +43,30 @@ def test_labels_are_category_ids_and_crowds_are_for_the_evaluation_alone(images)
     truth = val.ground_truth()
     assert [one["iscrowd"] for one in truth["annotations"]].count(1) == 1
     assert [one["id"] for one in truth["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert [one["id"] for one in truth["images"]] == [2, 12, 22, 32]
+    assert [one["id"] for one in truth["images"]] == [1, 2, 3, 4]
+
+
+def test_ids_that_float64_does_not_have_are_numbered_in_their_order(root):
+    made = coco_files.content("val", first=2)
+    large = {one["id"]: 2**53 + 3 - number for number, one in enumerate(made["images"])}
+    for one in made["images"]:
+        one["id"] = large[one["id"]]
+    for one in made["annotations"]:
+        one["image_id"] = large[one["image_id"]]
+    coco_files.save(root, "val", made)
+    assert faults(root) == []
+    _, val = data.open_datasets("coco", root)
+    assert [val.image_id(index) for index in range(4)] == [4, 3, 2, 1]
+    truth = val.ground_truth()
+    assert [one["id"] for one in truth["images"]] == [4, 3, 2, 1]
+    assert [one["image_id"] for one in truth["annotations"]] == [4, 4, 3, 3, 2, 2]
+    rows = [
+        rows_of(one["image_id"], {"scores": torch.ones(1), "labels": torch.tensor([one["category_id"]]), "boxes": box})
+        for one in truth["annotations"]
+        if not one["iscrowd"]
+        for box in [box_convert(torch.tensor([one["bbox"]]), "xywh", "xyxy")]
+    ]
+    assert coco_statistics(truth, np.concatenate(rows), [1, 2, 3, 4])[0] == pytest.approx(1)
 
 
 def test_healthy_data_has_no_faults(root):
@@ -88,6 +113,18 @@ WRONG = {
     "no_bbox": (without("annotations", 0, "bbox"), ["annotations[0] has no bbox"]),
     "no_name": (without("images", 0, "file_name"), ["images[0] has no file_name"]),
     "other_categories": (changed("categories", 1, name="ring"), ["3 is ring in train and disc in val"]),
+    "id_a_list": (changed("annotations", 0, id=[1]), ["annotations[0] has the id [1], and it must be a whole number"]),
+    "id_a_fraction": (changed("annotations", 0, id=1.5), ["annotations[0] has the id 1.5", "or leave id out"]),
+    "area_a_word": (changed("annotations", 0, area="big"), ["has the area 'big', and it must be a number of pixels"]),
+    "area_negative": (changed("annotations", 0, area=-1), ["has the area -1, and it must be", "0 or more"]),
+    "area_not_a_number": (changed("annotations", 0, area=float("nan")), ["has the area nan"]),
+    "area_huge": (changed("annotations", 0, area=10**400), ["annotations[0] has the area 1000"]),
+    "crowd_a_word": (changed("annotations", 0, iscrowd="0"), ["has the iscrowd '0', and it must be 1 for a crowd"]),
+    "crowd_of_2": (changed("annotations", 0, iscrowd=2), ["has the iscrowd 2"]),
+    "huge_image_id": (changed("images", 0, id=2**70), ["images[0] has the id 1180591620717411303424", "64 bits"]),
+    "huge_width": (changed("images", 0, width=10**30), ["images[0] has the width 1000", "64 bits hold: mend it"]),
+    "huge_box": (changed("annotations", 0, bbox=[1, 2, 10**400, 4]), ["a box is [left, top, width, height]"]),
+    "far_away": (changed("annotations", 0, bbox=[1e308, 2, 1e308, 4]), ["reaches inf pixels out of its image"]),
     "a_list": ([], ["must hold the lists images, annotations, categories"]),
 }
 
@@ -101,6 +138,37 @@ def test_what_is_wrong_is_a_line(root, case):
     assert "\n" not in found[0]
     with pytest.raises(UserError):
         data.require_healthy("coco", root)
+
+
+def test_of_many_faults_doctor_lists_all(root):
+    made = coco_files.content("train")
+    for one in made["annotations"]:
+        one["area"] = -1
+    coco_files.save(root, "train", made)
+    with pytest.raises(UserError, match=r"and 4 more: `toe-tools doctor --config FILE` lists them all"):
+        data.require_healthy("coco", root)
+
+
+def test_a_wrong_size_is_of_no_image_to_be_removed(root):
+    coco_files.save(root, "train", changed("images", 2, width=640, height=480))
+    (root / "val2017/val_1.png").write_bytes(b"no image")
+    found = data.examine("coco", root)
+    assert len(found.faults) == 2
+    assert found.unreadable == [root / "val2017/val_1.png"]
+
+
+def test_what_an_annotation_need_not_have(root):
+    made = coco_files.content("train")
+    for key in ("id", "area", "iscrowd"):
+        del made["annotations"][0][key]
+    made["annotations"][1].update(iscrowd=False, area=0)
+    made["annotations"][2].update(iscrowd=True, area=10**300)
+    coco_files.save(root, "train", made)
+    assert faults(root) == []
+    truth = data.open_datasets("coco", root)[0].ground_truth()["annotations"]
+    _, _, width, height = truth[0]["bbox"]
+    assert [one["area"] for one in truth[:3]] == [width * height, 0, 1e300]
+    assert [one["iscrowd"] for one in truth[:3]] == [0, 0, 1]
 
 
 def test_broken_and_missing_files(root):

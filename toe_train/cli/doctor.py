@@ -37,6 +37,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     asked = _asked(options)
     if options.remove_list and asked.kind == "tar":
         raise UserError(f"--remove-list is of files, and the images of {asked.root} are in archives: leave it out")
+    if options.remove_list and asked.kind == "coco":
+        raise UserError(
+            f"--remove-list is of files that a data set can do without, and the annotations of {asked.root} name each "
+            "image: leave it out"
+        )
     removals = _new_file(options.remove_list) if options.remove_list else None
     if asked.download:
         data.open_datasets(asked.kind, asked.root, download=True)

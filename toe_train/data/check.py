@@ -120,7 +120,9 @@ def require_healthy(
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:
-            shown.append(f"and {len(faults) - FAULTS_SHOWN} more: `toe-tools doctor {root}` lists them all")
+            # Of a folder alone doctor cannot tell that a file beside it says what is in the images.
+            named = "--config FILE" if kind in ("coco", "list") else root
+            shown.append(f"and {len(faults) - FAULTS_SHOWN} more: `toe-tools doctor {named}` lists them all")
         raise UserError("\n".join(shown))
 
 

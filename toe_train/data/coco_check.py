@@ -67,14 +67,15 @@ def _look(folder: Path, annotations: Annotations, sample: int | None, progress: 
         else:
             found.add(f"{path} is annotated and not there: bring it, or remove it from the annotations")
     chosen = here if sample is None else random.Random(0).sample(here, min(sample, len(here)))
-    for (path, _), seen in zip(chosen, spread(_seen, chosen, sample is None, progress), strict=True):
+    paths = [path for path, _ in chosen]
+    for (path, annotated), seen in zip(chosen, spread(_seen, paths, sample is None, progress), strict=True):
         found.see(Path(path), None, seen)
+        if seen.size not in (None, annotated):
+            found.add(wrong_size(path, seen.size, annotated))  # the annotation's fault, as likely as the image's
 
 
-def _seen(look: Look) -> Seen:
-    path, annotated = look
+def _seen(path: str) -> Seen:
     try:
-        size = load_rgb(path).size
+        return Seen(None, load_rgb(path).size)
     except (UserError, NoMemory) as fault:
         return Seen(str(fault))
-    return Seen(None, size) if size == annotated else Seen(wrong_size(path, size, annotated))

@@ -24,7 +24,11 @@ STATISTICS = (*_PRECISION, "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_
 
 
 def rows_of(image_id: int, found: dict[str, Any]) -> np.ndarray:
-    """Detections of an image as rows (Q, 7) float64, from what `postprocess` gives for it; labels are category ids."""
+    """Detections of an image as rows (Q, 7) float64, from what `postprocess` gives for it.
+
+    Labels are category ids. image_id: below 2^53, where float64 has every whole number.
+    """
+    assert abs(image_id) < 2**53, image_id
     boxes = found["boxes"].cpu()
     left, top, right, bottom = boxes.unbind(1)
     columns = (left, top, right - left, bottom - top, found["scores"].cpu(), found["labels"].cpu())

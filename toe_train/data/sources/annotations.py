@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ NEEDED = {
     "annotations": {"image_id": int, "category_id": int, "bbox": list},
     "categories": {"id": int, "name": str},
 }
+WHOLE = "a whole number that 64 bits hold"
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,11 @@ def _faults_of_form(path: Path, content: Any) -> list[str]:
         for place, entry in enumerate(content[part]):
             given = entry if isinstance(entry, dict) else {}
             wrong = [key for key, kind in keys.items() if not _is(given.get(key), kind)]
+            named = f"{path}: {part}[{place}]"
             if wrong:
-                faults.append(
-                    f"{path}: {part}[{place}] has no {' and no '.join(wrong)} as COCO's have: mend or remove it"
-                )
+                faults.append(f"{named} has no {' and no '.join(wrong)} as COCO's have: mend or remove it")
+            else:
+                faults += (f"{named} has the {why}" for why in _wrong_values(part, given))
     for part in ("images", "categories"):
         if not content[part]:
             faults.append(f"{path}: it has no {part}; it must name at least one")
@@ -119,6 +122,47 @@ def _faults_of_form(path: Path, content: Any) -> list[str]:
 
 def _is(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _wrong_values(part: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield what numbers of an entry are out of their range, and what else it need not have and is of no use."""
+    for key, kind in NEEDED[part].items():
+        if kind is int and not _is_whole(entry[key]):
+            yield f"{key} {reprlib.repr(entry[key])}, and it must be {WHOLE}: mend it"
+    for key, (is_right, rule) in OPTIONAL.items() if part == "annotations" else ():
+        if key in entry and not is_right(entry[key]):
+            yield f"{key} {reprlib.repr(entry[key])}, and it must be {rule}: mend it, or leave {key} out"
+
+
+def _is_whole(value: Any) -> bool:
+    return _is(value, int) and -(2**63) <= value < 2**63
+
+
+def _finite(value: Any) -> float | None:
+    """A number as float; None where it is none, or none that float64 has."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_area(value: Any) -> bool:
+    number = _finite(value)
+    return number is not None and number >= 0
+
+
+def _is_crowd(value: Any) -> bool:
+    return isinstance(value, int) and value in (0, 1)  # false and true are too
+
+
+OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {  # of annotations
+    "id": (_is_whole, WHOLE),
+    "area": (_is_area, "a number of pixels, 0 or more"),
+    "iscrowd": (_is_crowd, "1 for a crowd and 0 for an object"),
+}
 
 
 def _faults_of_ids(path: Path, content: dict[str, Any]) -> list[str]:
@@ -156,14 +200,14 @@ def _faults_of_boxes(path: Path, content: dict[str, Any]) -> list[str]:
     ]
     for one in content["annotations"]:
         if why := _wrong_box(one["bbox"], sizes.get(one["image_id"])):
-            faults.append(f"{path}: {_named(one)} has the bbox {one['bbox']}, {why}")
+            faults.append(f"{path}: {_named(one)} has the bbox {reprlib.repr(one['bbox'])}, {why}")
     return faults
 
 
 def _wrong_box(box: Sequence[Any], size: tuple[int, int] | None) -> str | None:
     """What is wrong with a box, None where nothing is; COCO's without area, and those on the edge, are left alone."""
-    numbers = [side for side in box if isinstance(side, (int, float)) and not isinstance(side, bool)]
-    if len(box) != 4 or len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+    numbers = [number for number in map(_finite, box) if number is not None]
+    if len(box) != 4 or len(numbers) != 4:
         return "and a box is [left, top, width, height] in pixels"
     left, top, width, height = numbers
     if width < 0 or height < 0:

@@ -51,6 +51,7 @@ class CocoImages:
         order = np.argsort(self._annotations.image, kind="stable")
         self._order = order  # objects, those of one image together
         self._ends = np.searchsorted(self._annotations.image[order], np.arange(len(self) + 1))
+        self._numbers = np.argsort(np.argsort(self._annotations.ids)) + 1  # see `image_id`
 
     def __len__(self) -> int:
         return len(self._annotations.names)
@@ -85,19 +86,22 @@ class CocoImages:
         return self._annotations.sizes
 
     def image_id(self, index: int) -> int:
-        """The annotation file's."""
-        return int(self._annotations.ids[index])
+        """Of an evaluation: the image's number from 1 on, in the order of the annotation file's ids.
+
+        pycocotools takes ids as float64, which ids from 2^53 on do not fit in; the order decides between equal scores.
+        """
+        return int(self._numbers[index])
 
     def ground_truth(self) -> dict[str, Any]:
         """COCO's JSON of all objects, crowds among them, as far as an evaluation of boxes reads it.
 
-        Objects are numbered from 1: pycocotools takes 0 for none.
+        Objects are numbered from 1: pycocotools takes 0 for none. Images have the ids of `image_id`.
         """
         found = self._annotations
-        columns = (found.ids[found.image], found.category, found.boxes, found.area, found.crowd)
+        columns = (self._numbers[found.image], found.category, found.boxes, found.area, found.crowd)
         objects = zip(*(column.tolist() for column in columns), strict=True)
         return {
-            "images": [{"id": identity} for identity in found.ids.tolist()],
+            "images": [{"id": number} for number in self._numbers.tolist()],
             "categories": [{"id": identity, "name": name} for identity, name in found.categories.items()],
             "annotations": [
                 {
