@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden_figures import GOLDEN, figures, near
+from torchvision.ops import generalized_box_iou
 
 from toe_train.errors import UserError
 from toe_train.tasks import detection
@@ -103,8 +104,32 @@ def test_a_box_without_width_is_matched():
     assert all(torch.isfinite(value) for value in found.values())
 
 
+@pytest.mark.parametrize("size", [[0.0, 0.0], [0.0, 0.3], [1e-30, 1e-30]])
+def test_boxes_without_area_are_matched_and_have_a_gradient(size):
+    """Pairs, and those of a query with another's object."""
+    centres = torch.tensor([[0.2, 0.2], [0.5, 0.5], [0.9, 0.9]])
+    boxes = torch.cat([centres, torch.tensor([size, size, [0.1, 0.1]])], 1)[None].requires_grad_()
+    target = {"labels": torch.tensor([1, 0]), "boxes": boxes.detach()[0, [1, 0]]}
+    logits = torch.zeros(1, 3, 3)
+    ((queries, objects),) = detection.match(logits, boxes, [target])
+    assert (queries.tolist(), objects.tolist()) == ([0, 1], [1, 0])
+    found = detection.losses(logits, boxes, [target])
+    assert found["loss_giou"] == 2
+    found["total"].backward()
+    assert boxes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e20, 3e38])
+def test_finite_is_finite_however_large(scale):
+    boxes = torch.full((1, 2, 4), scale)
+    target = {"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.1, 0.2]])}
+    logits = torch.full((1, 2, 3), scale)
+    assert detection.match(logits, boxes, [target])[0][1].tolist() == [0]
+
+
 def test_giou_is_torchvisions_of_pairs():
     one, other = (corners(torch.rand(5, 4) * 0.4 + 0.1) for _ in range(2))
+    assert torch.equal(paired_giou(one[:, None], other), generalized_box_iou(one, other))
     near(paired_giou(one[:1], one[:1]), torch.ones(1), 1e-6)
     apart = paired_giou(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[2.0, 0.0, 3.0, 1.0]]))
     near(apart, torch.tensor([-1 / 3]), 1e-6)

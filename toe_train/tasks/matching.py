@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import generalized_box_iou
 
 from toe_train.errors import UserError
-from toe_train.tasks.boxes import corners
+from toe_train.tasks.boxes import corners, paired_giou
 
 CLASS_COST, L1_COST, GIOU_COST = 1.0, 5.0, 2.0  # YOLOS main.py
 
@@ -41,7 +40,8 @@ def match(logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Pairs:
     """Pairs of a query and an object, min(Q, M) an image, that cost the least together.
 
     A pair costs -p, p being the softmax over all C + 1 classes at the object's class; plus 5 times the boxes' L1
-    distance; minus 2 times their generalised IoU. All of it is float32, autocast or not. The costs go to the CPU once.
+    distance; minus 2 times their generalised IoU, see `paired_giou`. All of it is float32, autocast or not. The costs
+    go to the CPU once.
 
     Args:
         logits: (B, Q, C + 1).
@@ -59,16 +59,13 @@ def match(logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Pairs:
         costs = [
             _costs(image, spans[row], target) for row, (image, target) in enumerate(zip(shares, targets, strict=True))
         ]
-        # A number a row that is finite where all of the image is, so that an image without objects tells too.
-        state = logits.float().sum((1, 2)) + spans.sum((1, 2))  # (B,)
+        whole = (logits.isfinite().all(2) & boxes.isfinite().all(2)).all(1)  # (B,)
         width = max([1, *counts])
         sent = torch.stack([torch.nn.functional.pad(cost, (0, width - cost.shape[1])) for cost in costs])
-        flat = torch.cat([state, sent.flatten()]).cpu()
-    whole = flat[: len(counts)].isfinite()
+        flat = torch.cat([whole.float(), sent.flatten()]).cpu()
+    if broken := (flat[: len(counts)] == 0).nonzero().flatten().tolist():
+        raise BoxesNotFinite(broken)
     table = flat[len(counts) :].view(len(counts), -1, width)
-    whole &= table.isfinite().flatten(1).all(1)
-    if not whole.all():
-        raise BoxesNotFinite((~whole).nonzero().flatten().tolist())
     pairs = []
     for cost, count in zip(table, counts, strict=True):
         queries, objects = linear_sum_assignment(cost[:, :count].numpy())
@@ -79,8 +76,9 @@ def match(logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Pairs:
 def _costs(shares: Tensor, boxes: Tensor, target: Target) -> Tensor:
     """(Q, M) of one image, from its softmax (Q, C + 1) and boxes (Q, 4)."""
     labels, wanted = target["labels"], target["boxes"].float()
-    giou = generalized_box_iou(corners(boxes), corners(wanted))  # (Q, M)
-    return L1_COST * torch.cdist(boxes, wanted, p=1) - CLASS_COST * shares[:, labels] - GIOU_COST * giou
+    giou = paired_giou(corners(boxes)[:, None], corners(wanted))  # (Q, M)
+    costs = L1_COST * torch.cdist(boxes, wanted, p=1) - CLASS_COST * shares[:, labels] - GIOU_COST * giou
+    return costs.nan_to_num(torch.finfo(costs.dtype).max)  # of boxes whose distance float32 does not hold
 
 
 def _solver():  # type: ignore[no-untyped-def]  # scipy has no types
