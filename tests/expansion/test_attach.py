@@ -515,7 +515,7 @@ def test_prefix_tokens_are_those_of_the_model_inside_a_wrapper():
 
 
 def test_a_sequence_that_would_run_the_expansion_is_refused():
-    with pytest.raises(ValueError, match="Sequential runs all modules that it holds.*attach to the model inside"):
+    with pytest.raises(ValueError, match=r"Sequential runs all modules that it holds.*attach to the model inside"):
         attach(nn.Sequential(build(), nn.Flatten()), expansion_for())
 
 

@@ -153,8 +153,8 @@ def _dense_norm(owners: Sequence[nn.Module], expansion: TokenExpansion, restore:
     if dense is None or not dense.dense_output:
         if restore != "zero":
             raise ValueError(
-                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {named(owners[0])} has "
-                "none: its dropped tokens need no place; leave restore at 'zero'"
+                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {named(owners[0])} "
+                "has none: its dropped tokens need no place; leave restore at 'zero'"
             )
         return None
     if restore == "copy" and not expansion.merging:
