@@ -12,6 +12,7 @@ from support import KILLED, losses, train, trainer_of
 
 from toe_train.build.inputs import batch_layout, build_train_transform
 from toe_train.build.model import build_model
+from toe_train.build.preflight import build_parts
 from toe_train.build.step import build_optimizer, build_schedule
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
@@ -253,3 +254,20 @@ def test_the_plan_counts_with_the_mean_image(configs):
         drawn = [transform.draw([size]).size for size in sizes]
         mean = sum(width * height // 256 for width, height in drawn) / len(drawn)
         assert mean == pytest.approx(patches, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("short_sides=[16, 96]", "detection.short_sides: .* 16 x 16 .*no seed among 1 patch tokens.*larger image"),
+        ("longest_side=16", "detection.longest_side: .* 16 x 16 .*no seed among 1 patch tokens"),
+        ("short_sides=[32, 96]", None),  # 4 patches, one seed
+    ],
+)
+def test_images_too_small_for_the_schedule_are_refused_before_the_run(yolos, given, said):
+    config = load_config(yolos, [f"detection.{given}"])
+    if said is None:
+        build_parts(config, 1, 3)
+    else:
+        with pytest.raises(UserError, match=said):
+            build_parts(config, 1, 3)

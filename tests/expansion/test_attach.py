@@ -277,6 +277,25 @@ def test_the_last_norm_gives_out_the_full_grid(restore, prefix):
         assert torch.equal(model(x), model.norm.forward(model.blocks[1].forward(model.blocks[0](x))))
 
 
+class Wrapper(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("restore", RESTORES)
+def test_the_grid_is_restored_inside_a_wrapper_too(restore):
+    model, bare = Wrapper(dense_model()), dense_model()
+    attach(model, expansion_for(0), restore=restore, blocks="net.blocks")
+    attach(bare, expansion_for(0), restore=restore)
+    x = torch.randn(2, 16, 8)
+    assert model(x).shape == x.shape
+    assert torch.equal(model(x), bare(x))
+
+
 @pytest.mark.parametrize("restore", ["zero", "copy"])
 def test_compiled_dense_outputs_equal_eager(restore):
     torch.compiler.reset()
@@ -486,6 +505,18 @@ def test_a_batch_of_no_images_with_dense_outputs(restore):
     model = dense_model()
     attach(model, expansion_for(0), restore=restore)
     assert model(torch.randn(0, 16, 8)).shape == (0, 16, 8)
+
+
+def test_prefix_tokens_are_those_of_the_model_inside_a_wrapper():
+    model = build("vit_small_patch14_reg4_dinov2")
+    model.num_prefix_tokens = 4  # its parameters say 5
+    with pytest.raises(ValueError, match="has 4 prefix tokens"):
+        attach(Wrapper(model), expansion_for(5))
+
+
+def test_a_sequence_that_would_run_the_expansion_is_refused():
+    with pytest.raises(ValueError, match=r"Sequential runs all modules that it holds.*attach to the model inside"):
+        attach(nn.Sequential(build(), nn.Flatten()), expansion_for())
 
 
 def test_other_refusals():

@@ -37,14 +37,14 @@ class Classifier(lightning.LightningModule):
         return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=4)
 
 
-def fit(module, folder, path=None, **options):
+def fit(module, folder, path=None, others=(), **options):
     trainer = lightning.Trainer(
         accelerator="cpu",
         default_root_dir=folder,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LightningCallback(module.expansion)],
+        callbacks=[LightningCallback(module.expansion), *others],
         **{"max_epochs": 3, "enable_checkpointing": False, **options},
     )
     trainer.fit(module, ckpt_path=path)
@@ -74,3 +74,14 @@ def test_the_stage_of_each_epoch_resumed_too_and_a_plain_result(tmp_path, capsys
 def test_an_expansion_that_is_not_attached(tmp_path):
     with pytest.raises(ValueError, match=r"not attached to the Classifier that is trained: call toe_train.attach"):
         fit(Classifier(attached=False), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning.*")
+def test_an_epoch_that_is_resumed_within_is_said_in_the_end(tmp_path, capsys):
+    saving = lightning.callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=3)
+    fit(Classifier(), tmp_path, others=[saving], max_epochs=2, enable_checkpointing=True)
+    capsys.readouterr()
+    module = Classifier()
+    fit(module, tmp_path, path=tmp_path / "step=3.ckpt")
+    assert module.kept == [12, 16, 16]
+    assert "ran: stage 2 (0.75 of them) in epoch 1, stage 3 (all tokens) in epoch 2\n" in capsys.readouterr().out

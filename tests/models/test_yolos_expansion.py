@@ -182,3 +182,31 @@ def test_prefix_tokens_are_counted():
     model = build(None)
     with pytest.raises(ValueError, match="has 1 prefix tokens, the expansion was made for 0"):
         attach(model, TokenExpansion(ExpansionSchedule([0], [0.5], 0.25), num_prefix_tokens=0))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("path", ["net.blocks", "net.backbone.blocks"])
+def test_inside_a_wrapper_it_is_the_bare_model(path):
+    model, bare = Wrapper(build(None)), build()
+    expansion = TokenExpansion(ExpansionSchedule([1, 2, 3], [0.5, 0.75, 1.0], 0.25))
+    expansion.set_epoch(1)
+    attach(model, expansion, blocks=path)
+    for one, other in zip(step(model, images()), step(bare, images()), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert torch.equal(expansion.kept, bare.token_expansion.kept)
+
+
+def test_the_transformer_alone_has_detection_tokens_too():
+    model, bare = build(None).backbone, build()
+    expansion = TokenExpansion(ExpansionSchedule([1, 2, 3], [0.5, 0.75, 1.0], 0.25))
+    expansion.set_epoch(1)
+    attach(model, expansion, width=24)
+    assert torch.equal(model(images()), bare.backbone(images()))

@@ -14,11 +14,13 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     list_images,
+    patch_side,
 )
 from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
 from toe_train.build.resume import belonging, resume_point
 from toe_train.build.step import build_step
 from toe_train.build.task import build_task
+from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, config_at, curriculum_stages, plan_epochs
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
@@ -99,6 +101,7 @@ def build_parts(
         build_eval_transform(config, plan.loaded_size)
         layout = batch_layout(now, world_size)
         built = build_model(now, num_classes, size)
+        _require_seeds(now)
         if initial_for is not None:
             started_from = load_initial(config, built, list(initial_for))
         task = build_task(now, built, num_classes, layout)
@@ -106,3 +109,23 @@ def build_parts(
             task.order(images, config.train.global_batch, config.seed, config.augment.repeats)
         build_step(now, built, task, layout, alone, size)
     return started_from
+
+
+def _require_seeds(config: RunConfig) -> None:
+    """Refuses images with boxes that may have too few patches for a stage: the smallest are square.
+
+    Fewer patches than those has only an image so long that `longest_side` makes it narrow.
+    """
+    if config.task_kind != "detection" or config.expansion is None:
+        return
+    section, patch, schedule = config.detection, patch_side(config), config.expansion.schedule()
+    side = min((*section.short_sides, section.longest_side or max(section.short_sides)))
+    try:
+        for stage in range(1, schedule.num_stages + 1):
+            schedule.num_kept(stage, max(side // patch, 1) ** 2)
+    except ValueError as error:
+        key = "short_sides" if side in section.short_sides else "longest_side"
+        raise UserError(
+            f"detection.{key}: the smallest images have {side} x {side} pixels in patches of {patch}, and expansion."
+            f"{error}"
+        ) from None

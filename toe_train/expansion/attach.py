@@ -15,10 +15,12 @@ Shapes: B batch, P prefix tokens, N patch tokens, K kept tokens, S suffix tokens
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from toe_train.expansion.hooks import Beside, ExpandInput, GatherInput, Pass, RestoreGrid, WholeMaps
-from toe_train.expansion.layout import Layout, named
+from toe_train.expansion.layout import Layout, innermost_with, named
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import RESTORES, check_option
 from toe_train.expansion.suitable import masks_padding, require_suitable
@@ -93,7 +95,8 @@ def attach(
             as `rope` or `position_embeddings` go with the tokens. `model.token_expansion` becomes `expansion`. Its
             last `num_suffix_tokens` tokens (0 without the attribute) are never scored nor merged, and stay behind.
             Positions that it adds after its blocks it must add in modules `mid_additions`, the i-th after block i,
-            which it calls with the whole table as the keyword argument `positions` (1 or B, P+N+S, D).
+            which it calls with the whole table as the keyword argument `positions` (1 or B, P+N+S, D). Such attributes
+            count in a model inside a wrapper too: those of the innermost module on the way to the blocks that has them.
         expansion: the module that drops the tokens.
         after_block: number of blocks that still see every token: 1 is the paper's choice, 0 expands right after the
             embedding; at most one less than the depth (paper, Table 8).
@@ -120,12 +123,18 @@ def attach(
     """
     _refuse_taken(model)
     layout = require_suitable(model, after_block, expansion.num_prefix_tokens, blocks, width)
-    norm = _dense_norm(model, expansion, restore)
+    norm = _dense_norm(layout.owners, expansion, restore)
     return Attachment(model, expansion, layout, after_block, norm, copy=restore == "copy")
 
 
 def _refuse_taken(model: nn.Module) -> None:
-    """Refuse what is attached already, and a compiled model, whose graphs may run without hooks that come later."""
+    """Refuse what is attached already, what would run the expansion as a part of its own, and a compiled model, whose
+    graphs may run without hooks that come later."""
+    if isinstance(model, nn.Sequential):
+        raise ValueError(
+            f"{named(model)} runs all modules that it holds, and would run the expansion too: attach to the model "
+            "inside of it, or give it a class with a forward of its own"
+        )
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:  # both ways of torch
         raise ValueError(
             f"{named(model)} is compiled, and its graphs would not drop tokens: attach to the model first, then compile"
@@ -134,14 +143,18 @@ def _refuse_taken(model: nn.Module) -> None:
         raise ValueError(f"{named(model)} has a token expansion already: call remove() on its handle first")
 
 
-def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn.Module | None:
-    """The norm after which the grid is restored; None for a model without dense outputs."""
+def _dense_norm(owners: Sequence[nn.Module], expansion: TokenExpansion, restore: str) -> nn.Module | None:
+    """The norm after which the grid is restored; None for a model without dense outputs.
+
+    owners: of the blocks, from the model itself inwards.
+    """
     check_option("restore", restore, RESTORES)
-    if not getattr(model, "dense_output", False):
+    dense = innermost_with(owners, "dense_output")
+    if dense is None or not dense.dense_output:
         if restore != "zero":
             raise ValueError(
-                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {named(model)} has "
-                "none: its dropped tokens need no place; leave restore at 'zero'"
+                f"restore={restore!r} is for models with an output for every patch (LV-ViT), and {named(owners[0])} "
+                "has none: its dropped tokens need no place; leave restore at 'zero'"
             )
         return None
     if restore == "copy" and not expansion.merging:
@@ -149,10 +162,10 @@ def _dense_norm(model: nn.Module, expansion: TokenExpansion, restore: str) -> nn
             "restore='copy' gives a dropped position the token that it was merged into, and this expansion has "
             "merging=False; use restore='zero' or 'ignore', or merging=True"
         )
-    norm = getattr(model, "norm", None)
+    norm = getattr(dense, "norm", None)
     if not isinstance(norm, nn.Module):
         raise ValueError(
-            f"{named(model)} has dense outputs and no module `norm` after its blocks, where the grid is put together "
+            f"{named(dense)} has dense outputs and no module `norm` after its blocks, where the grid is put together "
             "again; name its last norm so"
         )
     return norm

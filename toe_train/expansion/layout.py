@@ -118,10 +118,18 @@ def find_layout(model: nn.Module, path: str | None = None, width: int | None = N
         owners,
         tuple(blocks),
         width,
-        count_prefix_tokens(model, width),
-        num_suffix_tokens=getattr(model, "num_suffix_tokens", 0),
-        additions=tuple(getattr(model, "mid_additions", ())),
+        _prefix_tokens(owners, width),
+        num_suffix_tokens=getattr(innermost_with(owners, "num_suffix_tokens"), "num_suffix_tokens", 0),
+        additions=tuple(getattr(innermost_with(owners, "mid_additions"), "mid_additions", ())),
     )
+
+
+def innermost_with(owners: Iterable[nn.Module], attribute: str) -> nn.Module | None:
+    """Of the modules that hold the blocks, outermost first, the innermost that has an attribute; None where none has.
+
+    What a model says of its tokens so holds inside a wrapper too.
+    """
+    return next((owner for owner in reversed(tuple(owners)) if hasattr(owner, attribute)), None)
 
 
 def count_prefix_tokens(model: nn.Module, width: int) -> int | None:
@@ -142,6 +150,12 @@ def count_prefix_tokens(model: nn.Module, width: int) -> int | None:
     if tokens or any(name.rpartition(".")[2] in _EMBEDDINGS for name, _ in model.named_modules()):
         return sum(tokens)
     return None
+
+
+def _prefix_tokens(owners: tuple[nn.Module, ...], width: int) -> int | None:
+    """What the innermost owner says that says a number; else what the parameters of the whole model do."""
+    saying = [owner for owner in owners if isinstance(getattr(owner, "num_prefix_tokens", None), int)]
+    return count_prefix_tokens((saying or owners[:1])[-1], width)
 
 
 def _candidates(model: nn.Module) -> list[str]:

@@ -118,7 +118,7 @@ def _refuse_padding(owners: Sequence[nn.Module]) -> None:
 
 
 def _refuse_grid_models(model: nn.Module, owners: Sequence[nn.Module]) -> None:
-    if getattr(getattr(model, "patch_embed", None), "backbone", None) is not None:
+    if any(getattr(getattr(owner, "patch_embed", None), "backbone", None) is not None for owner in owners):
         raise ValueError(
             f"{named(model)} is a hybrid: its tokens are cells of a convolutional backbone (patch_embed.backbone), for "
             "which token expansion is not defined; use a model with a patch embedding"

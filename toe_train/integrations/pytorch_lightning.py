@@ -29,7 +29,7 @@ class LightningCallback(Callback):
         self._stages = Stages(self._expansion)
         self._stages.require_attached(pl_module)
         # Here too: a training that is resumed within an epoch does not begin that epoch.
-        self._expansion.set_epoch(trainer.current_epoch)
+        self._stages.enter(trainer.current_epoch)
         last = trainer.max_epochs
         if trainer.is_global_zero and last is not None and last > 0:
             print(self._stages.planned(trainer.current_epoch, last - 1), flush=True)

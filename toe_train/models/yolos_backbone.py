@@ -48,7 +48,7 @@ class YolosBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.grad_checkpointing = False
-        self.num_det_tokens = num_det_tokens
+        self.num_det_tokens = self.num_suffix_tokens = num_det_tokens
         self.init_grid = init_grid
         self.mid_grid = mid_grid
         self.position_resizing = position_resizing
