@@ -223,6 +223,6 @@ def test_the_benchmark_of_reading(tiny, image_root, tmp_path, capsys):
     assert tools.main([*command, *given, "--beside", str(image_root)]) == 2
     assert "holds other training images than" in capsys.readouterr().err
     assert tools.main(command) == 2
-    assert "data.kind = digits: is not timed" in capsys.readouterr().err
+    assert "data.kind = digits is not timed" in capsys.readouterr().err
     assert tools.main([*command[:2], "loader", *command[3:], "--beside", str(image_root)]) == 2
     assert "--beside is of --what step and reading, and this is loader" in capsys.readouterr().err
