@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from toe_train.build.prediction import load
-from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 
 
@@ -39,20 +38,6 @@ def trained(configs, tmp_path_factory, image_root):
     given += ["augment.mix_group=4", "epochs=3", "model.kwargs={patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}"]
     assert main(["--config", str(configs / "quickstart.yaml"), "--output", str(folder), *given]) == 0
     return folder
-
-
-@pytest.fixture
-def said(capsys):
-    """said(*arguments) -> (exit code, stdout, stderr) of toe-tools."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = tools([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
 
 
 def rows_of(text):

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from toe_train.build import export as exporting
-from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.models import create_model
 
@@ -25,20 +24,6 @@ def trained(tiny, tmp_path, image_root):
     given += ["augment.mix_group=4", "epochs=1", "expansion=null"]
     assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), *given]) == 0
     return tmp_path / "run"
-
-
-@pytest.fixture
-def said(capsys):
-    """said(*arguments) -> (exit code, stdout, stderr) of toe-tools."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = tools([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
 
 
 def scores(out):

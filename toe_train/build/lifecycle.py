@@ -18,7 +18,7 @@ from toe_train.build.model import (
     require_resizable,
     require_whole_in_the_end,
 )
-from toe_train.build.preflight import dry_build, require_apart
+from toe_train.build.preflight import dry_build, require_outside_data
 from toe_train.build.resume import Found, belonging, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, micro_batches
 from toe_train.build.trainer import Setting, build_trainer
@@ -177,7 +177,7 @@ def open_run(
         RunFailed: the device does not hold the smallest step; the disk does not take a file.
         Preempted: a signal asked to stop.
     """
-    here.main_only(lambda: require_apart(config, folder))
+    here.main_only(lambda: require_outside_data(config, folder))
     here.main_only(lambda: check_data(config))
     images = open_images(config, here)
     if resume == "never" and here.from_main(folder.holds_a_run):  # which is not set aside for one that cannot be

@@ -38,14 +38,14 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     Raises:
         UserError: the folder cannot be used, or the checkpoint that `resume` names (auto and never name none).
     """
-    require_apart(config, folder)
+    require_outside_data(config, folder)
     folder.require_usable()
     if resume not in ("auto", "never"):
         images = list_images(config)
         resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
 
 
-def require_apart(config: RunConfig, folder: RunFolder) -> None:
+def require_outside_data(config: RunConfig, folder: RunFolder) -> None:
     """Refuses a run folder among the classes of the run's own data.
 
     Raises:
@@ -53,7 +53,7 @@ def require_apart(config: RunConfig, folder: RunFolder) -> None:
     """
     is_folder = config.data.kind == "image_folder"
     if is_folder or (config.data.kind == "list" and None in (config.data.train_list, config.data.val_list)):
-        data.require_apart(folder.root, config.data.root)
+        data.require_outside(folder.root, config.data.root)
 
 
 def dry_build(

@@ -9,7 +9,7 @@ from pathlib import Path
 from toe_train.analysis.label_maker import make_labels
 from toe_train.analysis.teacher import open_teacher
 from toe_train.cli.launch import launch, process_count, under_torchrun
-from toe_train.data import images_at, require_apart, single_class
+from toe_train.data import images_at, require_outside, single_class
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         here.together(images.require_here)
         if fault := single_class(images):
             raise UserError(fault)
-        require_apart(output, images.root)
+        require_outside(output, images.root)
         for line in images.notes() if here.is_main else []:
             print(f"note: {line}")
         teacher = here.together(

@@ -75,7 +75,7 @@ from toe_train.data.sources.opening import (
     only_class,
     open_datasets,
     open_split,
-    require_apart,
+    require_outside,
     single_class,
 )
 from toe_train.data.sources.orientation import ExifOrientation
@@ -172,10 +172,10 @@ __all__ = [
     "pack_images",
     "pack_tars",
     "read_token_labels",
-    "require_apart",
     "require_healthy",
     "require_new",
     "require_open_files",
+    "require_outside",
     "seeded",
     "shorten",
     "single_class",

@@ -44,18 +44,6 @@ def read(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def weights_of(state: dict[str, Any], which: str) -> dict[str, Any]:
-    """A checkpoint's raw (`which="model"`) or averaged (`"ema"`) weights.
-
-    Raises:
-        UserError: it holds no averaged ones.
-    """
-    weights: dict[str, Any] | None = state[which]
-    if weights is None:
-        raise UserError("the checkpoint holds no averaged weights (train.ema_decay was null); take the raw ones")
-    return weights
-
-
 class Checkpoints:
     """The `checkpoints/` folder of a run."""
 

@@ -99,7 +99,7 @@ def single_class(images: IndexedImages) -> str | None:
     return None
 
 
-def require_apart(output: str | Path, root: str | Path) -> None:
+def require_outside(output: str | Path, root: str | Path) -> None:
     """Refuse a folder for a command's files that lies in a split of an image folder, where it would count as a class.
 
     output: the folder. root: of the data set, or of one split.
