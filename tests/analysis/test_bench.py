@@ -148,6 +148,7 @@ def test_the_speed_up_of_the_whole_schedule(tiny, baseline):
     assert f"whole schedule, batch 4: {whole.measured:.3f}x measured, {whole.by_flops:.3f}x" in result.as_table()
 
 
+@pytest.mark.slow
 def test_the_speed_up_of_the_whole_schedule_is_of_the_configurations_own_size(tiny):
     config = load_config(tiny)  # its last stage is dense
     result = benchmark_step(config, [2], 1, CPU, sizes=[8, 16])

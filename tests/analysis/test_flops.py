@@ -81,7 +81,7 @@ def test_counting_leaves_the_model_as_it_was(configs):
     assert all(module.training for module in built.model.modules())
 
 
-@pytest.mark.parametrize(("name", "width"), [("tiny", 192), ("small", 384)])
+@pytest.mark.parametrize(("name", "width"), [("tiny", 192), pytest.param("small", 384, marks=pytest.mark.slow)])
 def test_efficienttrain_plus_plus_against_300_plain_epochs(configs, name, width):
     """Epochs, patches of an image and those that ToE keeps."""
     plain = [(217, 36, 36), (157, 100, 100), (54, 144, 144), (41, 196, 196)]

@@ -120,6 +120,7 @@ def test_processes_wait_for_each_other_as_long_on_a_gpu(monkeypatch):
     assert given["timeout"] == distributed.PATIENCE
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_after_a_crash_and_stops_at_a_signal(tiny, tmp_path):
     """A real one, whose `--resume never` counts once: killed in one process, started again, asked to stop."""
     metrics = tmp_path / "run/metrics.jsonl"

@@ -296,7 +296,7 @@ def test_the_grid_is_restored_inside_a_wrapper_too(restore):
     assert torch.equal(model(x), bare(x))
 
 
-@pytest.mark.parametrize("restore", ["zero", "copy"])
+@pytest.mark.parametrize("restore", [pytest.param("zero", marks=pytest.mark.slow), "copy"])
 def test_compiled_dense_outputs_equal_eager(restore):
     torch.compiler.reset()
     model = dense_model()

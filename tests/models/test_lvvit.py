@@ -280,7 +280,7 @@ def test_every_parameter_gets_a_gradient():
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mixing", ["given", "own", "off"])
+@pytest.mark.parametrize("mixing", ["given", *(pytest.param(way, marks=pytest.mark.slow) for way in ("own", "off"))])
 def test_compiled_model_equals_eager(backend, mixing):
     torch.compiler.reset()
     model = build()

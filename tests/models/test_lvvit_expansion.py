@@ -114,7 +114,7 @@ def test_gradient_checkpointing_changes_no_gradient(restore):
     assert checkpointed.token_expansion.kept.shape == (2, 32)
 
 
-@pytest.mark.parametrize("restore", ["zero", "copy"])
+@pytest.mark.parametrize("restore", [pytest.param("zero", marks=pytest.mark.slow), "copy"])
 def test_compiled_model_equals_eager(restore):
     torch.compiler.reset()
     model = build(restore, MIX)

@@ -121,7 +121,14 @@ def _in_the_foreground():
     signal.signal(signal.SIGINT, former)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        signal.SIGINT,
+    ],
+)
 def test_a_real_signal_ends_with_75_and_a_checkpoint(tiny, tmp_path, start, number):
     metrics = tmp_path / "run/metrics.jsonl"
     job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=2")
@@ -269,6 +276,7 @@ def test_a_command_in_the_background_of_a_shell_does_not_hear_ctrl_c():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_run_of_two_processes_of_its_own(tiny, tmp_path, start):
     """A terminal signals the launcher and both processes, and the launcher passes it on."""
     job = start("--config", tiny, "--output", "run", "--nproc", "2", "epochs=400")
@@ -279,6 +287,7 @@ def test_ctrl_c_stops_a_run_of_two_processes_of_its_own(tiny, tmp_path, start):
     assert read(tmp_path / "run/checkpoints/last.pt")["progress"]["epoch"] >= 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_process_that_waits_for_another(tiny, tmp_path, start):
     """The other one is held still, so that this one waits in a collective operation, outside Python."""
     job = start("--config", tiny, "--output", "run", "epochs=1000", processes=2)

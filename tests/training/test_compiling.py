@@ -31,10 +31,12 @@ def losses(tiny, tmp_path):
     ("arguments", "kinds", "stages", "dropping", "epochs"),
     [
         ((), 1 + 3 + 2, 3, 2, 2),
-        (("train.precision=bf16",), 1 + 3 + 2, 3, 2, 2),
-        (("expansion=null",), 2, 1, 0, 0),
+        pytest.param(("train.precision=bf16",), 1 + 3 + 2, 3, 2, 2, marks=pytest.mark.slow),
+        pytest.param(("expansion=null",), 2, 1, 0, 0, marks=pytest.mark.slow),
         ((f"curriculum={STAGES}",), 2 + 3 + 2, 3, 2, 2),
-        (("model.kwargs.depth=5", "expansion.stage_epochs=[0, 1, 8]"), 1 + 2 + 2, 2, 2, 3),
+        pytest.param(
+            ("model.kwargs.depth=5", "expansion.stage_epochs=[0, 1, 8]"), 1 + 2 + 2, 2, 2, 3, marks=pytest.mark.slow
+        ),
     ],
     ids=["fp32", "bf16", "plain", "curriculum", "deeper"],
 )
