@@ -135,12 +135,10 @@ def test_the_speed_up_of_the_whole_schedule(tiny, baseline):
     config = load_config(tiny, sections)
     result = benchmark_step(config, [2, 4], 3, CPU)
     assert [schedule.batch for schedule in result.schedules] == [2, 4]
-    medians = {
-        (speed.image_size, speed.cost.stage): speed.step.milliseconds for speed in result.stages if speed.batch == 4
-    }
+    ratios = {(speed.image_size, speed.cost.stage): speed.step.speedup for speed in result.stages if speed.batch == 4}
     cut = stretches(plan_epochs(config))
     assert [(part.plan.image_size, part.stage, part.epochs) for part in cut] == [(8, 1, 1), (8, 2, 1), (16, 2, 3)]
-    expected = (baseline or 5) * medians[16, 0] / (medians[8, 1] + medians[8, 2] + 3 * medians[16, 2])
+    expected = (baseline or 5) / (1 / ratios[8, 1] + 1 / ratios[8, 2] + 3 / ratios[16, 2])
     whole = result.schedules[1]
     assert whole.baseline_epochs == (baseline or 5)
     assert whole.measured == pytest.approx(expected)
@@ -153,7 +151,7 @@ def test_the_speed_up_of_the_whole_schedule_is_of_the_configurations_own_size(ti
     config = load_config(tiny)  # its last stage is dense
     result = benchmark_step(config, [2], 1, CPU, sizes=[8, 16])
     (whole,) = result.schedules
-    full, first, second = (speed.step.milliseconds for speed in result.stages[3:])
+    full, first, second = (1 / speed.step.speedup for speed in result.stages[3:])
     assert whole.measured == pytest.approx(3 * full / (first + second + full))
     assert whole.by_flops == pytest.approx(plan_costs(config, 1000).speedup)
     assert benchmark_step(config, [2], 1, CPU, sizes=[8]).schedules == ()
@@ -282,12 +280,11 @@ def test_methods_beside_each_other(tiny, tmp_path, capsys, monkeypatch):
     runs = {run["name"]: run for run in result["runs"]}
     stages = {name: [(step["stage"], step["epochs"]) for step in run["steps"]] for name, run in runs.items()}
     assert stages == {"tiny": [(1, 1), (2, 1), (3, 1)], "tome": [(1, 3)], "grown": [(1, 1), (2, 2)], "sparse": [(1, 3)]}
-    plain = result["plain"]["milliseconds"]
     for name, run in runs.items():
         planned = plan_costs(load_config(tmp_path / f"{name}.yaml"), 1000)
         assert run["by_flops"] == pytest.approx(planned.speedup)
         assert run["measured"] == pytest.approx(
-            3 * plain / sum(step["epochs"] * step["step"]["milliseconds"] for step in run["steps"])
+            3 / sum(step["epochs"] / step["step"]["speedup"] for step in run["steps"])
         )
         assert f"| {run['method']} | {run['measured']:.3f}x | {run['by_flops']:.3f}x |" in " ".join(printed.split())
     assert runs["grown"]["steps"][1]["step"] == result["plain"] == runs["tiny"]["steps"][2]["step"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from toe_train.analysis.benchmark import Benchmark
 from toe_train.analysis.flops import StageCost
 from toe_train.analysis.steps import case_costs, kind, step_cases, timed_steps
 from toe_train.analysis.tables import table
-from toe_train.analysis.timing import Timing, baseline_epochs, schedule_speedup, take_turns, timing
+from toe_train.analysis.timing import Timing, baseline_epochs, measured_speedup, schedule_speedup, take_turns, timing
 from toe_train.data import BatchLayout
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, plan_epochs, stretches
@@ -60,7 +59,7 @@ class MethodStep:
 
 @dataclass(frozen=True)
 class MethodSpeed:
-    """A run's steps, and the whole run over as many plain epochs: by the steps' medians, and by FLOPs."""
+    """A run's steps, and the whole run over as many plain epochs: by the steps' ratios, and by FLOPs."""
 
     name: str
     method: str
@@ -168,23 +167,17 @@ def _speed(
     """Of a run; the first case is plain training, which need not be part of it."""
     places = {kind(config, case): place for place, case in enumerate(cases)}
     parts = [(part.stage, part.epochs, places[kind(config, part.plan)]) for part in stretches(plan_epochs(config))]
-    medians = [median(own) for own in times]
+    steps = tuple(
+        MethodStep(stage, count, costs[place], costs[0].macs / costs[place].macs, timing(times[place], times[0]))
+        for stage, count, place in parts
+    )
     epochs = baseline_epochs(config)
     return MethodSpeed(
         name=name,
         method=_method(config),
-        steps=tuple(
-            MethodStep(
-                stage=stage,
-                epochs=count,
-                cost=costs[place],
-                flop_ratio=costs[0].macs / costs[place].macs,
-                step=timing(times[place], times[0]),
-            )
-            for stage, count, place in parts
-        ),
-        measured=schedule_speedup(medians[0], epochs, [(count, medians[place]) for _, count, place in parts]),
-        by_flops=schedule_speedup(costs[0].macs, epochs, [(count, costs[place].macs) for _, count, place in parts]),
+        steps=steps,
+        measured=measured_speedup(epochs, [(step.epochs, step.step) for step in steps]),
+        by_flops=schedule_speedup(costs[0].macs, epochs, [(step.epochs, step.cost.macs) for step in steps]),
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -24,6 +23,7 @@ from toe_train.analysis.timing import (
     Timing,
     baseline_epochs,
     matmul_rate,
+    measured_speedup,
     peak_memory,
     schedule_speedup,
     take_turns,
@@ -70,7 +70,7 @@ class ScheduleSpeed:
     Attributes:
         batch: images.
         baseline_epochs: as many as the run has, or the curriculum's own.
-        measured: by the stages' medians.
+        measured: by the stages' ratios.
         by_flops: attention counted.
     """
 
@@ -249,11 +249,10 @@ def _schedule(
     places = {kind(config, case): place for place, case in enumerate(cases)}
     parts = [(stretch.epochs, places[kind(config, stretch.plan)]) for stretch in stretches(plan_epochs(config))]
     epochs = baseline_epochs(config)
-    medians = [median(own) for own in times]
     return ScheduleSpeed(
         batch=batch,
         baseline_epochs=epochs,
-        measured=schedule_speedup(medians[0], epochs, [(count, medians[place]) for count, place in parts]),
+        measured=measured_speedup(epochs, [(count, timing(times[place], times[0])) for count, place in parts]),
         by_flops=schedule_speedup(costs[0].macs, epochs, [(count, costs[place].macs) for count, place in parts]),
     )
 
