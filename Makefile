@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 quickstart: $(READY)
 	$(BIN)/toe-train --config configs/quickstart.yaml
 	@echo "next: $(BIN)/tensorboard --logdir runs/quickstart/tensorboard shows it"
-	@echo "      your images: README.md, \"Train for real\"; your own loop: README.md, \"Use ToE in your own loop\""
+	@echo "      your photos, your own loop: README.md"
 
 test: lint
 	$(PYTEST) -m "not slow"

@@ -203,19 +203,19 @@ def test_the_papers_stages_add_up_to_its_hours():
         assert sum(row.stage_seconds) / 36 == pytest.approx(row.hours, abs=0.15)  # 100 epochs each
 
 
-def test_the_readme_holds_what_the_results_give(configs, capsys):
-    """The section that `toe-tools report --into README.md` makes is the one that stands there."""
-    readme = configs.parent / "README.md"
-    command = next(line for line in readme.read_text().splitlines() if "--into README.md" in line).strip("` ")
+def test_the_results_page_holds_what_the_results_give(configs, capsys):
+    """The section that `toe-tools report --into docs/results.md` makes is the one that stands there."""
+    page = configs.parent / "docs/results.md"
+    command = next(line for line in page.read_text().splitlines() if "--into docs/results.md" in line).strip("` ")
     folders = subprocess.run(
         ["bash", "-c", f"echo {command.split('report ')[1].split(' --')[0]}"],
-        cwd=readme.parent,
+        cwd=configs.parent,
         capture_output=True,
         text=True,
     ).stdout.split()
     title = command.split("--title ")[1].split(" --")[0].strip('"')
-    text = read_report([readme.parent / folder for folder in folders], title).markdown()
-    assert text.partition("\n")[2].strip() in readme.read_text()
+    text = read_report([configs.parent / folder for folder in folders], title).markdown()
+    assert text.partition("\n")[2].strip() in page.read_text()
 
 
 def test_time_in_each_segment_of_growth(configs, tmp_path):
