@@ -257,6 +257,21 @@ def test_a_file_in_another_encoding_is_told_by_line(tmp_path):
     assert "line 2, is not UTF-8; save it as UTF-8" in faults(path)
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_toe_r05", "deit_tiny_toe_r05.yaml"])
+def test_the_packages_files_go_by_their_names_from_anywhere(configs, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    shipped = load_config(configs / "deit_tiny_toe_r05.yaml")
+    assert load_config(name) == shipped
+    (tmp_path / "mine.yaml").write_text(f"extends: {name}\nseed: 5")
+    assert load_config("mine.yaml") == shipped.model_copy(update={"seed": 5})
+    (tmp_path / "deit_tiny_toe_r05.yaml").write_text("seed: 7")  # what is there comes first
+    assert load_config("deit_tiny_toe_r05.yaml").expansion is None
+    with pytest.raises(UserError, match=r"deit_tiny_toe_r06 does not exist; did you mean deit_tiny_toe_r05\.yaml\?"):
+        load_config("deit_tiny_toe_r06")
+    with pytest.raises(UserError, match="there is no folder elsewhere"):
+        load_config(f"elsewhere/{name}")
+
+
 def test_a_loop_of_parents_is_shown(write):
     write("extends: b.yaml", "a.yaml")
     write("extends: c.yaml", "b.yaml")

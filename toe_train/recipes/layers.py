@@ -21,6 +21,7 @@ EPOCHS, SHARES = "stage_epochs", "stage_shares"
 MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes the keys of another mapping
 WRITER = "written_by"  # first key of a file that the program wrote, with its version
 INSTEAD = {EPOCHS: SHARES, SHARES: EPOCHS}
+SHIPPED = Path(__file__).parents[1] / "configs"  # a link in a checkout, files in an installation
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
         UserError: a file cannot be read, or an override is none.
     """
     layers: list[Layer] = []
-    for own in _read_with_parents(path, chain=()):
+    for own in _read_with_parents(_or_shipped(path, str(path)), chain=()):
         is_saved = own.pop(WRITER, None) is not None
         layers.append(Layer(own, _merged(layers[-1].values if layers else {}, own), is_saved))
     return [*layers, overridden(layers[-1].values, overrides)]
@@ -96,6 +97,12 @@ def overridden(values: Values, overrides: Sequence[str]) -> Layer:
     return typed
 
 
+def _or_shipped(path: Path, given: str) -> Path:
+    """The file; where there is none and only a name was given, the package's file of it, with or without `.yaml`."""
+    shipped = SHIPPED / f"{given.removesuffix('.yaml')}.yaml"
+    return shipped if not path.exists() and Path(given).name == given and shipped.is_file() else path
+
+
 def _read_with_parents(path: Path, chain: tuple[Path, ...]) -> list[Values]:
     resolved = path.resolve()
     if resolved in chain:
@@ -107,7 +114,7 @@ def _read_with_parents(path: Path, chain: tuple[Path, ...]) -> list[Values]:
         return [values]
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: {parent!r} must be the path of one YAML file, relative to this file")
-    return [*_read_with_parents(path.parent / parent, (*chain, resolved)), values]
+    return [*_read_with_parents(_or_shipped(path.parent / parent, parent), (*chain, resolved)), values]
 
 
 def _read(path: Path, asked_by: Path | None) -> Values:
@@ -117,7 +124,8 @@ def _read(path: Path, asked_by: Path | None) -> Values:
         hint = f"; name a file in it, such as {path / names[0]}" if names else ""
         raise UserError(f"config {path} is a folder, not a YAML file{origin}{hint}")
     if not path.is_file():
-        neighbours = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        folders = [path.parent] if path.parts[1:] else [path.parent, SHIPPED]
+        neighbours = [file.name for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")]
         hint = nearest(path.name, neighbours) or (
             f"; {path.parent} has no YAML files" if path.parent.is_dir() else f"; there is no folder {path.parent}"
         )
