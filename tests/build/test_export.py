@@ -182,6 +182,14 @@ def test_its_card_says_what_was_measured(run, tmp_path):
     assert "Licence: none is named" in (tmp_path / "third/README.md").read_text()
 
 
+def test_the_card_of_a_run_that_merged_tokens_says_whose_scores_it_has(tiny, tmp_path):
+    given = ["epochs=1", "expansion=null", "method={kind: token_merging, r: 2}"]
+    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), *given]) == 0
+    assert tools(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    told = "of the model that merges tokens, which this plain one is not: its accuracy is another"
+    assert told in (tmp_path / "out/README.md").read_text()
+
+
 def test_onnx_computes_the_same(run, tmp_path, capsys):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -72,6 +72,14 @@ def test_the_grown_weights_share_no_memory_and_raw_ones_serve_where_there_are_no
     assert torch.equal(grown["blocks.1.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
 
 
+def test_averages_of_another_model_are_refused():
+    state = model_of({"img": 8, "patch": 4, "dim": 8, "heads": 2, "mlp_ratio": 2, "classes": 3}, 2).state_dict()
+    wider = {name: torch.cat([value, value]) for name, value in state.items()}
+    for averaged in ({}, wider):
+        with pytest.raises(ValueError, match=r"it has no blocks\.1\..*, or of another shape"):
+            grow(state, averaged, 3)
+
+
 def test_lvvit_grows_with_its_stem_and_both_heads_raw():
     options = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
     small, large = (create_model("lvvit_t", depth=depth, **options) for depth in (2, 4))

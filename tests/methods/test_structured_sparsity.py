@@ -62,6 +62,12 @@ def method(revive="released", every=1, until=0.8, seed=0, kept=0.7):
     return StructuredSparsityMethod(kept, kept, every, until, 0.5, revive, seed)
 
 
+@pytest.mark.parametrize("rate", [-1, 2, float("nan")])
+def test_a_rate_is_a_share(rate):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
+        update(*(torch.ones(1, 2, dtype=torch.bool),) * 2, rate, *(torch.ones(1, 2),) * 4)
+
+
 @pytest.mark.parametrize("name", ["real", "real_zero_bias"])
 def test_a_step_of_the_released_code(name):
     """Scores of a whole model's forward and backward pass, and the masks that they make."""

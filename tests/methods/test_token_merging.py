@@ -76,8 +76,46 @@ def test_every_token_is_in_one_row_and_the_sizes_add_up():
         assert torch.equal(
             size.squeeze(2), torch.stack([torch.bincount(part, minlength=y.shape[1]) for part in row]).float()
         )
-        for token in range(prefix):  # alone in its row
-            assert (size.squeeze(2).gather(1, row)[:, token] == 1).all()
+        assert torch.equal(y[:, :prefix], x[:, :prefix])  # where they were, and alone
+        assert torch.equal(row[:, :prefix], torch.arange(prefix).expand(2, -1))
+        assert (size[:, :prefix] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("deit_tiny_distilled_patch16_224", {}),
+        ("vit_tiny_patch16_224", {"reg_tokens": 4}),
+    ],
+)
+def test_prefix_tokens_are_never_merged_in_any_block(name, given):
+    torch.manual_seed(0)
+    model = timm.create_model(name, **TINY, patch_size=4, **given).eval()
+    handle = attach(model, r=6)
+    model(torch.randn(2, 3, 32, 32))
+    prefix = model.num_prefix_tokens
+    assert prefix > 1
+    assert torch.equal(handle.rows[:, :prefix], torch.arange(prefix).expand(2, -1))
+    assert (handle.sizes[:, :prefix] == 1).all()
+    assert handle.sizes.sum() == 2 * (64 + prefix)
+
+
+def test_tokens_metric_and_sizes_must_fit():
+    x = torch.randn(2, 9, 4)
+    for metric, size in ((x[:, 1:], None), (x, torch.ones(2, 9)), (x, torch.ones(2, 8, 1))):
+        with pytest.raises(ValueError, match="must be of the same tokens"):
+            merge(x, metric, size, 2)
+    halves = merge(x, x, torch.ones(2, 9, 1, dtype=torch.bfloat16), 2)
+    assert all(torch.equal(one, other) for one, other in zip(halves, merge(x, x, None, 2), strict=True))
+
+
+def test_a_batch_may_be_empty_and_a_handle_tells_nothing_before():
+    model = timm.create_model("deit_tiny_patch16_224", **TINY).eval()
+    handle = attach(model, r=1)
+    for name in ("sizes", "rows"):
+        with pytest.raises(ValueError, match="call it with images first"):
+            getattr(handle, name)
+    assert model(torch.empty(0, 3, 32, 32)).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +128,13 @@ def test_schedules_of_r(r, inflection, expected):
 
 @pytest.mark.parametrize(
     ("r", "inflection", "reason"),
-    [(-1, 0.0, "negative"), ([1] * 6, 0.0, "has 5"), ([1], 0.5, "leave it at 0"), (8, 2.0, "from -1 to 1")],
+    [
+        (-1, 0.0, "negative"),
+        ([1] * 6, 0.0, "has 5"),
+        ([1], 0.5, "leave it at 0"),
+        (8, 2.0, "from -1 to 1"),
+        *((given, 0.0, "must be a whole number, or a list") for given in (2.5, "8", None, [2.5])),
+    ],
 )
 def test_a_schedule_that_cannot_be_is_refused(r, inflection, reason):
     with pytest.raises(ValueError, match=reason):

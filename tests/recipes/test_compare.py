@@ -112,6 +112,12 @@ def test_a_section_that_was_left_out_stays_so(dumped):
     assert completed(plain) == plain
 
 
+def test_of_another_method_its_kind_is_told_alone(dumped):
+    tome, sparse = (dumped(name=f"deit_tiny_{name}") for name in ("tome_r8", "s2vite"))
+    told = [line for line in differences(tome, sparse) if line.startswith("method")]
+    assert told == ["method.kind: 'token_merging' in the checkpoint, 'structured_sparsity' now"]
+
+
 def test_a_key_that_is_gone_is_still_seen(dumped):
     assert differences(completed({**dumped(), "former": 3}), dumped()) == ["former: 3 in the checkpoint, None now"]
 

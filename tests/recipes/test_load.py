@@ -217,6 +217,7 @@ def test_a_key_that_stands_in_another_section_is_pointed_to(write):
         ("epochs: 3\nepochs: 4", "key 'epochs' stands twice"),
         ("epochs: [", "is not valid YAML"),
         ("method: {kind: structured_sparsity, heads_kept: 1, units_kept: 1}", "nothing is off where both are 1"),
+        ("method: {kind: depth_growth, depths: [4, 2], from_epochs: [0, 2]}", "depths: [4, 2] must rise"),
         ("a: " + "[" * 3000 + "]" * 3000, "is nested too deeply"),
         ("1: 2", "the key 1 is no word"),
         ("null: 3", "the key None is no word"),

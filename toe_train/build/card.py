@@ -96,7 +96,11 @@ def _measured(trained: Trained) -> list[str]:
         return ["Nothing: the run's metric lines are not beside the checkpoint, or it was written within an epoch."]
     prefix = "ema_" if trained.asked.averaged else "val_"
     scores = {key: value for key, value in record.items() if key.startswith(prefix) and value is not None}
-    lines = [f"After epoch {record['epoch'] + 1}, on the run's validation images:", ""]
+    of = ", of the model that merges tokens, which this plain one is not: its accuracy is another"
+    lines = [
+        f"After epoch {record['epoch'] + 1}, on the run's validation images{of if trained.merged_tokens else ''}:",
+        "",
+    ]
     if not scores:
         lines[-1:] = ["the model was not evaluated then."]
     else:

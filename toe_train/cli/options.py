@@ -28,7 +28,9 @@ def train_parser() -> argparse.ArgumentParser:
         description="Train a vision transformer, faster by Token Expansion, from one YAML file.",
     )
     parser.add_argument("--version", action="version", version=f"toe-train {__version__}")
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file, or the name of one of configs/: deit_tiny_toe_r05")
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file, or the name of one of configs/: deit_tiny_toe_r05"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="dotted path and YAML value: optim.lr=1e-3")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help=HELP["--resume"])
     parser.add_argument("--nproc", default="auto", metavar="auto|N", help=HELP["--nproc"])

@@ -70,7 +70,7 @@ def grow(
         how: see `sources`.
 
     Raises:
-        ValueError: there are no blocks, or not so many can be made of them.
+        ValueError: there are no blocks, or not so many can be made of them; the averaged model is another one.
     """
     parts: dict[int, list[str]] = {}
     for name in state:
@@ -82,7 +82,10 @@ def grow(
     for index, (source, is_averaged) in enumerate(sources(len(parts), depth, how)):
         taken = averaged if is_averaged and averaged is not None else state
         for part in parts[source]:
-            grown[f"blocks.{index}.{part}"] = taken[f"blocks.{source}.{part}"].clone()
+            name = f"blocks.{source}.{part}"
+            if name not in taken or taken[name].shape != state[name].shape:
+                raise ValueError(f"the averaged model is another one: it has no {name}, or of another shape")
+            grown[f"blocks.{index}.{part}"] = taken[name].clone()
     return grown
 
 

@@ -31,7 +31,12 @@ def update(
         head_growth: (L, H) by which they grow.
         unit_score: (L, M) by which units die.
         unit_growth: (L, M) by which they grow.
+
+    Raises:
+        ValueError: the rate is none.
     """
+    if not isinstance(rate, Tensor) and not 0 <= rate <= 1:
+        raise ValueError(f"rate={rate} must be from 0 to 1: the share of what is on that dies")
     return _update_heads(heads, rate, head_score, head_growth), _update_units(units, rate, unit_score, unit_growth)
 
 

@@ -1,6 +1,6 @@
 """A transformer block that merges tokens between attention and perceptron, and counts a token by its patches.
 
-What is merged: token_merging.py.
+What is merged: merge.py; in which models: token_merging.py.
 
 Shapes: B images, T tokens, D width, d width of a head, H heads.
 """
@@ -80,7 +80,7 @@ class MergingBlock(nn.Module):
         """The attention of timm with a size for each key; its output (B, T, D) and the mean of the keys (B, T, d)."""
         attn: Any = self.attn
         batch, tokens, _ = x.shape
-        heads = attn.qkv(x).view(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
+        heads = attn.qkv(x).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
         q, k, v = heads.unbind(0)
         q, k = attn.q_norm(q), attn.k_norm(k)
         bias = None if size is None else size.log().to(q.dtype).view(batch, 1, 1, tokens)

@@ -72,6 +72,8 @@ with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, g
             if len(self.depths) < 2 or len(self.depths) != len(self.from_epochs):
                 given = f"{len(self.depths)} of them and {len(self.from_epochs)} from_epochs"
                 raise ValueError(f"depths: {given}; give the same number, at least 2")
+            if any(later <= earlier for earlier, later in pairwise(self.depths)):
+                raise ValueError(f"depths: {list(self.depths)} must rise: a run begins with the fewest blocks")
             if self.from_epochs[0] != 0 or any(later <= earlier for earlier, later in pairwise(self.from_epochs)):
                 raise ValueError(f"from_epochs: {list(self.from_epochs)} must begin with 0 and rise")
             return self
@@ -97,7 +99,8 @@ class StructuredSparsityConfig(AlwaysSection):
     units_kept: Share = 0.7
     update_every: PositiveInteger = 15_000  # steps
     update_until: Probability = 0.8  # share of the run's steps
-    death_rate: Probability = 0.5  # of an update at the beginning; 0.005 at the end, by a cosine
+    # Of an update at the beginning; 0.005 at the end, by a cosine.
+    death_rate: Annotated[Number, Field(ge=0.005, le=1)] = 0.5
     # released: what is off is 0 throughout. small_weights: queries, keys and fc1 rest at small random weights, so that
     # what is off has gradients, which under released it has not.
     revive: Literal["released", "small_weights"] = "released"

@@ -106,9 +106,14 @@ class Trained:
             told.append("note: the file does not name its classes; its outputs count as the data set's, in their order")
         return told
 
+    @property
+    def merged_tokens(self) -> bool:
+        """Whether the run evaluated a model that merges tokens, which the plain one does not."""
+        return isinstance(self.config.method, TokenMergingConfig)
+
     def other_model(self, model: nn.Module) -> list[str]:
         """A note where the run evaluated with what the plain model does not do."""
-        merged = isinstance(self.config.method, TokenMergingConfig) and not hasattr(model, "token_merging")
+        merged = self.merged_tokens and not hasattr(model, "token_merging")
         note = (
             "note: the run merged tokens in its evaluation too, and this is the plain model: its accuracy is not the "
             "run's"
