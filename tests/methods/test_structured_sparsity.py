@@ -1,5 +1,7 @@
 """S2ViTE against the released code's figures, and masks in training."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,22 @@ def test_the_share_that_is_on_stays_and_the_masks_move_only_where_they_should():
     assert set(moved) <= {3, 6, 9}  # multiples of 3 below 0.6 of 20
 
 
+def test_updates_come_at_multiples_with_the_death_rate_of_the_steps_taken(monkeypatch):
+    """What only rests, at weights other than 0, has no score."""
+    sparse, model = prepared(every=3, until=0.6, revive="small_weights")
+    rates = []
+
+    def noting(heads, units, rate, *scores):
+        rates.append(rate)
+        assert not scores[2][~units].any()
+        return heads, units
+
+    monkeypatch.setattr("toe_train.methods.structured_sparsity.update", noting)
+    train(sparse, model, 20)
+    released = [0.005 + 0.495 * (1 + math.cos(math.pi * step / 20)) / 2 for step in (3, 6, 9)]
+    assert rates == pytest.approx(released)
+
+
 def test_from_zero_biases_released_units_never_move_and_the_mended_ones_do():
     released, model = prepared()
     units = released.units.clone()
@@ -158,6 +176,15 @@ def test_from_zero_biases_released_units_never_move_and_the_mended_ones_do():
     train(mended, model, 10)
     assert not torch.equal(mended.units, units)
     assert mended.units.sum(dim=1).tolist() == [67] * 3
+
+
+def test_what_rests_at_small_weights_can_learn_once_it_is_on():
+    sparse, model = prepared(revive="small_weights")
+    for heads, units, block in zip(sparse.heads, sparse.units, model.blocks, strict=True):
+        queries_and_keys = block.attn.qkv.weight.view(3, len(heads), -1)[:2, ~heads]
+        assert queries_and_keys.any(dim=2).all()
+        assert block.mlp.fc1.weight[~units].any(dim=1).all()
+    assert_at_rest(sparse, model)
 
 
 def test_a_step_that_is_not_taken_moves_no_mask():
