@@ -121,8 +121,9 @@ def test_a_checkpoint_is_carried_one_growth_at_a_time():
     assert torch.equal(carried["model"]["blocks.1.attn.qkv.weight"], averaged)
     raw = method(source="raw").carry(state, 0, 1)["model"]
     assert torch.equal(raw["blocks.1.attn.qkv.weight"], state["model"]["blocks.0.attn.qkv.weight"])
-    with pytest.raises(ValueError, match="grows one step at a time"):
-        method().carry(state, 0, 2)
+    for former, segment in ((0, 2), (2, 1), (3, 1)):  # the last of a run with more depths
+        with pytest.raises(ValueError, match="grows one step at a time"):
+            method().carry(state, former, segment)
 
 
 @pytest.mark.parametrize(("drop_path", "off"), [("spread", set()), ("released", {1, 2, 3})])

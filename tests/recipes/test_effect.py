@@ -19,6 +19,7 @@ CASES = [
     ("data.check_sample=3", "quickstart", [], "set data.kind=image_folder"),
     ("method.update_every=99", "deit_tiny_s2vite", ["method.update_until=0"], "set it above 0"),
     ("method.death_rate=0.1", "deit_tiny_s2vite", ["method.update_until=0"], "method.update_until=0"),
+    ("method.revive=small_weights", "deit_tiny_s2vite", ["method.update_until=0"], "method.update_until=0"),
     ("method.drop_path=spread", "deit_base_stackbert", ["model.drop_path=0"], "set it above 0"),
     ("expansion.restore=copy", "deit_tiny_toe_r05", [], "set token_labels.root"),
     ("data.train_list=a.csv", "deit_tiny", [], "folders say the classes; set data.kind=list"),

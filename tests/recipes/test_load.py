@@ -121,6 +121,14 @@ def test_efficienttrain(configs, size):
     assert [(stage.micro_batch, stage.mix_group) for stage in plans] == [(128, 512)] * 4 + [(128, 256)]
 
 
+def test_s2vite(configs):
+    """Of its released script for DeiT-T: 8 processes of 64 images, 80 updates of the masks in 600 epochs."""
+    config = load_config(configs / "deit_tiny_s2vite.yaml")
+    assert (config.epochs, config.train.global_batch, config.augment.mix_group, config.peak_lr) == (600, 512, 64, 5e-4)
+    steps = config.method.update_until * config.epochs * (1_281_167 // config.train.global_batch)
+    assert steps // config.method.update_every == 80
+
+
 def test_a_dumped_config_reads_back_equal(configs, write):
     config = load_config(configs / "deit_base_toe_hyper_r04.yaml", ["model.kwargs={patch_size: 32}"])
     assert load_config(write(dump_config(config))) == config

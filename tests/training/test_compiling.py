@@ -56,12 +56,13 @@ def test_each_kind_of_block_has_one_graph_a_stage_and_no_step_makes_one(
 
 
 @pytest.mark.slow
-def test_both_forms_of_a_masked_step_are_made_beforehand(graphs, losses, monkeypatch):
+@pytest.mark.parametrize("revive", ["released", "small_weights"])
+def test_both_forms_of_a_masked_step_are_made_beforehand(revive, graphs, losses, monkeypatch):
     """With and without the heads' scores, which the steps before the updates take."""
     made = []
     real = step_module.compile_stages
     monkeypatch.setattr(step_module, "compile_stages", lambda *given: [real(*given), made.append(len(graphs))][0])
-    method = "method={kind: structured_sparsity, heads_kept: 0.5, update_every: 3}"
+    method = f"method={{kind: structured_sparsity, heads_kept: 0.5, update_every: 3, revive: {revive}}}"
     eager = losses("eager", "train.compile=false", "expansion=null", method)
     compiled = losses("compiled", "train.compile=true", "expansion=null", method)
     assert made == [len(graphs)]

@@ -26,11 +26,12 @@ class StageCost:
     """Cost of one image's forward pass in a stage.
 
     Attributes:
-        stage: of Token Expansion, 0 for all tokens.
-        tokens_kept: patch tokens from the attached block on.
+        stage: of the method, 0 for plain training.
+        tokens_kept: patch tokens, see `Method.tokens_kept`.
         macs: of the network, attention included.
-        expansion_macs: of ToE's own similarities of N tokens to the K kept ones, N x K x D by cosine, on top; merging
-            only adds on a CPU, where this is counted, and is as large a product again on a GPU.
+        expansion_macs: of the method's own products, on top. ToE's are similarities of N tokens to the K kept ones,
+            N x K x D by cosine; merging only adds on a CPU, where this is counted, and is as large a product again on
+            a GPU. ToMe's are the similarities of each block, and the sums of what merges.
         thop_macs: as the paper counts.
     """
 

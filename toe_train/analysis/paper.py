@@ -55,7 +55,7 @@ DISTANCES = (
 
 PAIR = (
     "The paper prints two accuracies, most probably the best ones of the raw and of the averaged model of one run "
-    '(docs/fidelity.md, "Depth growth").'
+    '(docs/fidelity.md, "Depth growth"); ours are those of the last epoch.'
 )
 STACKBERT = "The paper does not give the row's schedule; ours is the authors' own split of the steps."
 S2VITE = "600 epochs; the paper's FLOPs are of one image, so that the whole run is dearer than the plain one of 300."

@@ -136,8 +136,9 @@ class DepthGrowthMethod(Method):
         """The grown model, averages that begin from it, and no moments; the loss scale goes on."""
         if former != segment - 1:
             raise ValueError(
-                f"the checkpoint is of {self._depths[former]} blocks and the run is at {self._depths[segment]}: it "
-                "grows one step at a time; leave method.depths and method.from_epochs as they were"
+                f"the checkpoint has grown {former} times, and the run has {segment} times here, to "
+                f"{self._depths[segment]} blocks: it grows one step at a time; leave method.depths and "
+                "method.from_epochs as they were"
             )
         averaged = state["ema"] if self._source == "ema" else None
         grown = grow(state["model"], averaged, self._depths[segment], self._how)

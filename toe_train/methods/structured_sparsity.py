@@ -2,8 +2,8 @@
 
 Off are the rows of queries, keys and values of a head, and the row and column of a unit of the perceptron. Weights that
 are off are 0 after each step, gradients are dense. Every so many steps the weakest give way to those with the largest
-gradients. Under the released rules what is off is not computed between two updates, see sparse_parts.py; the released
-code computes it. Evaluation is the plain model with zeros in its weights.
+gradients, see mask_update.py. Under the released rules what is off is not computed between two updates, see
+sparse_parts.py; the released code computes it. Evaluation is the plain model with zeros in its weights.
 
 Rules, and what the released code's rules lead to: docs/fidelity.md, "Structured sparsity".
 
@@ -67,7 +67,7 @@ class StructuredSparsityMethod(Method):
         revive: str,
         seed: int,
     ) -> None:
-        self._heads_kept, self._units_kept = heads_kept, units_kept
+        self._kept = [heads_kept, units_kept]
         self._every, self._until, self._rate = update_every, update_until, death_rate
         self._small, self._seed = revive == "small_weights", seed
         self.note = DENSE if self._small else None
@@ -91,14 +91,16 @@ class StructuredSparsityMethod(Method):
                 f"{name} has no plain blocks with attn.qkv, attn.proj, mlp.fc1 and mlp.fc2; use a ViT or DeiT"
             )
         heads, units = blocks[0].attn.num_heads, blocks[0].mlp.fc1.out_features
-        for what, share, count in (("heads", self._heads_kept, heads), ("units", self._units_kept, units)):
-            if int(share * count) < 1:
+        kept = []
+        for what, share, count in zip(("heads", "units"), self._kept, (heads, units), strict=True):
+            kept.append(int(share * count))
+            if kept[-1] < 1:
                 raise ValueError(
                     f"{what}_kept={share} keeps none of {count} {what} of {name}; give at least {1 / count}"
                 )
         depth, draws = len(blocks), torch.Generator().manual_seed(self._seed)
-        self.heads = _drawn(depth, heads, int(self._heads_kept * heads), draws)  # (L, H)
-        self.units = _drawn(depth, units, int(self._units_kept * units), draws)  # (L, M)
+        self.heads = _drawn(depth, heads, kept[0], draws)  # (L, H)
+        self.units = _drawn(depth, units, kept[1], draws)  # (L, M)
         self._rest = [
             tuple(
                 REST_STD * torch.randn(part.shape, generator=draws)
@@ -243,12 +245,21 @@ class StructuredSparsityMethod(Method):
         return linear, attention
 
     def state(self) -> dict[str, Any]:
-        """Masks and the number of steps taken."""
-        return {"heads": self.heads, "units": self.units, "steps": self._steps}
+        """Masks, the shares that they were drawn with, and the number of steps taken."""
+        return {"heads": self.heads, "units": self.units, "kept": self._kept, "steps": self._steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes them up; without any, as from a checkpoint of other training, the masks stay as drawn."""
+        """Takes them up; without any, as from a checkpoint of other training, the masks stay as drawn.
+
+        Raises:
+            ValueError: masks of other shares, which no update would bring to these.
+        """
         if state:
+            if (kept := list(state.get("kept", self._kept))) != self._kept:
+                raise ValueError(
+                    f"its masks were drawn with heads_kept, units_kept = {kept}, not {self._kept}, and keep them; give "
+                    "the former values"
+                )
             self.heads, self.units, self._steps = state["heads"].clone(), state["units"].clone(), state["steps"]
         self._split()
         self._move()

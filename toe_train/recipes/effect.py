@@ -126,7 +126,7 @@ RULES = (
         "nothing is merged with method.r=0; set it above 0, or method=null",
     ),
     Rule(
-        ("method.update_every", "method.death_rate"),
+        ("method.update_every", "method.death_rate", "method.revive"),
         lambda run: _is(run, "structured_sparsity") and getattr(run.method, "update_until") == 0,  # noqa: B009
         "no part is exchanged with method.update_until=0; set it above 0",
     ),
