@@ -82,6 +82,28 @@ def test_a_step_that_is_not_finite_moves_no_mask(tiny, tmp_path):
     assert any(moved[2:])
 
 
+def test_the_averaged_model_is_between_the_two_hooks_of_a_step(tiny, tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    trainer = trainer_of(load_config(tiny, ["epochs=1"]), folder)
+    step, told = trainer.step, []
+    places = [
+        (step.optimizer, "step"),
+        (step.method, "after_step"),
+        (step.ema, "update"),
+        (step.method, "after_average"),
+    ]
+    for owner, name in [*places, (step.optimizer, "zero_grad")]:
+        real = getattr(owner, name)
+        monkeypatch.setattr(
+            owner, name, lambda *given, real=real, name=name, **kwargs: told.append(name) or real(*given, **kwargs)
+        )
+    trainer.fit()
+    order = ["step", "after_step", "update", "after_average", "zero_grad"]
+    assert told[: told.index("zero_grad") + 1] == order
+    assert told == order * (len(told) // 5)
+
+
 def test_a_growth_is_a_segment_of_its_own(tiny, tmp_path):
     config = load_config(tiny, METHODS["depth_growth"])
     assert [plan.curriculum.segment for plan in plan_epochs(config)] == [0, 0, 1, 1]

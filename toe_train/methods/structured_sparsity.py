@@ -122,7 +122,7 @@ class StructuredSparsityMethod(Method):
     def join(self, average: Callable[[Tensor], Tensor], steps: int) -> None:
         """Takes both up, and notes where the masks will not move."""
         self._average, self._total = average, steps
-        if self._every >= self._until * steps:
+        if self._until and self._every >= self._until * steps:
             more = max(1, int(self._until * steps) // 20)
             when = f"does not come once in the first {self._until:g} of {steps} steps: the masks stay as drawn"
             still = f"method.update_every={self._every} {when}; {more} moves them about 20 times"
