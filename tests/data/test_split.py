@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from toe_train.cli.tools import main as tools
+from toe_train.cli.train import main as train
 from toe_train.data import Splitting, split_images
 from toe_train.data.split import choose_val
 from toe_train.errors import UserError
@@ -136,6 +138,16 @@ def test_a_list(photos, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 left out:" in out
     assert "12 train and 3 val images in 2 classes" in out
+
+
+def test_a_list_trains_as_links_do(photos, tiny, tmp_path, capsys, assert_same_run):
+    given = ["train.global_batch=4", "augment.mix_group=4", "data.workers=0", "data.check_sample=1"]
+    for form in ("links", "list"):
+        assert tools(["split", str(photos), "--output", str(tmp_path / form), "--form", form]) == 0
+        use = shlex.split(capsys.readouterr().out.rsplit("; train on it with ", 1)[1])
+        kind = [] if form == "list" else ["data.kind=image_folder"]
+        assert train(["--config", str(tiny), "--output", str(tmp_path / f"as {form}"), *kind, *use, *given]) == 0
+    assert_same_run(tmp_path / "as links", tmp_path / "as list")
 
 
 def test_what_is_refused(photos, tmp_path, capsys):
