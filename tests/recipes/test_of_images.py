@@ -52,5 +52,5 @@ def test_a_plan_that_means_nothing_with_that_batch_is_refused(configs):
 
 
 def test_boxes_need_a_number(configs):
-    with pytest.raises(UserError, match=r"train\.global_batch: auto is for images with a class each.*number: 1"):
+    with pytest.raises(UserError, match=r"train\.global_batch: auto is for images with a class each.*number: 2"):
         load_config(configs / "yolos_tiny.yaml", ["train.global_batch=auto"])
