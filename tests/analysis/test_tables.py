@@ -239,7 +239,12 @@ def test_the_benchmark_of_a_start(tiny, image_root, tmp_path, capsys, monkeypatc
     out = capsys.readouterr().out
     assert [row[0] for row in cells(out)[2:]] == ["first time"]
     assert "or the data is too new" in out
-    for wrong, words in (([], "data.kind = digits is not timed"), (["--batch", "4"], "this is start; leave it out")):
+    nowhere = ["data.kind=image_folder", f"data.root={tmp_path / 'nowhere'}"]
+    for wrong, words in (
+        ([], "data.kind = digits is not timed"),
+        (["--batch", "4"], "this is start; leave it out"),
+        (nowhere, "nowhere is not a folder"),
+    ):
         assert tools.main([*command, *wrong]) == 2
         assert words in capsys.readouterr().err
 
