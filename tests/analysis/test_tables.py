@@ -1,6 +1,8 @@
 """The tables that the commands print, and the benchmark behind the README's speed figures."""
 
 import json
+import os
+import time
 
 import pytest
 import torch
@@ -211,6 +213,40 @@ def test_the_plan_as_printed(configs, capsys):
     ]
     assert "whole schedule: 1.319x by FLOPs, attention counted" in out
     assert "1.285x as the paper counts, by thop" in out
+
+
+def test_the_plan_of_a_batch_that_follows_the_images_says_so(tiny, capsys):
+    for given, told in ((["train.global_batch=auto"], True), ([], False)):
+        assert tools.main(["plan", "--config", str(tiny), *given, "augment.mix_group=128"]) == 0
+        assert ("follow the number of images; here 128" in capsys.readouterr().out) == told
+
+
+def test_the_benchmark_of_a_start(tiny, image_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("toe_train.data.sources.remembered.WORTH_KEEPING", 0)
+    for path in (image_root, *image_root.rglob("*")):
+        os.utime(path, (1_600_000_000, 1_600_000_000))
+    command = ["bench", "--what", "start", "--config", str(tiny), "--rounds", "2"]
+    figures = tmp_path / "start.json"
+    assert tools.main([*command, "data.kind=image_folder", f"data.root={image_root}", "--json", str(figures)]) == 0
+    out = capsys.readouterr().out
+    assert f"image_folder {image_root}, 18 images" in out
+    assert [row[0] for row in cells(out)[2:]] == ["torchvision's ImageFolder", "first time", "remembered"]
+    assert json.loads(figures.read_text())["images"] == 18
+    given, ahead = flat_tar(image_root, tmp_path / "tars"), time.time() + 3600
+    os.utime(tmp_path / "tars/val.tar", (ahead, ahead))
+    os.utime(tmp_path / "tars/train.tar", (ahead, ahead))  # too new to be kept
+    assert tools.main([*command, *given]) == 0
+    out = capsys.readouterr().out
+    assert [row[0] for row in cells(out)[2:]] == ["first time"]
+    assert "or the data is too new" in out
+    nowhere = ["data.kind=image_folder", f"data.root={tmp_path / 'nowhere'}"]
+    for wrong, words in (
+        ([], "data.kind = digits is not timed"),
+        (["--batch", "4"], "this is start; leave it out"),
+        (nowhere, "nowhere is not a folder"),
+    ):
+        assert tools.main([*command, *wrong]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_the_benchmark_of_reading(tiny, image_root, tmp_path, capsys):

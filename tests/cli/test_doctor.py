@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from forms import lists
 
 from toe_train.cli import tools, train
 
@@ -121,6 +122,15 @@ def test_images_that_annotations_name_are_not_for_removal(doctor, yolos, tmp_pat
     code, out, error = doctor("--config", yolos, "--remove-list", tmp_path / "gone.txt")
     assert (code, out) == (2, "")
     assert "name each image: leave it out" in error
+    assert not (tmp_path / "gone.txt").exists()
+
+
+def test_images_that_lists_name_are_not_for_removal(doctor, image_root, tiny, tmp_path):
+    given = lists(image_root, tmp_path / "lists")
+    code, out, error = doctor("--config", tiny, *given, "--remove-list", tmp_path / "gone.txt")
+    assert (code, out) == (2, "")
+    assert "the lists of" in error
+    assert "take what cannot be read out of these" in error
     assert not (tmp_path / "gone.txt").exists()
 
 

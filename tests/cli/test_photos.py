@@ -67,6 +67,7 @@ def test_the_five_commands_run(place, monkeypatch, capsys):
     assert "healthy: 41 train and 10 val images" in doctor
     assert "initial weights are new, drawn at random: model.initial_weights = timm_or_new: timm's weights of" in trained
     assert "no route to host" in trained
+    assert "global batch 8 for 41 training images; peak learning rate 0.00125" in trained
     assert "top-1 100.000 %" in evaluated
     assert (place / "photos_report/worst.png").exists()
     assert "1 of 3 images left out" in predicted

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -136,6 +137,28 @@ def test_forms_batches_and_lists_give_the_same(trained, said, image_root, tmp_pa
     code, out, _ = said("predict", trained, "-", "--workers", 1, "--batch", 4, "--format", "jsonl")
     assert code == 0
     assert [json.loads(line)["classes"][:2] for line in out.splitlines()] == [line["classes"] for line in found]
+
+
+def test_images_in_archives_are_read_where_they_are(trained, said, image_root, tmp_path):
+    expected = rows_of(said("predict", trained, image_root / "val")[1])
+    flat, outer = tmp_path / "val.tar", tmp_path / "classes.tar"
+    with tarfile.open(flat, "w") as archive:
+        archive.add(image_root / "val", ".")
+    with tarfile.open(outer, "w") as archive:
+        for name in ("bird", "cat", "dog"):
+            with tarfile.open(tmp_path / f"{name}.tar", "w") as inner:
+                inner.add(image_root / "val" / name, ".")
+            archive.add(tmp_path / f"{name}.tar", f"{name}.tar")
+    for path, suffix in ((flat, ""), (outer, ".tar")):
+        code, out, err = said("predict", trained, path, "--workers", 1, "--batch", 4)
+        assert code == 0, err
+        names = [f"{path}/{row['image'].split('/')[-2]}{suffix}/{row['image'].split('/')[-1]}" for row in expected]
+        assert rows_of(out) == [row | {"image": name} for row, name in zip(expected, names, strict=True)]
+    flat.write_bytes(flat.read_bytes()[:1000])
+    code, _, err = said("predict", trained, flat)
+    assert code == 2
+    assert f"{flat} ends at byte 1000" in err
+    assert "Traceback" not in err
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_done(trained, said, image_root, tmp_path):

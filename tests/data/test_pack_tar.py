@@ -100,6 +100,22 @@ def test_what_does_not_fit_is_refused(image_root, tmp_path, capsys):
     assert "--from tar is packed as archives: add --to tar" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--val-list", "val.csv"], "--val-list is of --from list and tar, and this is image_folder; leave it out"),
+        (["--label-key", "name"], "--label-key is of --from tar and parquet, and this is image_folder"),
+        (["--from", "parquet", "--train-list", "a.csv"], "--train-list is of --from list and tar, and this is parquet"),
+        (["--from", "list", "--train-list", "a.csv", "--label-key", "name"], "--label-key is of --from tar and"),
+        (["--from", "list"], "--from list needs --train-list or --val-list"),
+    ],
+)
+def test_an_option_that_is_not_read_is_refused(image_root, tmp_path, capsys, given, words):
+    assert pack(image_root, tmp_path / "out", *given) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_archive_that_does_not_read_as_written_is_no_copy(image_root, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pack_tar, "_members", lambda path: {})
     assert pack(image_root, tmp_path / "out") == 3

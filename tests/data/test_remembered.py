@@ -114,11 +114,31 @@ def test_a_damaged_cache_is_made_again(image_root, tmp_path, counted, content):
     assert len(counted) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_told(image_root, tmp_path, counted, capsys):
+def test_a_cache_that_cannot_be_written_is_told_once_and_nothing_is_listed_twice(image_root, tmp_path, counted, capsys):
     settle(image_root)
     (tmp_path / "cache").write_bytes(b"a file")
+    for _ in range(2):
+        assert len(open_datasets("image_folder", image_root)[0]) == 12
+    assert capsys.readouterr().out.count("note: the index of the images cannot be kept in") == 1
+    assert len(counted) == 2
+    shutil.copy(image_root / "train/cat/cat_0.JPEG", image_root / "train/cat/new.png")
+    assert len(FolderImages(image_root / "train")) == 13
+
+
+def test_what_is_listed_anew_counts_though_the_cache_keeps_what_was(image_root, counted, monkeypatch):
+    settle(image_root)
+    FolderImages(image_root / "train")
+    shutil.copy(image_root / "train/cat/cat_0.JPEG", image_root / "train/cat/new.png")
+    settle(image_root)  # so that no time tells it
     assert len(FolderImages(image_root / "train")) == 12
-    assert "note: the index of the images cannot be kept in" in capsys.readouterr().out
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remembered.os, "fsync", full)
+    assert len(FolderImages(image_root / "train", anew=True)) == 13
+    assert len(FolderImages(image_root / "train")) == 13
+    assert len(counted) == 2
 
 
 def test_what_is_quick_is_not_kept(image_root, tmp_path, monkeypatch):

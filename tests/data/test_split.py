@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from PIL import Image
 
 from toe_train.cli.tools import main as tools
-from toe_train.data import Splitting, split_images
+from toe_train.cli.train import main as train
+from toe_train.data import Labelling, Splitting, open_datasets, split_images
 from toe_train.data.split import choose_val
 from toe_train.errors import UserError
 
@@ -133,9 +135,30 @@ def test_a_list(photos, tmp_path, capsys):
     assert {row["split"] for row in rows} == {"train", "val"}
     assert all(os.path.isfile(row["path"]) and f"/{row['label']}/" in row["path"] for row in rows)
     assert json.loads((tmp_path / "out/split.json").read_text())["form"] == "list"
+    split_images(photos, tmp_path / "links", Splitting(0.2))
+    named = Labelling(tmp_path / "out/images.csv", tmp_path / "out/images.csv")
+    by_list, by_links = (
+        open_datasets("list", photos, labelling=named),
+        open_datasets("image_folder", tmp_path / "links"),
+    )
+    assert [one.digest() for one in by_list] == [one.digest() for one in by_links]
     out = capsys.readouterr().out
     assert "1 left out:" in out
-    assert "12 train and 3 val images in 2 classes" in out
+    lists = " ".join(f"data.{split}_list={tmp_path}/out/images.csv" for split in ("train", "val"))
+    assert (
+        f"12 train and 3 val images in 2 classes; train on it with data.kind=list data.root={photos} {lists}\n" in out
+    )
+
+
+@pytest.mark.slow
+def test_a_list_trains_as_links_do(photos, tiny, tmp_path, capsys, assert_same_run):
+    given = ["train.global_batch=4", "augment.mix_group=4", "data.workers=0", "data.check_sample=1"]
+    for form in ("links", "list"):
+        assert tools(["split", str(photos), "--output", str(tmp_path / form), "--form", form]) == 0
+        use = shlex.split(capsys.readouterr().out.rsplit("; train on it with ", 1)[1])
+        kind = [] if form == "list" else ["data.kind=image_folder"]
+        assert train(["--config", str(tiny), "--output", str(tmp_path / f"as {form}"), *kind, *use, *given]) == 0
+    assert_same_run(tmp_path / "as links", tmp_path / "as list")
 
 
 def test_what_is_refused(photos, tmp_path, capsys):

@@ -13,6 +13,7 @@ import pytest
 from forms import FORMS, add, flat_tar, folders_of_tars, shards, tar_of_tars
 
 from toe_train.build.inputs import list_images
+from toe_train.cli.tools import main as tools
 from toe_train.data import TarImages, check_datasets, examine, images_at, open_datasets
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
@@ -132,7 +133,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_archive_is_refused_by_name_and_byte(image_root, tmp_path, name):
+def test_a_damaged_archive_is_refused_by_name_and_byte(image_root, tmp_path, name, capsys):
     content, told = DAMAGED[name]
     flat_tar(image_root, tmp_path / "tars")
     path = tmp_path / "tars" / "train.tar"
@@ -142,6 +143,10 @@ def test_a_damaged_archive_is_refused_by_name_and_byte(image_root, tmp_path, nam
     assert told in fault
     with pytest.raises(UserError, match="train"):
         open_datasets("tar", tmp_path / "tars")
+    assert tools(["doctor", str(tmp_path / "tars")]) == 2
+    printed = capsys.readouterr()
+    assert told in printed.out
+    assert "Traceback" not in printed.out + printed.err
 
 
 def test_a_whole_archive_is_taken(tmp_path):

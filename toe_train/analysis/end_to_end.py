@@ -25,6 +25,7 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     list_images,
+    of_data,
 )
 from toe_train.build.model import build_model
 from toe_train.build.step import build_compile, build_step
@@ -109,6 +110,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
         RunFailed: more images than data.max_skipped cannot be read, where data.on_error=skip.
     """
     check_data(config)
+    config = of_data(config, list_images(config))
     plain_run = config.model_copy(update={"expansion": None, "method": None, "curriculum": None})
     plain_plan = plan_epochs(plain_run)[0]
     plain = replace(_speed(plain_run, plain_plan, rounds, device), stage=None, epochs=baseline_epochs(config))
@@ -123,7 +125,7 @@ def benchmark_end_to_end(config: RunConfig, rounds: int, device: torch.device) -
         parts.append(replace(part, stage=plan.stage, epochs=segment.epochs))
     return EndToEndBenchmark(
         model=config.model.name,
-        global_batch=config.train.global_batch,
+        global_batch=config.global_batch,
         rounds=rounds,
         precision=precision_on(device, config.train.precision),
         workers=config.data.workers,

@@ -36,6 +36,7 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     list_images,
+    of_data,
 )
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig
@@ -94,6 +95,7 @@ def benchmark_loader(config: RunConfig, rounds: int, device: torch.device) -> Lo
         raise UserError("data.on_error = skip: timm's loader cannot pass images over; set data.on_error=fail")
     config = config.model_copy(update={"token_labels": None})
     check_data(config)
+    config = of_data(config, list_images(config))
     batch = batch_layout(config, 1).micro_batch
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -167,7 +167,7 @@ class Row:
         config = self.config
         lasts = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
         model = config.model.name, config.model.kwargs, config.model.image_size
-        return *model, _kind(config), lasts, config.optim, config.train.global_batch
+        return *model, _kind(config), lasts, config.optim, config.global_batch
 
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the counted runs that reached a stage, in order."""

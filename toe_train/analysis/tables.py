@@ -22,7 +22,7 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
     """Segments of the run with tokens, learning rate, FLOPs per image and predicted speed-up."""
     planned = plan_costs(config, num_classes)
     optimizer = build_optimizer(config, build_model(config, num_classes).model)
-    schedule = build_schedule(config, optimizer, max(1, IMAGENET_IMAGES // config.train.global_batch))
+    schedule = build_schedule(config, optimizer, max(1, IMAGENET_IMAGES // config.global_batch))
     pixels = math.prod(sides_of(config.model.image_size))
     rows = [
         (

@@ -75,7 +75,7 @@ def _training(config: RunConfig) -> list[str]:
     start = {None: "new weights", "timm": "timm's weights", "timm_or_new": "timm's weights, or new ones"}
     return [
         f"- Data: {config.data.kind}",
-        f"- Epochs: {config.epochs}, global batch {config.train.global_batch}, peak learning rate {config.peak_lr:.3g} "
+        f"- Epochs: {config.epochs}, global batch {config.global_batch}, peak learning rate {config.peak_lr:.3g} "
         f"({config.optim.name}), precision {config.train.precision}, seed {config.seed}",
         f"- Started from: {start.get(config.model.initial_weights, 'weights of another training')}",
         f"- Made cheaper by: {_expansion(section) if section else config.method.kind if config.method else 'nothing'}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from toe_train import data
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, Size, side_of, sides_of
+from toe_train.recipes import EpochPlan, RunConfig, Size, of_images, side_of, sides_of
 from toe_train.runs.processes import Processes
 from toe_train.tasks.task import Task
 from toe_train.training.device_batches import DeviceBatches
@@ -55,6 +55,11 @@ def list_images(config: RunConfig, download: bool = False) -> Images:
     return data.open_datasets(section.kind, section.root, download, section.exif_orientation, labelling(config))
 
 
+def of_data(config: RunConfig, images: Images) -> RunConfig:
+    """The run with what follows the number of its training images."""
+    return of_images(config, len(images[0]))
+
+
 def open_images(config: RunConfig, processes: Processes) -> Images:
     """Train and val images, listed by the main process and handed to the others; all call it together.
 
@@ -82,7 +87,7 @@ def listing_notes(images: Images) -> list[str]:
 def batch_layout(config: RunConfig, world_size: int, largest: int | None = None) -> data.BatchLayout:
     """How the global batch is cut for `world_size` processes, in micro-batches of at most `largest` images too."""
     limit = min(config.train.max_micro_batch, largest or config.train.max_micro_batch)
-    batch, mixed = config.train.global_batch, config.mixes_images
+    batch, mixed = config.global_batch, config.mixes_images
     if config.task_kind == "detection":
         accumulation = _split_in_sizes(config, world_size, limit)
         return data.BatchLayout(batch, 1, world_size, accumulation, mixed)
@@ -92,7 +97,7 @@ def batch_layout(config: RunConfig, world_size: int, largest: int | None = None)
 
 def _split_in_sizes(config: RunConfig, world_size: int, limit: int) -> int:
     """Accumulation steps of micro-batches whose images have one size, or are padded to one."""
-    section, batch = config.detection, config.train.global_batch
+    section, batch = config.detection, config.global_batch
     if section.padding:
         return data.split_batch(batch, world_size, limit, mixed=False)
     fitting = [size for size in range(1, min(limit, section.same_size) + 1) if section.same_size % size == 0]

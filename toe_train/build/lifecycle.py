@@ -11,6 +11,7 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     describe_split,
+    of_data,
     open_images,
 )
 from toe_train.build.model import (
@@ -180,6 +181,10 @@ def open_run(
     here.main_only(lambda: require_outside_data(config, folder))
     here.main_only(lambda: check_data(config))
     images = open_images(config, here)
+    asked, config = config, of_data(config, images)
+    if here.is_main and config != asked:
+        rate = f"peak learning rate {config.peak_lr:g}"
+        print(f"global batch {config.global_batch} for {len(images[0])} training images; {rate}")
     if resume == "never" and here.from_main(folder.holds_a_run):  # which is not set aside for one that cannot be
         here.main_only(lambda: dry_build(config, here.world_size, images, begins=True))
     stop.leave(here, "in start-up")

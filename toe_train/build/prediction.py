@@ -128,12 +128,14 @@ def open_predictor(trained: Trained, device: torch.device) -> Predictor:
 
 
 @torch.inference_mode()
-def predict(predictor: Predictor, paths: Sequence[str], top: int, batch: int, workers: int) -> Iterator[Prediction]:
-    """What a model says of image files, one after the other, all tokens seen.
+def predict(
+    predictor: Predictor, paths: Sequence[str | data.Span], top: int, batch: int, workers: int
+) -> Iterator[Prediction]:
+    """What a model says of images, one after the other, all tokens seen.
 
     Args:
         predictor: the model.
-        paths: of the files.
+        paths: of the files, or their places in archives.
         top: how many classes are told of each.
         batch: images at a time.
         workers: loader processes.
@@ -152,7 +154,7 @@ def predict(predictor: Predictor, paths: Sequence[str], top: int, batch: int, wo
                 is_read = (labels != data.NOT_COUNTED).tolist()
                 faults = {} if all(is_read) else skipped.reasons()
                 for read, values, indices in zip(is_read, found.values.tolist(), found.indices.tolist(), strict=True):
-                    path = next(left)
+                    path = str(next(left))
                     if read:
                         yield Prediction(path, [predictor.classes[index] for index in indices], values)
                     else:

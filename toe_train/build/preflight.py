@@ -14,6 +14,7 @@ from toe_train.build.inputs import (
     build_train_transform,
     check_data,
     list_images,
+    of_data,
     patch_side,
 )
 from toe_train.build.model import build_model, load_initial, require_resizable, require_whole_in_the_end
@@ -42,7 +43,7 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     folder.require_usable()
     if resume not in ("auto", "never"):
         images = list_images(config)
-        resume_point(Checkpoints(folder.checkpoints), resume, belonging(config, images))
+        resume_point(Checkpoints(folder.checkpoints), resume, belonging(of_data(config, images), images))
 
 
 def require_outside_data(config: RunConfig, folder: RunFolder) -> None:
@@ -67,7 +68,7 @@ def dry_build(
     if images is None:
         check_data(config)
         images = list_images(config)
-    train_images, _ = images
+    config, (train_images, _) = of_data(config, images), images
     classes = train_images.classes
     return images, build_parts(config, world_size, len(classes), classes if begins else None, train_images)
 
@@ -106,7 +107,7 @@ def build_parts(
             started_from = load_initial(config, built, list(initial_for))
         task = build_task(now, built, num_classes, layout)
         if images is not None:
-            task.order(images, config.train.global_batch, config.seed, config.augment.repeats)
+            task.order(images, config.global_batch, config.seed, config.augment.repeats)
         build_step(now, built, task, layout, alone, size)
     return started_from
 

@@ -15,6 +15,7 @@ from toe_train.analysis.loader_speed import benchmark_loader
 from toe_train.analysis.method_speed import benchmark_methods
 from toe_train.analysis.reading_speed import benchmark_reading
 from toe_train.analysis.saving import benchmark_saving
+from toe_train.analysis.start_speed import benchmark_start
 from toe_train.analysis.step_speed import benchmark_step
 from toe_train.cli.threads import tell_if_busy
 from toe_train.errors import UserError
@@ -42,6 +43,8 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         result = benchmark_loader(config, options.rounds, device)
     elif options.what == "reading":
         result = benchmark_reading(config, options.rounds, Path(options.beside[0]) if options.beside else None)
+    elif options.what == "start":
+        result = benchmark_start(config, options.rounds)
     elif options.what == "end-to-end":
         result = benchmark_end_to_end(config, options.rounds, device)
     elif options.what == "expansion":
@@ -97,8 +100,8 @@ def require_consistent(options: argparse.Namespace) -> None:
             f"--batch is of --what step and expansion, and this is {options.what}, whose batch is the run's: set "
             "train.global_batch, and train.max_micro_batch for a process's part of it"
         )
-    if options.batch and options.what == "saving":
-        raise UserError("--batch is of --what step and expansion, and this is saving; leave it out")
+    if options.batch and options.what in ("saving", "start"):
+        raise UserError(f"--batch is of --what step and expansion, and this is {options.what}; leave it out")
     if options.output is not None and options.what != "saving":
         raise UserError(
             f"--output is of --what saving, and this is {options.what}; leave it out, or give --json for the figures"

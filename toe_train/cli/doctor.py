@@ -16,6 +16,8 @@ from toe_train.cli.options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.recipes import load_saved
 
+NAMING = {"coco": "the annotations", "list": "the lists"}  # what names the images of a kind
+
 
 @dataclass(frozen=True)
 class _Asked:
@@ -37,10 +39,10 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     asked = _asked(options)
     if options.remove_list and asked.kind == "tar":
         raise UserError(f"--remove-list is of files, and the images of {asked.root} are in archives: leave it out")
-    if options.remove_list and asked.kind == "coco":
+    if options.remove_list and asked.kind in NAMING:
         raise UserError(
-            f"--remove-list is of files that a data set can do without, and the annotations of {asked.root} name each "
-            "image: leave it out"
+            f"--remove-list is of files that a data set can do without, and {NAMING[asked.kind]} of {asked.root} name "
+            "each image: leave it out, and take what cannot be read out of these"
         )
     removals = _new_file(options.remove_list) if options.remove_list else None
     if asked.download:

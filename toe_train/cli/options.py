@@ -88,12 +88,13 @@ def _bench(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
     sub.add_argument(
         "--what",
-        choices=("step", "expansion", "loader", "reading", "end-to-end", "saving"),
+        choices=("step", "expansion", "loader", "reading", "start", "end-to-end", "saving"),
         default="step",
         help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
         "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
-        "images, beside timm's loader; reading: stored images at random, nothing decoded; end-to-end: the step with "
-        "loading, on the run's images, beside the plain run; saving: a checkpoint (default: step)",
+        "images, beside timm's loader; reading: stored images at random, nothing decoded; start: listing the images, "
+        "seconds and memory; end-to-end: the step with loading, on the run's images, beside the plain run; saving: a "
+        "checkpoint (default: step)",
     )
     sub.add_argument(
         "--beside",
@@ -160,7 +161,9 @@ def _export(sub: argparse.ArgumentParser) -> None:
 
 def _predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help=TRAINED)
-    sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, and - for paths on stdin")
+    sub.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, folders, archives (.tar), and - for paths on stdin"
+    )
     _of_its_weights(sub)
     sub.add_argument("--top", type=int, metavar="K", help="classes told of each image (default: 5, or all)")
     sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
@@ -228,7 +231,7 @@ def _pack(sub: argparse.ArgumentParser) -> None:
     )
     for split in ("train", "val"):
         sub.add_argument(f"--{split}-list", metavar="FILE", help=f"as data.{split}_list of a run")
-    sub.add_argument("--label-key", default="label", metavar="NAME", help="of shards or parquet files (default: label)")
+    sub.add_argument("--label-key", metavar="NAME", help="of shards or parquet files (default: label)")
     sub.add_argument(
         "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
     )

@@ -17,4 +17,6 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     config = load_config(options.config, options.overrides)
     build_parts(config, world_size=1, num_classes=options.classes)  # refuses what a run would be refused for
     print(plan_table(config, options.classes))
+    if config.train.global_batch != config.global_batch:  # auto
+        print(f"note: the batch, and the learning rate by it, follow the number of images; here {config.global_batch}")
     return 0

@@ -70,28 +70,38 @@ def _form(output: str | None, asked: str | None) -> str:
     return asked or own or "csv"
 
 
-def _images(given: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths of all images that were named, and notes on what was passed over.
+def _images(given: Sequence[str]) -> tuple[list[str | data.Span], list[str]]:
+    """Paths of all images that were named, or their places in archives, and notes on what was passed over.
 
     A file that was named itself is taken whatever its suffix is.
     """
-    paths: list[str] = []
+    paths: list[str | data.Span] = []
     notes: list[str] = []
+    names: list[str] = []
     if given.count("-") > 1:
         raise UserError("- stands for the paths on stdin, which are read once; give it once")
     for name in given:
         if name == "-":
             lines = sys.stdin.buffer.read().split(b"\n")
-            paths += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
-        elif os.path.isdir(name):
+            names += [os.fsdecode(line.removesuffix(b"\r")) for line in lines if line.strip()]
+        else:
+            names.append(name)
+    for name in names:
+        passed = list[str]()
+        if os.path.isdir(name):
             found, passed = data.all_images(Path(name))
             paths += [os.path.join(name, image) for image in found]
-            notes += [f"note: {line}" for line in passed]
+        elif name.lower().endswith(".tar") and os.path.isfile(name):
+            inside, passed = data.all_in_archive(name)
+            paths += inside
         else:
             paths.append(name)
+        notes += [f"note: {line}" for line in passed]
     if not paths:
         told = f" ({'; '.join(notes)})" if notes else ""
-        raise UserError(f"{' '.join(given)}: there are no images{told}; give image files, or folders of them")
+        raise UserError(
+            f"{' '.join(given)}: there are no images{told}; give image files, folders of them, or archives (.tar)"
+        )
     return paths, notes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.tables import plan_table, summary_table
-from toe_train.build.inputs import batch_layout, describe_split, listing_notes
+from toe_train.build.inputs import batch_layout, describe_split, listing_notes, of_data
 from toe_train.build.lifecycle import complete
 from toe_train.build.preflight import begins, dry_build, require_place
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
@@ -109,6 +109,7 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
 def _dry_run(config: RunConfig, world_size: int, folder: RunFolder, resume: str) -> int:
     images, started_from = dry_build(config, world_size, begins=begins(folder, resume))
     require_place(config, folder, resume)
+    config = of_data(config, images)
     print(dump_config(config))
     print(started_from or "", end="\n" if started_from else "")
     for plan in curriculum_stages(plan_epochs(config)):

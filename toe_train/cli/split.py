@@ -26,6 +26,13 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         print(table(("class", *data.SPLITS), rows))
     train, val = (sum(counts) for counts in zip(*found.counts.values(), strict=True))
     there = "" if found.is_new else " (it was there already)"
-    use = "" if options.form == "list" else f"; train on it with data.root={shlex.quote(str(output))}"
-    print(f"{output}: {train} train and {val} val images in {len(found.counts)} classes{there}{use}")
+    use = shlex.join(_overrides(options.form, Path(options.photos), output))
+    print(f"{output}: {train} train and {val} val images in {len(found.counts)} classes{there}; train on it with {use}")
     return 0
+
+
+def _overrides(form: str, photos: Path, output: Path) -> list[str]:
+    if form != "list":
+        return [f"data.root={output}"]
+    lists = [f"data.{split}_list={output / data.SPLIT_LIST}" for split in data.SPLITS]
+    return ["data.kind=list", f"data.root={photos}", *lists]

@@ -81,8 +81,9 @@ from toe_train.data.sources.opening import (
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.data.sources.source import ImageSource
-from toe_train.data.sources.tar import TarImages, holds_archives, images_at
-from toe_train.data.split import Split, Splitting, split_images
+from toe_train.data.sources.span import Span
+from toe_train.data.sources.tar import TarImages, all_in_archive, holds_archives, images_at
+from toe_train.data.split import SPLIT_LIST, Split, Splitting, split_images
 from toe_train.data.whole import require_new, whole_folder
 from toe_train.data.worker_faults import WorkerGone, require_open_files
 
@@ -93,6 +94,7 @@ __all__ = [
     "GEOMETRIES",
     "NOT_COUNTED",
     "SPLITS",
+    "SPLIT_LIST",
     "ArrayImages",
     "BatchLayout",
     "BoxAugmentation",
@@ -127,6 +129,7 @@ __all__ = [
     "Segment",
     "ShapedOrder",
     "SkippedImages",
+    "Span",
     "Split",
     "Splitting",
     "TarImages",
@@ -140,6 +143,7 @@ __all__ = [
     "Views",
     "WorkerGone",
     "all_images",
+    "all_in_archive",
     "archives_of_images",
     "archives_of_parquet",
     "check_datasets",

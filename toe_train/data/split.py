@@ -25,7 +25,7 @@ from toe_train.data.whole import require_new, whole_folder
 from toe_train.errors import NoMemory, UserError
 
 RECORD = "split.json"
-LIST = "images.csv"
+SPLIT_LIST = "images.csv"
 
 Form = Literal["links", "copies", "list"]
 
@@ -226,7 +226,7 @@ def _is_there(source: Path, output: Path, splitting: Splitting, plan: Plan) -> b
         if not isinstance(noted, dict) or noted.get(name) != value:
             told = "of other images: they have changed since" if name == "images" else f"with another {name}"
             raise UserError(f"--output {output} is a split {told}; remove it, or name a new folder")
-    goals = [output / side / photo.path for side, photo in plan] if splitting.form != "list" else [output / LIST]
+    goals = [output / side / photo.path for side, photo in plan] if splitting.form != "list" else [output / SPLIT_LIST]
     if gone := [str(goal) for goal in goals if not goal.exists()]:
         raise UserError(
             f"--output {output}: {len(gone)} of its files are gone, {gone[0]} for one; remove it, or name a new folder"
@@ -237,7 +237,7 @@ def _is_there(source: Path, output: Path, splitting: Splitting, plan: Plan) -> b
 def _write(source: Path, output: Path, splitting: Splitting, plan: Plan) -> None:
     with whole_folder(output) as place:
         if splitting.form == "list":
-            _write_list(source, place / LIST, plan)
+            _write_list(source, place / SPLIT_LIST, plan)
         else:
             for side, photo in plan:
                 goal = place / side / photo.path

@@ -6,6 +6,7 @@ from toe_train.recipes.fields import Size, side_of, sides_of
 from toe_train.recipes.load import dump_config, load_config, load_saved, load_saved_values
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.oddities import notes
+from toe_train.recipes.of_images import of_images
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig, dotted_key
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
@@ -34,6 +35,7 @@ __all__ = [
     "load_saved",
     "load_saved_values",
     "notes",
+    "of_images",
     "plan_epochs",
     "side_of",
     "sides_of",

@@ -81,6 +81,22 @@ ImageSize = Annotated[
 ]
 
 
+AUTO: Literal["auto"] = "auto"
+
+
+def _batch(value: Any) -> int | Literal["auto"]:
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("must be a number of images, or auto, which follows the number of training images")
+    if value < 1:
+        raise ValueError("should be greater than 0")
+    return value
+
+
+GlobalBatch = Annotated[int | Literal["auto"], PlainValidator(_batch)]
+
+
 def side_of(size: Size) -> int:
     """The side of an image that is a square, as all but those with boxes are."""
     assert isinstance(size, int), size

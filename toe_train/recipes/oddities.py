@@ -133,4 +133,4 @@ def _peak(config: RunConfig) -> str:
     optim: Any = config.optim
     if optim.lr_base_batch is None:
         return f"{config.peak_lr:g}"
-    return f"{config.peak_lr:g} (optim.lr={optim.lr:g} x {config.train.global_batch} / {optim.lr_base_batch})"
+    return f"{config.peak_lr:g} (optim.lr={optim.lr:g} x {config.global_batch} / {optim.lr_base_batch})"

@@ -29,6 +29,8 @@ from toe_train.recipes.task_rules import TASK_CHECKS
 # What makes a plan meaningless and is refused, unless a run asks for it by name; see `oddities`.
 Allowed = Literal["last_stage_not_reached", "peak_not_reached", "min_lr_above_peak", "warmup_lr_above_peak"]
 
+MOST_OF_AUTO = 128  # images of a step with train.global_batch=auto
+
 
 class RunConfig(Section):
     """A whole run."""
@@ -88,11 +90,17 @@ class RunConfig(Section):
         return self.task_kind == "token_labelling"
 
     @property
+    def global_batch(self) -> int:
+        """Images per optimiser step; with train.global_batch=auto, those of very many images, see `of_images`."""
+        asked = self.train.global_batch
+        return asked if isinstance(asked, int) else MOST_OF_AUTO
+
+    @property
     def peak_lr(self) -> float:
         """Learning rate at the top of the schedule, scaled by the batch (DeiT main.py: lr * batch / 512)."""
         if self.optim.lr_base_batch is None:
             return self.optim.lr
-        return self.optim.lr * self.train.global_batch / self.optim.lr_base_batch
+        return self.optim.lr * self.global_batch / self.optim.lr_base_batch
 
 
 def _a_list_is_named(config: RunConfig) -> None:

@@ -18,6 +18,7 @@ from toe_train.recipes.fields import (
     BelowOne,
     Folder,
     Forms,
+    GlobalBatch,
     ImageSize,
     Integer,
     Interpolation,
@@ -226,7 +227,7 @@ class OptimConfig(Section):
 
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[Number, Field(gt=0, le=1e30)] = 5.0e-4
-    lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
+    lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by the global batch / this; null takes lr as it is
     weight_decay: NonNegative = 0.05
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
     eps: Positive = 1.0e-8  # adamw
@@ -255,7 +256,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """How the steps are taken."""
 
-    global_batch: PositiveInteger = 1024  # images per optimiser step over all processes and accumulation
+    # Images per optimiser step over all processes and accumulation; auto: by the number of training images.
+    global_batch: GlobalBatch = 1024
     max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from toe_train.recipes.fields import AUTO
+
 if TYPE_CHECKING:
     from toe_train.recipes.schema import RunConfig
 
@@ -58,7 +60,11 @@ def detection_trains_plainly_or_expands(config: RunConfig) -> None:
 
 def batches_divide(config: RunConfig) -> None:
     """A global batch is made of whole groups of one size."""
-    same, batch = config.detection.same_size, config.train.global_batch
+    same, batch = config.detection.same_size, config.global_batch
+    if config.task.kind == "detection" and config.train.global_batch == AUTO:
+        raise ValueError(
+            f"train.global_batch: auto is for images with a class each; for task.kind=detection give a number: {same}"
+        )
     if config.task.kind == "detection" and not config.detection.padding and batch % same:
         near = batch // same * same
         either = f"{near} or {near + same}" if near else str(same)

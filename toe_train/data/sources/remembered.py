@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +21,10 @@ WORTH_KEEPING = 1.0  # seconds that an index took
 UNSETTLED = 2.0
 ARRAYS = ("paths", "offsets", "counts", "places")
 
+# What the cache does not take, by where it would be kept; None for what is made each time. What is there is older.
+_held: dict[Path, Index | None] = {}
+_told: set[Path] = set()  # caches that cannot be written
+
 
 def folder() -> Path:
     """Return where indices are kept: in `toe_train` of $XDG_CACHE_HOME, or of ~/.cache."""
@@ -32,19 +35,23 @@ def folder() -> Path:
 def remembered(identity: list[str], make: Callable[[], Index], anew: bool = False) -> Index:
     """Return the index that was kept of an earlier call, where what it was made of is as it was, or one made now.
 
-    identity: what is indexed, and how. anew: make it now, whatever was kept.
+    identity: what is indexed, and how. anew: make it now, whatever was kept. Where the cache cannot be written, this
+    process holds the index itself, and says so once.
     """
     told = json.dumps([__version__, *IMG_EXTENSIONS, *identity])
     path = folder() / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
-    if not anew and (found := _read(path)) is not None and all(map(_is_as_it_was, found.stamps)):
-        return found
+    if not anew:
+        found = _held[path] if path in _held else _read(path)
+        if found is not None and all(map(_is_as_it_was, found.stamps)):
+            return found
     begin, now = time.perf_counter(), time.time_ns()
     index = make()
     is_settled = all(stamp.changed < now - UNSETTLED * 1e9 for stamp in index.stamps)
-    if is_settled and time.perf_counter() - begin >= WORTH_KEEPING:
-        _write(path, index)
+    is_worth_it = is_settled and time.perf_counter() - begin >= WORTH_KEEPING
+    if _write(path, index) if is_worth_it else _remove(path):
+        _held.pop(path, None)
     else:
-        _remove(path)
+        _held[path] = index if is_settled else None
     return index
 
 
@@ -66,8 +73,8 @@ def _read(path: Path) -> Index | None:
         return None
 
 
-def _write(path: Path, index: Index) -> None:
-    """Keep an index, whole or not at all; where the cache takes none, the next start makes it again."""
+def _write(path: Path, index: Index) -> bool:
+    """Keep an index, whole or not at all; return whether the cache takes it: if not, the next start makes it again."""
     texts = {name: value for name, value in index._asdict().items() if name not in ARRAYS}
     content = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
@@ -78,11 +85,20 @@ def _write(path: Path, index: Index) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        return True
     except OSError as fault:
         _remove(temporary)
-        print(f"note: the index of the images cannot be kept in {path.parent} ({fault.strerror}): each start makes it")
+        if path.parent not in _told:
+            why = f"({fault.strerror}): each start makes it"
+            print(f"note: the index of the images cannot be kept in {path.parent} {why}")
+        _told.add(path.parent)
+        return False
 
 
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it is checked before it is used
+def _remove(path: Path) -> bool:
+    """Remove a file; return whether it is not there."""
+    try:
         path.unlink(missing_ok=True)
+        return True
+    except OSError:
+        return False

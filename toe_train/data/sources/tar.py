@@ -16,6 +16,7 @@ from toe_train.data.sources.label_lists import LabelList, devkit_list, read_list
 from toe_train.data.sources.listing import SPLITS, is_left_behind
 from toe_train.data.sources.names import shorten
 from toe_train.data.sources.orientation import ExifOrientation
+from toe_train.data.sources.passed_over import PassedOver
 from toe_train.data.sources.remembered import remembered
 from toe_train.data.sources.span import Span, forget_opened
 from toe_train.data.sources.tar_contents import SUFFIX, read_contents
@@ -99,6 +100,26 @@ def images_at(root: Path, exif_orientation: ExifOrientation = "ignore") -> Index
     if archives and not others:
         return _read_tars(root, archives, "train", exif_orientation=exif_orientation)
     return FolderImages(root, exif_orientation)
+
+
+def all_in_archive(path: str) -> tuple[list[Span], list[str]]:
+    """Return the images in an archive, or in archives within it, by name, and lines on what is passed over.
+
+    Raises UserError where it cannot be read or is damaged.
+    """
+    forget_opened()
+    try:
+        parts, _ = read_contents(path, 0)
+    except OSError as fault:
+        raise of_system(fault) from fault
+    passed = PassedOver()
+    found = [
+        Span(path, place.offset, place.length, f"{path}/{os.fsdecode(part.under + inside)}")
+        for part in parts
+        for inside, place in part.images(passed).items()
+    ]
+    notes = [note for part in parts for note in part.notes]
+    return sorted(found, key=str), [*notes, *passed.lines(path)]
 
 
 def holds_archives(root: Path) -> bool:
