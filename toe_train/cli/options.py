@@ -160,7 +160,13 @@ def _predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help=TRAINED)
     sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders, and - for paths on stdin")
     _of_its_weights(sub)
-    sub.add_argument("--top", type=int, metavar="K", help="classes told of each image (default: 5, or all)")
+    sub.add_argument(
+        "--top", type=int, metavar="K", help="classes told of each image (default: 5, or all); boxes (all)"
+    )
+    sub.add_argument(
+        "--min-score", type=float, metavar="S", help="of a detector: boxes of lower scores are left out (default: 0.5)"
+    )
+    sub.add_argument("--pictures", metavar="DIR", help="of a detector: new folder, gets the images with boxes drawn")
     sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
     sub.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
     sub.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
@@ -283,7 +289,10 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "run with Token Merging merges them as in its own evaluation.",
         _evaluate,
     ),
-    "predict": ("Say which classes images are of, by a trained model, all tokens seen.", _predict),
+    "predict": (
+        "Say which classes images are of, or what objects they show, by a trained model, all tokens seen.",
+        _predict,
+    ),
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
