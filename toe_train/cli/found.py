@@ -1,4 +1,4 @@
-"""What `toe-tools predict` writes of a detector: boxes as rows or lines, and images with boxes drawn."""
+"""What is told of a detector: boxes as rows or lines, and images with boxes drawn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,36 @@ from pathlib import Path
 from typing import TextIO
 
 from toe_train import data
-from toe_train.build.box_prediction import FoundObjects
+from toe_train.build.box_prediction import LEAST_SCORE, FoundObjects
+from toe_train.build.weights.trained import Trained
+from toe_train.errors import UserError
 from toe_train.tasks.box_pictures import with_boxes
 
 COLUMNS = ("image", "class", "score", "x_min", "y_min", "x_max", "y_max")
+
+
+def least_score(given: float | None, trained: Trained) -> float:
+    """`--min-score`, or what it is by default.
+
+    Raises:
+        UserError: no score, or the model finds no boxes.
+    """
+    if given is None:
+        return LEAST_SCORE
+    require_detector(trained, "--min-score")
+    if not 0 <= given <= 1:
+        raise UserError(f"--min-score {given} must be from 0 to 1, such as {LEAST_SCORE}")
+    return given
+
+
+def require_detector(trained: Trained, option: str) -> None:
+    """Refuses an option that a classifier has no use for.
+
+    Raises:
+        UserError: the model is one.
+    """
+    if trained.config.task_kind != "detection":
+        raise trained.asked.fault(f"is a classifier, and {option} is of detectors, which find boxes; leave it out")
 
 
 def box_writer(file: TextIO, form: str, classes: Sequence[str]) -> Callable[[FoundObjects], None]:

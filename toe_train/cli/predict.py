@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from toe_train import data
-from toe_train.build.box_prediction import LEAST_SCORE, find_objects
+from toe_train.build.box_prediction import FoundObjects, find_objects
 from toe_train.build.prediction import Prediction, Predictor, open_predictor, predict
-from toe_train.build.weights.trained import Trained, open_trained
+from toe_train.build.weights.trained import open_trained
 from toe_train.cli.exits import USER_ERROR
-from toe_train.cli.found import BoxPictures, box_writer
+from toe_train.cli.found import BoxPictures, box_writer, least_score, require_detector
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 
@@ -45,8 +45,12 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             raise UserError(f"--{name} {value} must be at least {least}")
     form = _form(options.output, options.format)
     trained = open_trained(options.run, options.weights, options.config, option="")
-    finds_boxes = trained.config.task_kind == "detection"
-    _require_fitting(options, trained, finds_boxes)
+    finds_boxes, known = trained.config.task_kind == "detection", trained.num_classes
+    least = least_score(options.min_score, trained)
+    if options.pictures:
+        require_detector(trained, "--pictures")
+    if not finds_boxes and options.top is not None and options.top > known > 0:
+        raise UserError(f"--top {options.top}: the model knows {known} classes; use {known}")
     paths, notes = _images(options.images)
     batch = options.batch or trained.config.evaluate.batch
     workers = trained.config.data.workers if options.workers is None else options.workers
@@ -54,8 +58,12 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     with processes() as here:
         predictor = open_predictor(trained, here.device)
         print("\n  ".join([f"{trained.weights.path} ({options.weights})", *predictor.told, *notes]), file=sys.stderr)
-        tell = _objects if finds_boxes else _classes
-        done = tell(options, form, predictor, paths, batch, workers)
+        if finds_boxes:
+            found = find_objects(predictor, paths, least, options.top, batch, workers)
+            done = _write_objects(options, form, predictor, found, least)
+        else:
+            top = options.top or min(TOP, known)
+            done = _write_classes(options.output, form, top, predict(predictor, paths, top, batch, workers))
     if done.faults:
         print(f"{len(done.faults)} of {len(paths)} images left out:", *done.faults, sep="\n  ", file=sys.stderr)
     for line in done.told:
@@ -63,49 +71,31 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     return 0 if len(done.faults) < len(paths) else USER_ERROR
 
 
-def _require_fitting(options: argparse.Namespace, trained: Trained, finds_boxes: bool) -> None:
-    """Refuses options that do not go with the model."""
-    if not finds_boxes:
-        for name, value in (("--min-score", options.min_score), ("--pictures", options.pictures)):
-            if value is not None:
-                raise trained.asked.fault(
-                    f"is a classifier, and {name} is of detectors, which find boxes; leave it out"
-                )
-    if options.min_score is not None and not 0 <= options.min_score <= 1:
-        raise UserError(f"--min-score {options.min_score} must be from 0 to 1, such as {LEAST_SCORE}")
-    known = trained.num_classes
-    if not finds_boxes and options.top is not None and options.top > known > 0:
-        raise UserError(f"--top {options.top}: the model knows {known} classes; use {known}")
-
-
-def _classes(
-    options: argparse.Namespace, form: str, predictor: Predictor, paths: Sequence[str], batch: int, workers: int
-) -> Done:
+def _write_classes(output: str | None, form: str, top: int, predictions: Iterator[Prediction]) -> Done:
     """Writes the most probable classes of each image."""
-    top, faults = options.top or min(TOP, len(predictor.classes)), []
-    with _opened(options.output) as file:
+    faults, count = list[str](), 0
+    with _opened(output) as file:
         write = _writer(file, form, top)
-        for found in predict(predictor, paths, top, batch, workers):
+        for found in predictions:
             if found.fault is None:
                 write(found)
+                count += 1
             else:
                 faults.append(found.fault)
-    told = [f"{options.output}: {len(paths) - len(faults)} images"] if options.output else []
-    return Done(told, faults)
+    return Done([f"{output}: {count} images"] if output else [], faults)
 
 
-def _objects(
-    options: argparse.Namespace, form: str, predictor: Predictor, paths: Sequence[str], batch: int, workers: int
+def _write_objects(
+    options: argparse.Namespace, form: str, predictor: Predictor, everything: Iterator[FoundObjects], least: float
 ) -> Done:
     """Writes the boxes of each image, and draws them where asked to."""
-    least = LEAST_SCORE if options.min_score is None else options.min_score
     faults, counts, highest = list[str](), list[int](), 0.0
     pictures = None
     if options.pictures:
         pictures = BoxPictures(Path(options.pictures), predictor.classes, predictor.exif_orientation)
     with _opened(options.output) as file:
         write = box_writer(file, form, predictor.classes)
-        for found in find_objects(predictor, paths, least, options.top, batch, workers):
+        for found in everything:
             if found.fault is not None:
                 faults.append(found.fault)
                 continue
@@ -114,11 +104,10 @@ def _objects(
                 pictures.draw(found)
             counts.append(len(found.scores))
             highest = max(highest, found.highest)
-    told = [
-        f"{f'{options.output}: ' if options.output else ''}{sum(counts)} boxes of a score of {least:g} or more in "
-        f"{sum(map(bool, counts))} of {len(counts)} images"
-    ]
-    if counts and not sum(counts):
+    where = f"{options.output}: " if options.output else ""
+    with_some = sum(map(bool, counts))
+    told = [f"{where}{sum(counts)} boxes of a score of {least:g} or more in {with_some} of {len(counts)} images"]
+    if counts and not with_some:
         told.append(f"the highest score is {highest:.3f}: a lower --min-score tells more")
     if pictures is not None:
         told.append(f"{options.pictures}: {len(counts)} pictures")
