@@ -162,8 +162,9 @@ def _said(viewer: Viewer, photo: Photo, look: Look, named: bool = False) -> tupl
 
 def _found(photo: Photo, look: Look, least_score: float) -> FoundObjects:
     """The boxes of a photo, in pixels of its picture."""
-    size = photo.picture.shape[-2:]
-    return chosen(photo.name, size, postprocess(*look.output, torch.tensor([size]))[0], least_score)
+    (logits, boxes), (height, width) = look.output, photo.picture.shape[-2:]
+    found = postprocess(logits, boxes, torch.tensor([[height, width]]))[0]
+    return chosen(photo.name, (height, width), found, least_score)
 
 
 def _with_boxes(picture: Tensor, photo: Photo, found: FoundObjects, classes: Sequence[str] | None) -> Image.Image:

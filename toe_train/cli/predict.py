@@ -39,10 +39,10 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
 
     Notes and faults go to stderr, since the predictions may go to stdout.
     """
-    for name, least in (("top", 1), ("batch", 1), ("workers", 0)):
+    for name, smallest in (("top", 1), ("batch", 1), ("workers", 0)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value} must be at least {least}")
+        if value is not None and value < smallest:
+            raise UserError(f"--{name} {value} must be at least {smallest}")
     form = _form(options.output, options.format)
     trained = open_trained(options.run, options.weights, options.config, option="")
     finds_boxes, known = trained.config.task_kind == "detection", trained.num_classes

@@ -19,6 +19,7 @@ SHOWN_SIDE = 224  # pixels of a picture's shorter side, at least; of 32 there is
 # slanted lines, which differ from a grey one.
 WASH = (0.25, 0.35)  # lowest value, and the range above it
 HATCH = 0.3  # by which lines are brighter
+GAP = 6  # pixels between pictures
 GOLDEN_RATIO = 0.618034  # between the hues of two classes, so that neighbours differ
 
 
@@ -30,7 +31,7 @@ def kept_token_pictures(
     grid: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
-    noise: Tensor,
+    noise: Tensor | None,
     patch_targets: Tensor | None = None,
 ) -> Tensor:
     """The images with the patches that are not kept washed out and hatched, see `hatched`.
@@ -42,7 +43,7 @@ def kept_token_pictures(
         grid: rows and columns of patches.
         mean: of the normalisation, per channel.
         std: of the normalisation, per channel.
-        noise: (B, N) draws for random initialisation.
+        noise: (B, N) draws for random initialisation; None where there is none.
         patch_targets: (B, N, C) soft targets of the patches, of a model with an output for each.
 
     Returns:
@@ -67,7 +68,7 @@ def kept_token_pictures(
 
 
 def _look(
-    model: nn.Module, expansion: TokenExpansion, images: Tensor, noise: Tensor
+    model: nn.Module, expansion: TokenExpansion, images: Tensor, noise: Tensor | None
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Kept positions (B, K), None for all, and what `model.norm`, if there is one, gave, with ToE on."""
     kept: list[Tensor | None] = []
@@ -93,6 +94,17 @@ def enlarged(images: Tensor, side: int = SHOWN_SIDE) -> Tensor:
     """Images (B, C, H, W) by the least whole factor that makes their shorter sides `side` pixels or more."""
     factor = max(1, -(-side // min(images.shape[-2:])))
     return images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+
+
+def sheet(pictures: Sequence[Tensor], columns: int) -> Tensor:
+    """Pictures (3, h, w) of any sizes side by side in rows of `columns`, (3, H, W), white between them."""
+    height, width = (max(picture.shape[side] for picture in pictures) + GAP for side in (1, 2))
+    cells = [
+        F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]), value=1.0) for picture in pictures
+    ]
+    cells += [torch.ones_like(cells[0])] * (-len(cells) % columns)
+    rows = [torch.cat(cells[first : first + columns], dim=2) for first in range(0, len(cells), columns)]
+    return torch.cat(rows, dim=1)[:, :-GAP, :-GAP]
 
 
 def hatched(images: Tensor, keeps: Tensor, grid: tuple[int, int]) -> Tensor:

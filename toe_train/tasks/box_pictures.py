@@ -43,6 +43,16 @@ def with_boxes(
     return shown
 
 
+def titled(image: Image.Image, text: str) -> Image.Image:
+    """An image below a line of text."""
+    font = _font(max(11, min(image.size) // 22))
+    height = 2 * font.size
+    whole = Image.new("RGB", (image.width, image.height + round(height)), "white")
+    whole.paste(image, (0, round(height)))
+    ImageDraw.Draw(whole).text((4, height / 2), text, fill=(0, 0, 0), font=font, anchor="lm")
+    return whole
+
+
 def colour_of(label: int) -> Colour:
     """Bright, and another one for each class."""
     red, green, blue = colorsys.hsv_to_rgb((0.33 + label * GOLDEN_RATIO) % 1, 0.75, 1.0)
