@@ -280,8 +280,7 @@ def test_pictures_of_kept_tokens(trainer_in):
     side = 16 * 14  # of an image of 16 pixels, enlarged
     assert shown.shape == (3, 2 * side + 6, 2 * side + 6)
     assert 0 <= shown.min() <= shown.max() <= 1
-    cells = torch.stack([part[:, :, :side] for row in shown.split(side + 6, 1) for part in row.split(side + 6, 2)])
-    cells = cells[:, :, :side]  # (4, 3, side, side)
+    cells = torch.stack([part[:, :side, :side] for row in shown.split(side + 6, 1) for part in row.split(side + 6, 2)])
     patches = cells.view(4, 3, 4, side // 4, 4, side // 4).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     pixels = patches[..., ::14, ::14].repeat_interleave(14, 4).repeat_interleave(14, 5)
     kept = (patches == pixels).flatten(2).all(2)  # hatches break the pixels of the others

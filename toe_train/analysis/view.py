@@ -57,7 +57,7 @@ def draw_kept(viewer: Viewer, least_score: float) -> Any:
         titles += [f"stage {stage}: kept", f"stage {stage}: merged"]
     rows = [_row(viewer, photo, least_score) for photo in viewer.photos]
     width = CELL[viewer.finds_boxes]
-    heights = [width * photo.grid[0] / photo.grid[1] + 0.6 for photo in viewer.photos]
+    heights = [width * photo.grid[0] / photo.grid[1] + 0.45 for photo in viewer.photos]
     figure = Figure(figsize=(width * len(titles) + 0.3, sum(heights) + 0.9), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
     for places, cells, photo in zip(axes, rows, viewer.photos, strict=True):
