@@ -282,7 +282,7 @@ def test_pictures_of_kept_tokens(trainer_in):
     assert 0 <= shown.min() <= shown.max() <= 1
     cells = torch.stack([part[:, :side, :side] for row in shown.split(side + 6, 1) for part in row.split(side + 6, 2)])
     patches = cells.view(4, 3, 4, side // 4, 4, side // 4).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    pixels = patches[..., ::14, ::14].repeat_interleave(14, 4).repeat_interleave(14, 5)
+    pixels = patches[..., ::14, ::14].repeat_interleave(14, 3).repeat_interleave(14, 4)
     kept = (patches == pixels).flatten(2).all(2)  # hatches break the pixels of the others
     assert kept.sum(1).tolist() == [8] * 4
     assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())

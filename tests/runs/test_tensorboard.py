@@ -1,5 +1,8 @@
 """What TensorBoard is told: groups, counting from one, and one curve where a run goes on from an earlier place."""
 
+import itertools
+import time
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,7 +60,9 @@ def test_numbers_stand_in_groups_and_count_from_one(tmp_path):
 
 
 @pytest.mark.parametrize("again", ["resumed", "rolled back"])
-def test_a_run_that_goes_on_from_an_earlier_place_has_one_curve(tmp_path, again):
+def test_a_run_that_goes_on_from_an_earlier_place_has_one_curve(tmp_path, monkeypatch, again):
+    clock = itertools.count(1_800_000_000)  # event files are read in the order of the seconds in their names
+    monkeypatch.setattr(time, "time", lambda: next(clock))
     log = opened(tmp_path)
     train(log, 0, 2, 1.0)
     if again == "resumed":
