@@ -1,10 +1,14 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import TINY
 from PIL import Image
 
 from toe_train.analysis.features import token_sets
-from toe_train.analysis.view import borders, kept_and_merged
+from toe_train.analysis.view import borders, draw_kept, kept_and_merged
 from toe_train.analysis.viewer import open_viewer
 from toe_train.build.model import build_model
 from toe_train.build.weights.trained import trained_in_run
@@ -26,10 +30,12 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def checkpoint(tiny, tmp_path):
-    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
-    return tmp_path / "run/checkpoints/last.pt"
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tmp_path_factory.mktemp("viewed")
+    (root / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert main(["--config", str(root / "tiny.yaml"), "--output", str(root / "run"), "epochs=1"]) == 0
+    return root / "run/checkpoints/last.pt"
 
 
 def viewer_of(checkpoint, folder, **changes):
@@ -96,6 +102,23 @@ def test_lines_are_around_groups_and_around_all():
     assert ((0, 1), (1, 1)) in lines  # between 0 and 1 below it
     assert ((1, 1), (1, 2)) in lines  # between 1 and 0 right of it
     assert ((1, 0), (1, 1)) not in lines
+
+
+def test_captions_say_the_class_and_what_the_model_says_with_each_stages_tokens(checkpoint, folder):
+    viewer = viewer_of(checkpoint, folder)
+    assert viewer.classes == [str(digit) for digit in range(10)]
+    photo = dataclasses.replace(viewer.photos[0], folder="3")
+    places = draw_kept(dataclasses.replace(viewer, photos=(photo,)), 0.5).axes
+    for place, stage, first in [
+        (places[0], 0, "is 3"),
+        (places[1], 1, "8 of 16 tokens"),
+        (places[3], 2, "12 of 16 tokens"),
+    ]:
+        shares = viewer.look(photo, stage).output.softmax(1)[0]
+        taken = int(shares.argmax())
+        assert place.get_xlabel() == f"{first}\ntaken for {taken}, {100 * shares[taken]:.0f} %"
+        assert place.xaxis.label.get_color() == ("tab:green" if taken == 3 else "tab:red")
+    assert places[2].get_xlabel().startswith("8 tokens, the largest of ")
 
 
 def test_without_merging_what_is_left_out_is_hatched(checkpoint, folder):

@@ -13,7 +13,10 @@ from conftest import SMALL_YOLOS
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from toe_train.analysis.view import draw_kept
+from toe_train.analysis.viewer import open_viewer
 from toe_train.build.prediction import load
+from toe_train.build.weights.trained import open_trained
 from toe_train.cli.train import main
 from toe_train.runs.log import read_metrics
 from toe_train.tasks import detection
@@ -127,12 +130,33 @@ def test_boxes_are_drawn_where_they_are_in_the_colours_of_their_classes():
 
 
 def test_view_shows_boxes_and_what_is_kept(trained, photos, said, tmp_path):
-    images = [photos / "val_0.png", photos / "val_1.png"]
+    images = [photos / "val_0.png"]
     given = ["--checkpoint", trained, "--images", *images, "--output", tmp_path / "kept.png"]
-    code, out, err = said("view", *given, "--features", tmp_path / "map.png", "--min-score", 0.1)
+    code, out, err = said("view", *given, "--features", tmp_path / "map.png", "--blocks", 1, "--min-score", 0.1)
     assert code == 0, err
-    assert out.count("| val_0.png |") == 2
+    assert out.count("| val_0.png |") == 1
     assert min(Image.open(tmp_path / "kept.png").size) > 500
+
+
+def test_captions_count_boxes_and_the_patches_in_them_that_are_kept(trained, photos):
+    viewer = open_viewer(open_trained(str(trained), "model"), [photos / "val_1.png"])
+    photo = viewer.photos[0]
+    assert photo.grid == (6, 4)  # of 96 x 64 pixels
+    captions = [place.get_xlabel() for place in draw_kept(viewer, 0.0).axes]
+    assert captions[0] == "5 boxes of a score of 0 or more"
+    logits, boxes = viewer.look(photo).output
+    (found,) = detection.postprocess(logits, boxes, torch.tensor([[96, 64]]))
+    for stage, caption in zip(viewer.stages, captions[1::2], strict=True):
+        kept = viewer.look(photo, stage).kept.tolist()
+        inside = set()
+        for left, top, right, bottom in found["boxes"].tolist():
+            for patch in range(24):
+                down, across = 16 * (patch // 4) + 8, 16 * (patch % 4) + 8
+                if left <= across <= right and top <= down <= bottom:
+                    inside.add(patch)
+        share = 100 * len(inside & set(kept)) / len(inside)
+        assert caption == f"{len(kept)} of 24 tokens, {share:.0f} % of those in boxes\n5 boxes with these tokens"
+    assert captions[2].startswith("12 tokens, the largest of ")
 
 
 def test_tensorboard_shows_them_by_groups_and_counts_from_one(trained):
