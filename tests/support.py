@@ -8,7 +8,7 @@ from toe_train.build.resume import belonging
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import RunConfig
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import read_metrics
+from toe_train.runs.log import RunLog, read_metrics
 from toe_train.runs.processes import Processes
 from toe_train.training.loop import Trainer
 
@@ -20,6 +20,24 @@ def trainer_of(config: RunConfig, folder: RunFolder, resume: str = "auto", here:
     images = open_images(config, here)
     setting = Setting(config, folder, here, images, belonging(config, images))
     return build_trainer(setting, find_checkpoint(setting, resume))
+
+
+class Album(RunLog):
+    """Keeps the pictures that it is shown, by name."""
+
+    def __init__(self):
+        self.pictures = {}
+
+    def picture(self, tag, picture, epoch):
+        self.pictures[tag] = picture
+
+
+def pictures_of(trainer, epoch):
+    """What a trainer shows where an epoch begins, by name."""
+    album = Album()
+    trainer.method.begin_epoch(epoch)
+    trainer.pictures.begin(trainer.cadence.plans[epoch], album)
+    return album.pictures
 
 
 class Killed(BaseException):

@@ -19,7 +19,10 @@ ALLOWED = {
     "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm"}),
     "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm", "scipy.io", "pyarrow"}),
     "recipes": ({"recipes", "expansion.schedule"}, {"yaml", "pydantic"}),
-    "tasks": ({"models", "runs", "data", "tasks"}, {"torch", "torchvision", "timm", "numpy", "scipy", "pycocotools"}),
+    "tasks": (
+        {"models", "runs", "data", "tasks"},
+        {"torch", "torchvision", "timm", "numpy", "scipy", "pycocotools", "PIL", "matplotlib"},
+    ),
     "training": ({"models", "methods.method", "runs", "data", "recipes", "tasks.task", "training"}, None),
     "build": (LOWER, None),
     "analysis": (LOWER | {"analysis"}, None),

@@ -1,15 +1,21 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+import yaml
+from conftest import TINY
 from PIL import Image
 
-from toe_train.analysis.view import kept_and_merged, open_viewer, token_sets
+from toe_train.analysis.features import token_sets
+from toe_train.analysis.view import borders, draw_kept, kept_and_merged
+from toe_train.analysis.viewer import open_viewer
 from toe_train.build.model import build_model
 from toe_train.build.weights.trained import trained_in_run
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main
 from toe_train.errors import UserError
-from toe_train.methods.pictures import DIMMED
+from toe_train.methods.pictures import enlarged, hatched
 from toe_train.recipes import RunConfig
 from toe_train.runs.checkpoints import read
 
@@ -24,10 +30,12 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def checkpoint(tiny, tmp_path):
-    assert main(["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=1"]) == 0
-    return tmp_path / "run/checkpoints/last.pt"
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tmp_path_factory.mktemp("viewed")
+    (root / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert main(["--config", str(root / "tiny.yaml"), "--output", str(root / "run"), "epochs=1"]) == 0
+    return root / "run/checkpoints/last.pt"
 
 
 def viewer_of(checkpoint, folder, **changes):
@@ -47,31 +55,79 @@ def test_pictures_show_what_the_module_does(checkpoint, folder, stage):
     viewer.expansion.stage = stage
     viewer.expansion.train()
     with torch.no_grad():
-        viewer.built.model(viewer.images)
+        viewer.built.model(torch.cat([photo.image for photo in viewer.photos]))
     kept, owner = viewer.expansion.kept, viewer.expansion.owner
     viewer.expansion.eval()
-    dimmed, merged = kept_and_merged(viewer, stage)
-    assert dimmed.shape == merged.shape == (2, 3, 448, 448)
     side = 448 // 4
-    for image in range(2):
+    for image, photo in enumerate(viewer.photos):
+        shown, merged, _ = kept_and_merged(photo, viewer.look(photo, stage))
+        assert shown.shape == merged.shape == (3, 448, 448)
         for patch in range(16):
             row, column = divmod(patch, 4)
-            middle = (slice(None), row * side + side // 2, column * side + side // 2)
-            own = viewer.pictures[image][:, 4 * row + 2, 4 * column + 2]
-            expected = own if patch in kept[image] else DIMMED * own
-            torch.testing.assert_close(dimmed[image][middle], expected)
+            cell = (slice(None), slice(row * side, (row + 1) * side), slice(column * side, (column + 1) * side))
+            own = photo.picture[:, 4 * row + 2, 4 * column + 2]
+            as_it_is = torch.allclose(shown[cell], own.view(3, 1, 1).expand(3, side, side))
+            assert as_it_is == (patch in kept[image])
             group = (owner[image] == owner[image, patch]).nonzero().flatten()
-            colours = torch.stack(
-                [viewer.pictures[image][:, 4 * (p // 4) + 2, 4 * (p % 4) + 2] for p in group.tolist()]
-            )
-            torch.testing.assert_close(merged[image][middle], colours.mean(0))
+            colours = torch.stack([photo.picture[:, 4 * (p // 4) + 2, 4 * (p % 4) + 2] for p in group.tolist()])
+            torch.testing.assert_close(merged[cell], colours.mean(0).view(3, 1, 1).expand(3, side, side))
 
 
-def test_without_merging_what_is_left_out_is_black(checkpoint, folder):
+@pytest.mark.parametrize("grey", [0.0, 0.5, 1.0])
+def test_hatches_show_on_dark_grey_and_bright_photos(grey):
+    image = torch.full((1, 3, 64, 64), grey)
+    keeps = torch.tensor([[True, False, False, True]])
+    shown = hatched(image, keeps, (2, 2))
+    assert torch.equal(shown[:, :, :32, :32], image[:, :, :32, :32])
+    dropped = shown[0, 0, :32, 32:]
+    lines = dropped == dropped.max()
+    assert 0.1 < lines.float().mean() < 0.5
+    assert dropped.max() - dropped.min() == pytest.approx(0.3)  # lines and ground
+    assert max((dropped.max() - grey).abs(), (dropped.min() - grey).abs()) > 0.2  # and the photo beside
+    assert dropped.min() >= 0
+    assert dropped.max() <= 1
+
+
+def test_small_pictures_are_enlarged_by_a_whole_factor():
+    image = torch.rand(2, 3, 32, 48)
+    large = enlarged(image, 224)
+    assert large.shape == (2, 3, 224, 336)
+    assert torch.equal(large[:, :, ::7, ::7], image)
+    assert enlarged(torch.rand(1, 3, 300, 400), 224).shape == (1, 3, 300, 400)
+
+
+def test_lines_are_around_groups_and_around_all():
+    lines = borders(torch.tensor([[0, 0], [1, 0]]))
+    assert len(lines) == 8 + 2
+    assert ((0, 1), (1, 1)) in lines  # between 0 and 1 below it
+    assert ((1, 1), (1, 2)) in lines  # between 1 and 0 right of it
+    assert ((1, 0), (1, 1)) not in lines
+
+
+def test_captions_say_the_class_and_what_the_model_says_with_each_stages_tokens(checkpoint, folder):
+    viewer = viewer_of(checkpoint, folder)
+    assert viewer.classes == [str(digit) for digit in range(10)]
+    photo = dataclasses.replace(viewer.photos[0], folder="3")
+    places = draw_kept(dataclasses.replace(viewer, photos=(photo,)), 0.5).axes
+    for place, stage, first in [
+        (places[0], 0, "is 3"),
+        (places[1], 1, "8 of 16 tokens"),
+        (places[3], 2, "12 of 16 tokens"),
+    ]:
+        shares = viewer.look(photo, stage).output.softmax(1)[0]
+        taken = int(shares.argmax())
+        assert place.get_xlabel() == f"{first}\ntaken for {taken}, {100 * shares[taken]:.0f} %"
+        assert place.xaxis.label.get_color() == ("tab:green" if taken == 3 else "tab:red")
+    assert places[2].get_xlabel().startswith("8 tokens, the largest of ")
+
+
+def test_without_merging_what_is_left_out_is_hatched(checkpoint, folder):
     viewer = viewer_of(checkpoint, folder, expansion__merging=False)
-    _, merged = kept_and_merged(viewer, 1)
-    centres = merged[:, :, 56::112, 56::112].sum(1).flatten(1)  # (B, 16)
-    assert (centres == 0).sum(1).tolist() == [8, 8]
+    for photo in viewer.photos:
+        look = viewer.look(photo, 1)
+        _, merged, _ = kept_and_merged(photo, look)
+        varied = merged[0].unflatten(0, (4, 112)).unflatten(2, (4, 112)).std(dim=(1, 3)).flatten() > 0.01
+        assert (~varied).nonzero().flatten().tolist() == look.kept.sort().values.tolist()
 
 
 def test_a_run_without_toe_is_shown_with_the_papers(checkpoint, folder):
@@ -81,9 +137,8 @@ def test_a_run_without_toe_is_shown_with_the_papers(checkpoint, folder):
 
 
 def test_random_seeds_are_the_same_each_time(checkpoint, folder):
-    pictures = [
-        kept_and_merged(viewer_of(checkpoint, folder, expansion__initialization="random"), 1)[0] for _ in range(2)
-    ]
+    viewers = [viewer_of(checkpoint, folder, expansion__initialization="random") for _ in range(2)]
+    pictures = [kept_and_merged(viewer.photos[0], viewer.look(viewer.photos[0], 1))[0] for viewer in viewers]
     assert torch.equal(*pictures)
 
 
@@ -98,7 +153,7 @@ def test_a_checkpoint_of_a_smaller_stage(checkpoint, folder):
 
 def test_token_sets(checkpoint, folder):
     viewer = viewer_of(checkpoint, folder)
-    first, second = token_sets(viewer, 0, [1, 2], stage=1)
+    first, second = token_sets(viewer, viewer.photos[0], [1, 2], stage=1)
     for found in (first, second):
         assert found.full.shape == (16, 2)
         assert found.reduced.shape == (8, 2)
@@ -109,7 +164,7 @@ def test_token_sets(checkpoint, folder):
         hook = viewer.expansion.register_forward_hook(lambda module, given, output: tokens.append(output[0][0, 1:]))
         viewer.expansion.stage = 1
         viewer.expansion.train()
-        viewer.built.model(viewer.images[:1])
+        viewer.built.model(viewer.photos[0].image)
         hook.remove()
         viewer.expansion.eval()
     unit = torch.nn.functional.normalize(tokens[0], dim=1)
@@ -117,7 +172,7 @@ def test_token_sets(checkpoint, folder):
     expected = 1 - (unit @ unit.T)[pairs[0], pairs[1]].mean().item()
     assert first.reduced_cosine == pytest.approx(expected, abs=1e-5)
     with pytest.raises(UserError, match="--blocks 3: the model has blocks 1 to 2"):
-        token_sets(viewer, 0, [3], stage=1)
+        token_sets(viewer, viewer.photos[0], [3], stage=1)
 
 
 def test_the_command(checkpoint, folder, tmp_path, capsys):
@@ -133,6 +188,7 @@ def test_the_command(checkpoint, folder, tmp_path, capsys):
         (["--blocks", "a"], "give numbers joined by commas"),
         (["--output", str(tmp_path / "kept.xyz")], "cannot be written"),
         (["--output", str(tmp_path)], "must be a file with the suffix of its format, such as"),
+        (["--min-score", "0.5"], "is a classifier, and --min-score is of detectors"),
         (["--features", str(tmp_path / "f.png"), "--blocks", "9", "--output", str(tmp_path / "new.png")], "--blocks 9"),
     ]:
         assert tools([*command, *wrong]) == 2

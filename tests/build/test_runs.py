@@ -6,7 +6,7 @@ import re
 import pytest
 import timm
 import torch
-from support import trainer_of
+from support import pictures_of, trainer_of
 
 from toe_train.cli.train import main
 from toe_train.recipes import load_config
@@ -272,21 +272,17 @@ def test_a_run_on_a_gpu_trains_what_the_cpu_trains(run, precision):
     assert all(math.isfinite(loss) for loss in losses_there)
 
 
-def _pictures(trainer, epoch):
-    trainer.method.begin_epoch(epoch)
-    return trainer.pictures(trainer.cadence.plans[epoch])["kept_tokens"]
-
-
 def test_pictures_of_kept_tokens(trainer_in):
     trainer = trainer_in("run")
     weights = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    whole, part = (_pictures(trainer, epoch) for epoch in (2, 0))
-    assert whole.shape == part.shape == (8, 3, 16, 16)
-    assert 0 <= part.min() <= whole.max() <= 1
-    patches = (8, 3, 4, 4, 4, 4)  # images, channels, rows, pixels, columns, pixels
-    lit = (part == whole).view(patches).permute(0, 2, 4, 1, 3, 5).flatten(3).all(3)  # (8, 4, 4)
-    dimmed = (part == 0.25 * whole).view(patches).permute(0, 2, 4, 1, 3, 5).flatten(3).all(3)
-    assert (lit | dimmed).all()
-    assert lit.flatten(1).sum(1).min() >= 8  # 8 of 16 tokens are kept; black patches look lit and dimmed alike
-    assert (dimmed & ~lit).any()
+    assert pictures_of(trainer, 2) == {}  # all tokens are kept
+    shown = pictures_of(trainer, 0)["kept_tokens"]
+    side = 16 * 14  # of an image of 16 pixels, enlarged
+    assert shown.shape == (3, 2 * side + 6, 2 * side + 6)
+    assert 0 <= shown.min() <= shown.max() <= 1
+    cells = torch.stack([part[:, :side, :side] for row in shown.split(side + 6, 1) for part in row.split(side + 6, 2)])
+    patches = cells.view(4, 3, 4, side // 4, 4, side // 4).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    pixels = patches[..., ::14, ::14].repeat_interleave(14, 3).repeat_interleave(14, 4)
+    kept = (patches == pixels).flatten(2).all(2)  # hatches break the pixels of the others
+    assert kept.sum(1).tolist() == [8] * 4
     assert all(torch.equal(weights[name], value) for name, value in trainer.model.state_dict().items())

@@ -49,7 +49,7 @@ def test_several_pass_everything_on():
         assert getattr(several, name)(*range(count)) is None
         assert calls == [(name, tuple(range(count)), {})] * 2
         calls.clear()
-    several.pictures("kept", torch.zeros(1), epoch=3)
+    several.picture("kept", torch.zeros(1), epoch=3)
     assert calls[0][2] == {"epoch": 3}
 
 

@@ -5,7 +5,8 @@ tables.py           the plan of a run, and its summary
 paper.py            what the paper printed
 runs.py             run folders, read and put together by seed
 report.py           runs as the paper's tables, with curves
-view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
+viewer.py           a trained model with Token Expansion, and the images that it is looked at with
+view.py             pictures of what it keeps and merges of them; features.py: where its tokens lie
 benchmark.py        bench: the base of its results
 step_speed.py       bench: the training step
 steps.py            the steps that benchmarks time

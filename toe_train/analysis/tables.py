@@ -110,7 +110,7 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     return (
         table(heads, rows)
         + (f"\nspeed-ups measured are left out: {changed}" if changed else "")
-        + f"\nrun folder: {folder.root}\ncurves and pictures: tensorboard --logdir {folder.tensorboard}"
+        + f"\nrun folder: {folder.root}\ncurves and pictures: {folder.watch}"
     )
 
 

@@ -1,281 +1,217 @@
-"""What Token Expansion does to given images: pictures of what it keeps and merges, and where its tokens lie.
+"""Pictures of what Token Expansion keeps and merges of given images, and of what the model says of them.
 
-Shapes: B images, N = rows * columns patch tokens, K kept ones, D width.
+Shapes: N = rows * columns patch tokens of an image, K kept ones, n boxes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
 
 from toe_train import data
-from toe_train.build.inputs import build_eval_transform
-from toe_train.build.model import BuiltModel, build_model
-from toe_train.build.weights.trained import Trained
-from toe_train.errors import UserError
-from toe_train.expansion import TokenExpansion, kept_mask
-from toe_train.methods.pictures import DIMMED
-from toe_train.methods.token_expansion import TokenExpansionMethod
-from toe_train.recipes import ExpansionConfig
+from toe_train.analysis.viewer import Look, Photo, Viewer
+from toe_train.build.box_prediction import FoundObjects, chosen
+from toe_train.expansion import kept_mask
+from toe_train.methods.pictures import enlarged, hatched
+from toe_train.tasks.box_pictures import with_boxes
+from toe_train.tasks.detection import postprocess
 
-SHOWN_SIDE = 448  # pixels of an image in the picture, about
-# Where the run had no ToE: the paper's for DeiT-T (docs/fidelity.md, "Speed-up factors").
-USUAL = ExpansionConfig(stage_epochs=(0, 100, 200), keep_rates=(0.5, 0.75, 1.0), initial_keep_rate=0.25)
-
-
-@dataclass(frozen=True)
-class Viewer:
-    """A trained model with ToE, and images as it sees them, (B, 3, H, W), and as they are, in 0..1.
-
-    noise: (1, N), what random initialisation draws of every image. told: what was done to the weights, a line each.
-    """
-
-    built: BuiltModel
-    expansion: TokenExpansion
-    names: tuple[str, ...]
-    images: Tensor
-    pictures: Tensor
-    noise: Tensor
-    told: tuple[str, ...] = ()
-
-    @property
-    def stages(self) -> list[int]:
-        """Those in which tokens are dropped."""
-        schedule = self.expansion.schedule
-        return [stage for stage in range(1, schedule.num_stages + 1) if not schedule.is_dense(stage)]
+SHOWN_SIDE = 448  # pixels of an image in the picture, at least
+NAMED = 28  # letters of a name in a caption
+RIGHT, WRONG = "tab:green", "tab:red"
+CELL = (3.0, 4.2)  # inches of an image's width in the picture: a classifier's, a detector's
 
 
-def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
-    """Builds a trained model and reads images.
-
-    Args:
-        trained: the model; one without ToE gets the paper's r1 = 0.5.
-        paths: image files.
-
-    Raises:
-        UserError: weights of another model, a run with another method, or an image that cannot be read.
-    """
-    config = trained.built_as
-    if config.method is not None:
-        raise UserError(
-            f"--checkpoint {trained.weights.path}: its run has method.kind={config.method.kind}, and pictures are of "
-            "Token Expansion alone; to see what that would do with these weights, export them and give the folder"
-        )
-    config = config.model_copy(update={"expansion": config.expansion or USUAL})
-    built = build_model(config, trained.num_classes or 1)
-    assert isinstance(built.method, TokenExpansionMethod)
-    expansion = built.method.expansion
-    told = trained.put_in(built.model, with_head=trained.num_classes > 0)
-    built.model.eval()
-    expansion.remember_owner = True
-    transform = build_eval_transform(config)
-    images = torch.stack(
-        [transform(data.load_rgb(path, config.data.exif_orientation)) for path in paths]
-    )  # (B, 3, H, W)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
-    names = tuple(data.legible(path.name) for path in paths)
-    # Of random initialisation, the same draws for every image and each time.
-    noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))
-    return Viewer(built, expansion, names, images, (images * std + mean).clamp(0, 1), noise, tuple(told))
-
-
-def kept_and_merged(viewer: Viewer, stage: int) -> tuple[Tensor, Tensor]:
-    """Pictures of a stage, two of (B, 3, h, w) in 0..1, larger than the images by a whole factor.
-
-    In the first, patches that are not kept are dim. In the second, all patches that became one token have their mean
-    colour and a common border; without merging, those that are left out are black.
-    """
-    expansion, grid = viewer.expansion, viewer.built.grid
-    with _at(viewer, stage, len(viewer.images)):
-        viewer.built.model(viewer.images)
-        kept, owner = expansion.kept, expansion.owner
-    assert kept is not None
-    batch, num_tokens = kept.shape[0], viewer.built.num_tokens
-    keeps = kept_mask(kept, num_tokens).float()  # (B, N)
-    factor = max(1, SHOWN_SIDE // viewer.images.shape[-1])
-    large = F.interpolate(viewer.pictures, scale_factor=factor, mode="nearest")  # (B, 3, h, w)
-    dimmed = large * _spread((DIMMED + (1 - DIMMED) * keeps).unsqueeze(1), grid, large)
-    groups = owner if owner is not None else _slots(kept, num_tokens)  # (B, N), -1 for none
-    colours = F.adaptive_avg_pool2d(viewer.pictures, grid).flatten(2)  # (B, 3, N)
-    members = F.one_hot(groups + 1, kept.shape[1] + 1).float()  # (B, N, K+1)
-    means = (colours @ members) / members.sum(1, keepdim=True).clamp(min=1)  # (B, 3, K+1)
-    means[:, :, 0] = 0
-    painted = _spread((means @ members.mT), grid, large)  # (B, 3, h, w)
-    return dimmed, painted * ~_borders(groups.view(batch, 1, *grid), large)
-
-
-@dataclass(frozen=True)
-class TokenSets:
-    """Tokens of one image after a block, without and with ToE, as points of a common t-SNE map.
+class Cell(NamedTuple):
+    """One image of the picture.
 
     Attributes:
-        block: number, from 1.
-        full: (N, 2).
-        reduced: (K, 2).
-        full_cosine, reduced_cosine: mean cosine distance of two different tokens of the set, in the model's space.
+        picture: (3, h, w) in 0..1, or a PIL image.
+        caption: below it.
+        colour: of the caption.
+        lines: between patches, as ends (column, row); see `borders`.
     """
 
-    block: int
-    full: np.ndarray
-    reduced: np.ndarray
-    full_cosine: float
-    reduced_cosine: float
-
-    @property
-    def distances(self) -> tuple[float, float]:
-        """Mean distance of two different points, of the full set and of ToE's (paper, Figure 2)."""
-        full, reduced = (float(torch.pdist(torch.from_numpy(points)).mean()) for points in (self.full, self.reduced))
-        return full, reduced
+    picture: Any
+    caption: str
+    colour: str = "black"
+    lines: Sequence[Any] = ()
 
 
-def token_sets(viewer: Viewer, image: int, blocks: Sequence[int], stage: int, seed: int = 0) -> list[TokenSets]:
-    """Where an image's tokens lie after some blocks, without ToE and at one of its stages (paper, Figures 2 and 7).
+def draw_kept(viewer: Viewer, least_score: float) -> Any:
+    """A matplotlib figure: a row for each image; the image, then what each stage keeps and merges.
 
-    Right at the block after which tokens are dropped, ToE's set is what it hands on.
-
-    Raises:
-        UserError: a block that the model does not have.
+    least_score: of the boxes that are drawn, where the model is a detector.
     """
-    from sklearn.manifold import TSNE  # takes a second to import
-
-    depth = len(viewer.built.model.blocks)  # type: ignore[arg-type]
-    if wrong := [block for block in blocks if not 1 <= block <= depth]:
-        raise UserError(f"--blocks {wrong[0]}: the model has blocks 1 to {depth}")
-    shown = viewer.images[image : image + 1]
-    with _at(viewer, 0, 1):
-        full, _ = _outputs(viewer, shown)
-    with _at(viewer, stage, 1):
-        reduced, handed_on = _outputs(viewer, shown)
-    found = []
-    for block in blocks:
-        at_drop = full[block].shape == reduced[block].shape and handed_on is not None and _drops_after(viewer, block)
-        own = handed_on if at_drop and handed_on is not None else reduced[block]
-        both = torch.cat([full[block], own])  # (N + K, D)
-        perplexity = min(30.0, (len(both) - 1) / 3)
-        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(both.numpy())
-        count = len(full[block])
-        found.append(TokenSets(block, points[:count], points[count:], _cosine(full[block]), _cosine(own)))
-    return found
-
-
-def draw_kept(viewer: Viewer) -> Any:
-    """A matplotlib figure: a row for each image; the image, then what each stage keeps and merges."""
     from matplotlib.figure import Figure
 
-    columns = [("image", viewer.pictures)]
+    titles = ["with all tokens"]
     for stage in viewer.stages:
-        count = viewer.expansion.num_kept(viewer.built.num_tokens, stage)
-        kept, merged = kept_and_merged(viewer, stage)
-        columns += [(f"stage {stage}: keeps {count} of {viewer.built.num_tokens}", kept), ("merged", merged)]
-    rows = len(viewer.images)
-    figure = Figure(figsize=(2.6 * len(columns), 2.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, len(columns), squeeze=False)
-    for column, (title, pictures) in enumerate(columns):
-        for row in range(rows):
-            place = axes[row, column]
-            place.imshow(pictures[row].permute(1, 2, 0).numpy(), interpolation="nearest")
-            place.set(xticks=[], yticks=[], title=title if row == 0 else "")
-            if column == 0:
-                place.set_ylabel(viewer.names[row][:24], fontsize="small", parse_math=False)
+        titles += [f"stage {stage}: kept", f"stage {stage}: merged"]
+    rows = [_row(viewer, photo, least_score) for photo in viewer.photos]
+    width = CELL[viewer.finds_boxes]
+    heights = [width * photo.grid[0] / photo.grid[1] + 0.45 for photo in viewer.photos]
+    figure = Figure(figsize=(width * len(titles) + 0.3, sum(heights) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, height_ratios=heights)
+    for places, cells, photo in zip(axes, rows, viewer.photos, strict=True):
+        for place, cell in zip(places, cells, strict=True):
+            _draw(place, cell, photo.grid)
+        places[0].set_ylabel(photo.name[:NAMED], fontsize="small", parse_math=False)
+    for place, title in zip(axes[0], titles, strict=True):
+        place.set_title(title, fontsize="medium")
+    figure.supxlabel(textwrap.fill(_legend(viewer), 34 * len(titles)), fontsize="small")
     return figure
 
 
-def draw_features(viewer: Viewer, sets: Sequence[Sequence[TokenSets]]) -> Any:
-    """A matplotlib figure of `token_sets`: a row for each image, a column for each block."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(sets[0]), 3.4 * len(sets)), layout="constrained")
-    axes = figure.subplots(len(sets), len(sets[0]), squeeze=False)
-    for row, of_image in enumerate(sets):
-        for place, found in zip(axes[row], of_image, strict=True):
-            full, reduced = found.distances
-            place.scatter(*found.full.T, s=9, color="lightgrey", label=f"all {len(found.full)}, distance {full:.1f}")
-            label = f"ToE's {len(found.reduced)}, distance {reduced:.1f}"
-            place.scatter(*found.reduced.T, s=9, color="tab:red", label=label)
-            place.set(xticks=[], yticks=[], title=f"block {found.block}" if row == 0 else "")
-            place.legend(fontsize="x-small", loc="upper right")
-        axes[row, 0].set_ylabel(viewer.names[row][:24], fontsize="small", parse_math=False)
-    return figure
-
-
-@contextmanager
-def _at(viewer: Viewer, stage: int, batch: int) -> Iterator[None]:
-    """The model in evaluation but for ToE, which drops tokens of `batch` images as in `stage`; 0 for none."""
-    former = viewer.expansion.stage
-    viewer.expansion.stage = stage
-    viewer.expansion.noise = viewer.noise.expand(batch, -1)
-    viewer.expansion.train(stage > 0)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        viewer.expansion.stage, viewer.expansion.noise = former, None
-        viewer.expansion.eval()
+def _row(viewer: Viewer, photo: Photo, least_score: float) -> list[Cell]:
+    """The image, then two cells for each stage in which tokens are dropped."""
+    whole = viewer.look(photo)
+    if viewer.finds_boxes:
+        found = _found(photo, whole, least_score)
+        cells = [Cell(_with_boxes(photo.picture, photo, found, viewer.classes), _said_of_boxes(found, least_score))]
+    else:
+        found = None
+        cells = [Cell(photo.picture, *_said(viewer, photo, whole, named=True))]
+    for stage in viewer.stages:
+        look = viewer.look(photo, stage)
+        kept, merged, lines = kept_and_merged(photo, look)
+        assert look.kept is not None
+        share = f"{len(look.kept)} of {photo.num_tokens} tokens"
+        if found is None:
+            said, colour = _said(viewer, photo, look)
+            cells.append(Cell(kept, "\n".join(filter(None, (share, said))), colour))
+        else:
+            inside = _share_inside(photo, look.kept, found.boxes)
+            again = len(_found(photo, look, least_score).scores)
+            text = f"{share}{inside}\n{again} boxes with these tokens"
+            cells.append(Cell(_with_boxes(kept, photo, found, None), text))
+        most = torch.bincount(look.owner).max().item() if look.owner is not None else 1
+        largest = f"the largest of {most} patches" if look.owner is not None else "nothing is merged"
+        cells.append(Cell(merged, f"{len(look.kept)} tokens, {largest}", lines=lines))
+    return cells
 
 
-def _outputs(viewer: Viewer, image: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
-    """Patch tokens (n, D) after each block, by its number, and those that ToE handed on."""
-    prefix, found = viewer.expansion.num_prefix_tokens, {}
-    handed_on: list[Tensor] = []
+def _draw(place: Any, cell: Cell, grid: tuple[int, int]) -> None:
+    from matplotlib.collections import LineCollection
 
-    def keep(number: int) -> Any:
-        def hook(module: nn.Module, given: Any, output: Tensor) -> None:
-            found[number] = output[0, prefix:].float()
-
-        return hook
-
-    blocks: Any = viewer.built.model.blocks
-    hooks = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)]
-    hooks.append(
-        viewer.expansion.register_forward_hook(lambda module, given, output: handed_on.append(output[0][0, prefix:]))
-    )
-    try:
-        viewer.built.model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found, handed_on[0].float() if handed_on else None
+    shown = cell.picture if isinstance(cell.picture, Image.Image) else cell.picture.permute(1, 2, 0).numpy()
+    place.imshow(shown, extent=(0, grid[1], grid[0], 0))
+    for width, colour in ((1.8, "black"), (0.7, "white")):  # seen on dark and on bright patches
+        lines = LineCollection(cell.lines, linewidths=width, colors=colour, capstyle="projecting")
+        place.add_collection(lines, autolim=False)
+    place.set(xticks=[], yticks=[])
+    place.set_xlabel(cell.caption, fontsize="small", color=cell.colour, parse_math=False)
 
 
-def _drops_after(viewer: Viewer, block: int) -> bool:
-    """Whether ToE stands right behind a block, before the next one."""
-    blocks: Any = viewer.built.model.blocks
-    following = blocks[block] if block < len(blocks) else None
-    return following is not None and any(
-        getattr(hook, "expansion", None) is viewer.expansion for hook in following._forward_pre_hooks.values()
-    )
+def kept_and_merged(photo: Photo, look: Look) -> tuple[Tensor, Tensor, list[Any]]:
+    """Two pictures (3, h, w) in 0..1 of what a stage does, and lines for the second.
+
+    In the first, patches that are not kept are hatched. In the second, all patches that became one token have their
+    mean colour, and lines are around them; without merging, those that are left out are hatched too.
+    """
+    assert look.kept is not None
+    keeps = kept_mask(look.kept[None], photo.num_tokens)  # (1, N)
+    large = enlarged(photo.picture[None], SHOWN_SIDE)  # (1, 3, h, w)
+    groups = _slots(look.kept, photo.num_tokens) if look.owner is None else look.owner  # (N,), -1 for none
+    colours = F.adaptive_avg_pool2d(photo.picture, photo.grid).flatten(1)  # (3, N)
+    members = F.one_hot(groups + 1, len(look.kept) + 1).float()  # (N, K+1)
+    means = (colours @ members) / members.sum(0).clamp(min=1)  # (3, K+1)
+    painted = (means @ members.T).unflatten(1, photo.grid)[None]  # (1, 3, rows, columns)
+    merged = F.interpolate(painted, size=large.shape[-2:], mode="nearest")
+    if look.owner is None:
+        merged = hatched(merged, keeps, photo.grid)
+    return hatched(large, keeps, photo.grid)[0], merged[0], borders(groups.view(photo.grid))
 
 
-def _cosine(tokens: Tensor) -> float:
-    """Mean cosine distance of two different tokens of (n, D)."""
-    similarity = F.normalize(tokens, dim=1) @ F.normalize(tokens, dim=1).T
-    count = len(tokens)
-    return float(1 - (similarity.sum() - similarity.diagonal().sum()) / (count * (count - 1)))
+def borders(groups: Tensor) -> list[Any]:
+    """Lines between neighbours of different groups (rows, columns), as pairs of (column, row); and around them all."""
+    rows, columns = groups.shape
+    outside = F.pad(groups, (1, 1, 1, 1), value=-2)  # no group
+    upright = (outside[1:-1, 1:] != outside[1:-1, :-1]).nonzero().tolist()
+    level = (outside[1:, 1:-1] != outside[:-1, 1:-1]).nonzero().tolist()
+    assert groups.numel() == rows * columns
+    return [((x, y), (x, y + 1)) for y, x in upright] + [((x, y), (x + 1, y)) for y, x in level]
 
 
 def _slots(kept: Tensor, num_tokens: int) -> Tensor:
-    """(B, K) positions -> (B, N): the place of a kept token among them, -1 for the others."""
-    slots = torch.arange(kept.shape[1]).expand_as(kept)
-    return torch.full((kept.shape[0], num_tokens), -1).scatter(1, kept, slots)
+    """(K,) positions -> (N,): the place of a kept token among them, -1 for the others."""
+    return torch.full((num_tokens,), -1).scatter(0, kept, torch.arange(len(kept)))
 
 
-def _spread(values: Tensor, grid: tuple[int, int], like: Tensor) -> Tensor:
-    """(B, C, N) -> (B, C, h, w): each patch's value over its pixels."""
-    return F.interpolate(values.unflatten(2, grid), size=like.shape[-2:], mode="nearest")
+def _said(viewer: Viewer, photo: Photo, look: Look, named: bool = False) -> tuple[str, str]:
+    """What a classifier takes a photo for, and a colour that says whether it is right.
+
+    named: with the class, which the folder's name tells where it is one.
+    """
+    if not viewer.classes:
+        return "", "black"
+    probability, index = look.output.float().softmax(1).max(1)
+    taken = viewer.classes[int(index)]
+    text = f"taken for {_short(taken)}, {100 * probability.item():.0f} %"
+    if photo.folder not in viewer.classes:
+        return text, "black"
+    return f"is {_short(photo.folder)}\n{text}" if named else text, RIGHT if taken == photo.folder else WRONG
 
 
-def _borders(groups: Tensor, like: Tensor) -> Tensor:
-    """(B, 1, rows, columns) -> (B, 1, h, w): True on lines between patches of different groups."""
-    large = F.interpolate(groups.float(), size=like.shape[-2:], mode="nearest")
-    lines = torch.zeros_like(large, dtype=torch.bool)
-    lines[:, :, 1:] |= large[:, :, 1:] != large[:, :, :-1]
-    lines[:, :, :, 1:] |= large[:, :, :, 1:] != large[:, :, :, :-1]
-    return F.max_pool2d(lines.float(), 3, stride=1, padding=1).bool()  # three pixels wide
+def _found(photo: Photo, look: Look, least_score: float) -> FoundObjects:
+    """The boxes of a photo, in pixels of its picture."""
+    (logits, boxes), (height, width) = look.output, photo.picture.shape[-2:]
+    found = postprocess(logits, boxes, torch.tensor([[height, width]]))[0]
+    return chosen(photo.name, (height, width), found, least_score)
+
+
+def _with_boxes(picture: Tensor, photo: Photo, found: FoundObjects, classes: Sequence[str] | None) -> Image.Image:
+    """A picture of a photo with its boxes; with `classes` each has its name and score."""
+    texts = [""] * len(found.labels)
+    if classes is not None:
+        texts = [
+            f"{_short(classes[label])} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)
+        ]
+    factor = picture.shape[-1] / photo.picture.shape[-1]
+    return with_boxes(to_pil_image(picture), found.boxes * factor, found.labels, texts, SHOWN_SIDE)
+
+
+def _said_of_boxes(found: FoundObjects, least_score: float) -> str:
+    if found.fault is not None:
+        return found.fault
+    highest = "" if found.scores else f"; the highest is {found.highest:.2f}"
+    return f"{len(found.scores)} boxes of a score of {least_score:g} or more{highest}"
+
+
+def _share_inside(photo: Photo, kept: Tensor, boxes: Tensor) -> str:
+    """Which share of the patches whose middles lie within boxes is kept, in words; none where there are none."""
+    rows, columns = photo.grid
+    side = photo.picture.shape[-1] / columns
+    down, across = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+    middles = torch.stack([across, down], dim=2).view(-1, 1, 2) * side  # (N, 1, 2)
+    inside = ((middles >= boxes[:, :2]) & (middles <= boxes[:, 2:])).all(2).any(1)  # (N,)
+    if not inside.any():
+        return ""
+    return f", {100 * inside[kept].sum().item() / inside.sum().item():.0f} % of those in boxes"
+
+
+def _short(name: str) -> str:
+    legible = data.legible(name)
+    return legible if len(legible) <= NAMED else f"{legible[: NAMED - 1]}…"
+
+
+def _legend(viewer: Viewer) -> str:
+    """What is to be seen, in words."""
+    merging = viewer.expansion.merging
+    dropped = "merged into the nearest kept one" if merging else "left out"
+    second = (
+        "Right of it: patches that became one token have their mean colour and a line around them."
+        if merging
+        else "Right of it: the mean colours of the kept ones."
+    )
+    return (
+        f"Hatched: patches whose tokens are dropped in the stage and {dropped}. {second} An evaluation takes all "
+        "tokens, as in the first column; below a stage stands what the model says with the tokens of that stage."
+    )

@@ -11,6 +11,6 @@ step.py             the training step, and the micro-batch that fits
 resume.py           whether a checkpoint may continue a run, and what differs
 pictures.py         what TensorBoard shows of a run
 evaluation.py       scores of a checkpoint
-prediction.py       what a trained model says of images
+prediction.py       what a trained model says of images; box_prediction.py: what a detector finds
 export.py           a model for timm and the hub; card.py is its model card, onnx_file.py for onnxruntime
 """

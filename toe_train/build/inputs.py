@@ -182,6 +182,14 @@ def build_eval_transform(config: RunConfig, size: Size | None = None) -> Any:
     )
 
 
+def build_sight(config: RunConfig) -> data.Transform:
+    """From a PIL RGB image to what the model takes of it in an evaluation."""
+    transform = build_eval_transform(config)
+    if isinstance(transform, data.BoxEvaluation):
+        return data.SceneTransform(transform, config.augment.mean, config.augment.std)
+    return transform
+
+
 def build_finish(config: RunConfig, image_size: Size | None = None) -> Callable[[data.Pixels | data.Views], Tensor]:
     """What makes a model's images of the loader's: normalised, erased, and at a smaller `image_size` cropped.
 

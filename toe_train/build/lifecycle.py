@@ -105,7 +105,7 @@ class Run:
         first, step = trainer.progress.epoch, trainer.progress.step
         if here.is_main:
             folder.write_config(dump_config(config), self.started)
-            print(f"run folder {folder.root}; watch it with: tensorboard --logdir {folder.tensorboard}")
+            print(f"run folder {folder.root}; watch it with: {folder.watch}")
             print(f"{describe_split(trainer.layout)}; {describe_precision(here.device, config.train.precision)}")
             if first or step:
                 after = f", after {step} of its steps" if step else ""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from toe_train import data, models
-from toe_train.build.inputs import build_eval_transform
+from toe_train.build.inputs import build_sight
 from toe_train.build.model import build_model
 from toe_train.build.weights.source import normalisation_note
 from toe_train.build.weights.trained import Trained, open_trained
@@ -25,9 +25,11 @@ class Loaded(NamedTuple):
     """A trained model for a program of one's own.
 
     Attributes:
-        model: the plain one, on the CPU, in eval mode; images (B, 3, S, S) -> logits (B, classes).
+        model: the plain one, on the CPU, in eval mode; images (B, 3, S, S) -> logits (B, classes). A detector takes
+            images (B, 3, H, W) and gives what `toe_train.tasks.detection.postprocess` takes.
         classes: names, in the order of the logits; numbers where the weights do not name them.
-        transform: from a PIL RGB image to (3, S, S) float32, as the run evaluated.
+        transform: from a PIL RGB image to (3, S, S) float32, as the run evaluated; for a detector (3, H, W), sides
+            that depend on the image's.
     """
 
     model: nn.Module
@@ -79,14 +81,13 @@ def load(run: str | Path, weights: str = "model", config: str | Path | None = No
         UserError: a ValueError; there is no such file, no classifier, or nothing tells the model.
     """
     trained = open_trained(str(run), weights, None if config is None else str(config), option="")
-    trained.refuse_detector()
     trained.require_classifier()
     section = trained.built_as.model
     model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.kwargs)
     trained.put_in(model)
     for note in trained.other_model(model):
         warnings.warn(note.removeprefix("note: "), stacklevel=2)
-    return Loaded(model.eval(), trained.class_names, build_eval_transform(trained.config))
+    return Loaded(model.eval(), trained.class_names, build_sight(trained.config))
 
 
 def ready_model(trained: Trained, num_classes: int, device: torch.device) -> tuple[nn.Module, list[str]]:
@@ -109,7 +110,6 @@ def open_predictor(trained: Trained, device: torch.device) -> Predictor:
     Raises:
         UserError: it has no classifier, or the weights are another model's.
     """
-    trained.refuse_detector()
     trained.require_classifier()
     config = trained.config
     model, told = ready_model(trained, trained.num_classes, device)
@@ -119,7 +119,7 @@ def open_predictor(trained: Trained, device: torch.device) -> Predictor:
     return Predictor(
         model,
         trained.class_names,
-        build_eval_transform(config),
+        build_sight(config),
         config.data.exif_orientation,
         device,
         autocast_on(device, config.train.precision),

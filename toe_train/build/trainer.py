@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
 from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step, choose_convolutions
 from toe_train.build.task import build_task
 from toe_train.errors import UserError
-from toe_train.recipes import EpochPlan, RunConfig, config_at, plan_epochs, side_of
+from toe_train.recipes import EpochPlan, RunConfig, config_at, dump_config, plan_epochs, side_of
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import Console, JsonLines, RunLog, Several, TensorBoard, tell_broken
+from toe_train.runs.log import Console, JsonLines, RunLog, Several, tell_broken
 from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
+from toe_train.runs.tensorboard import TensorBoard, groups_of
 from toe_train.tasks.task import Task
 from toe_train.training.cadence import Cadence
 from toe_train.training.evaluation import Evaluation
@@ -30,6 +32,9 @@ from toe_train.training.loop import Trainer
 from toe_train.training.recovery import Limits, Recovery
 from toe_train.training.resolution import BothSizes
 from toe_train.training.step import TrainStep
+
+# Sections that TensorBoard does not compare runs by: they say where a run reads and writes.
+NOT_COMPARED = ("data", "checkpoint", "allow")
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,38 @@ def _log(run: Setting, found: Found | None, progress: Progress, task: Task, note
     log = Several(
         [
             JsonLines(run.folder.metrics, progress.epoch, progress.step),
-            TensorBoard(run.folder.tensorboard, progress.epoch),
+            _tensorboard(run, progress, task),
             Console(run.config.epochs, task.shown),
         ]
     )
     for line in notes:
         log.note(line)
     return log
+
+
+def _tensorboard(run: Setting, progress: Progress, task: Task) -> TensorBoard:
+    values = run.config.model_dump(mode="json")
+    sections = {name: value for name, value in values.items() if name not in NOT_COMPARED}
+    losses = {"loss", *task.loss_terms}
+    best, headline = [name for name in task.scores if name not in losses and name != "images"], task.headline
+    return TensorBoard(
+        run.folder.tensorboard,
+        progress.epoch,
+        progress.step,
+        groups_of(
+            [*(f"val_{name}" for name in best), f"val_{headline}_full", f"ema_{headline}"],
+            [f"{split}_{name}" for split in ("train", "val") for name in losses],
+        ),
+        dump_config(run.config),
+        dict(_flat(sections)),
+        f"val_{headline}",
+    )
+
+
+def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, bool | float | str]]:
+    """Single values of nested sections by their dotted paths; what is neither a number nor a text as text."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value if isinstance(value, (bool, int, float, str)) else str(value)

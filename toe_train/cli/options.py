@@ -165,7 +165,11 @@ def _predict(sub: argparse.ArgumentParser) -> None:
         "images", nargs="+", metavar="IMAGE", help="image files, folders, archives (.tar), and - for paths on stdin"
     )
     _of_its_weights(sub)
-    sub.add_argument("--top", type=int, metavar="K", help="classes told of each image (default: 5, or all)")
+    sub.add_argument(
+        "--top", type=int, metavar="K", help="classes told of each image (default: 5, or all); boxes (all)"
+    )
+    sub.add_argument("--min-score", type=float, metavar="S", help="of a detector's boxes (default: 0.5)")
+    sub.add_argument("--pictures", metavar="DIR", help="of a detector: new folder that gets the images with boxes")
     sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
     sub.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
     sub.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
@@ -207,9 +211,7 @@ def _labels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the teacher; on a CPU fp16 is fp32"
     )
-    sub.add_argument(
-        "--nproc", default="auto", metavar="auto|N", help="processes on this machine (default: one per GPU)"
-    )
+    sub.add_argument("--nproc", default="auto", metavar="auto|N", help=HELP["--nproc"])
 
 
 def _pack(sub: argparse.ArgumentParser) -> None:
@@ -268,6 +270,7 @@ def _view(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--features", metavar="FILE", help="also draw a t-SNE map of the tokens there")
     sub.add_argument("--blocks", default="1,2", metavar="N[,N...]", help="blocks of the map (default: 1,2)")
     sub.add_argument("--stage", type=int, default=1, metavar="N", help="of ToE, in the map (default: 1)")
+    sub.add_argument("--min-score", type=float, metavar="S", help="of a detector's boxes (default: 0.5)")
 
 
 def _numbers(text: str) -> list[int]:
@@ -288,7 +291,7 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
         "run with Token Merging merges them as in its own evaluation.",
         _evaluate,
     ),
-    "predict": ("Say which classes images are of, by a trained model, all tokens seen.", _predict),
+    "predict": ("Say which classes images are of, or what objects they show; all tokens are seen.", _predict),
     "bench": ("Time what a run spends its time on, in one go.", _bench),
     "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
     "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),

@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from toe_train.analysis.features import draw_features, token_sets
 from toe_train.analysis.tables import table
-from toe_train.analysis.view import draw_features, draw_kept, open_viewer, token_sets
+from toe_train.analysis.view import draw_kept
+from toe_train.analysis.viewer import open_viewer
 from toe_train.build.weights.asked import listed
 from toe_train.build.weights.trained import open_trained
+from toe_train.cli.found import least_score
 from toe_train.errors import UserError
 
 
@@ -26,7 +29,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     if missing := [str(path) for path in images if not path.is_file()]:
         raise UserError(f"--images {listed(missing)}: there is no such file; give image files")
     trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
-    trained.refuse_detector()
+    least = least_score(options.min_score, trained)
     viewer = open_viewer(trained, images)
     print("".join(f"  {line}\n" for line in viewer.told), end="")
     if options.stage not in viewer.stages:
@@ -34,13 +37,13 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
         raise UserError(f"--stage {options.stage}: the run drops tokens in stage {legal}")
     sets = []
     if options.features:  # before anything is written, since it may refuse the blocks
-        sets = [token_sets(viewer, image, blocks, options.stage) for image in range(len(viewer.images))]
-    _save(draw_kept(viewer), options.output)
+        sets = [token_sets(viewer, photo, blocks, options.stage) for photo in viewer.photos]
+    _save(draw_kept(viewer, least), options.output)
     if options.features:
         _save(draw_features(viewer, sets), options.features)
         rows = [
-            (name, str(found.block), *(f"{distance:.1f}" for distance in found.distances), *_cosines(found))
-            for name, of_image in zip(viewer.names, sets, strict=True)
+            (photo.name, str(found.block), *(f"{distance:.1f}" for distance in found.distances), *_cosines(found))
+            for photo, of_image in zip(viewer.photos, sets, strict=True)
             for found in of_image
         ]
         heads = ("image", "block", "t-SNE distance, all", "ToE's", "cosine distance, all", "ToE's")

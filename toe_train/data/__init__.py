@@ -28,6 +28,7 @@ from toe_train.data.box_sets import (
     BoxEvalSet,
     BoxTrainSet,
     Objects,
+    SceneTransform,
     Seen,
     ShapedOrder,
     collate_boxes,
@@ -66,7 +67,7 @@ from toe_train.data.sources.folder import FolderImages, IndexedImages
 from toe_train.data.sources.images import load_rgb
 from toe_train.data.sources.listing import SPLITS, all_images
 from toe_train.data.sources.lists import ListImages
-from toe_train.data.sources.named import NamedImages
+from toe_train.data.sources.named import NamedImages, NamedScenes
 from toe_train.data.sources.names import compare_classes, escaped, legible, shorten
 from toe_train.data.sources.opening import (
     BY_FOLDERS,
@@ -120,11 +121,13 @@ __all__ = [
     "Labelling",
     "ListImages",
     "NamedImages",
+    "NamedScenes",
     "Objects",
     "Packed",
     "Packing",
     "Pixels",
     "SampleKey",
+    "SceneTransform",
     "Seen",
     "Segment",
     "ShapedOrder",

@@ -24,6 +24,7 @@ from toe_train.data.order.positions import GlobalOrder, SampleKey
 from toe_train.data.order.randomness import derive_seed, generator, reseed
 from toe_train.data.sets import NOT_COUNTED, EvalSet, Read, TrainSet, made
 from toe_train.data.sources.coco import CocoImages
+from toe_train.data.sources.named import NamedScenes
 from toe_train.data.sources.skipping import SkippedImages
 from toe_train.errors import NoMemory, UserError
 
@@ -89,12 +90,30 @@ class BoxTrainSet(TrainSet):
         return self._boxes(image, read.label, geometry)
 
 
+@dataclass(frozen=True)
+class SceneTransform:
+    """An image alone as a detector is evaluated on it: from a PIL RGB image to (3, H, W) float32, normalised.
+
+    Attributes:
+        shown: what brings it to its size.
+        mean, std: per channel, of images scaled to 0..1.
+    """
+
+    shown: BoxEvaluation
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The image's pixels as the model takes them."""
+        return normalized(self.shown(image, BoxTarget.none())[0], self.mean, self.std)[0]
+
+
 class BoxEvalSet(EvalSet):
     """Evaluation images as `Seen`, by index; see `EvalSet`."""
 
     def __init__(
         self,
-        dataset: CocoImages,
+        dataset: CocoImages | NamedScenes,
         transform: BoxEvaluation,
         mean: Sequence[float],
         std: Sequence[float],
@@ -106,18 +125,17 @@ class BoxEvalSet(EvalSet):
         self._normal = mean, std
 
     def __getitem__(self, index: int) -> Seen:  # type: ignore[override]
-        width, height = self._images.size(index)
         try:
             image, target = self._images[index]
-            place = index
+            place, size = index, image.size
             pixels, objects = made(self._images.describe(index), image, self._boxes, target)
         except (UserError, NoMemory) as fault:
             if self._skipped is None:
                 raise
             self._skipped.note(self._images.describe(index), str(fault))
-            place = NOT_COUNTED
-            pixels, objects = self._boxes(Image.new("RGB", (width, height)), self._images.target(index))
-        return Seen(normalized(pixels, *self._normal)[0], objects, place, (height, width))
+            place, size = NOT_COUNTED, self._images.size(index)
+            pixels, objects = self._boxes(Image.new("RGB", size), self._images.target(index))
+        return Seen(normalized(pixels, *self._normal)[0], objects, place, size[::-1])
 
     def batches(self, indices: Sequence[int], batch: int) -> list[list[int]]:
         """Cut a process's share of the images into batches of images that are evaluated at one size."""

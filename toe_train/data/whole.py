@@ -9,15 +9,15 @@ from pathlib import Path
 from toe_train.errors import UserError
 
 
-def require_new(folder: Path) -> None:
-    """Raise UserError where a folder of `--output` has something in it, or a file stands in its place."""
+def require_new(folder: Path, option: str = "--output") -> None:
+    """Raise UserError where the folder of an option has something in it, or a file stands in its place."""
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--output {folder} is not empty: name a new folder")
+        raise UserError(f"{option} {folder} is not empty: name a new folder")
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"--output {folder}: {place} is a file and no folder; name a new folder elsewhere")
+        raise UserError(f"{option} {folder}: {place} is a file and no folder; name a new folder elsewhere")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,12 @@ from torch.nn import functional as F
 
 from toe_train.expansion import TokenExpansion, kept_mask
 
-DIMMED = 0.25  # brightness of what is not kept
+SHOWN_SIDE = 224  # pixels of a picture's shorter side, at least; of 32 there is not much to see
+# What is not kept: grey values squeezed to the middle, which differs from a dark and from a bright photo, and on it
+# slanted lines, which differ from a grey one.
+WASH = (0.25, 0.35)  # lowest value, and the range above it
+HATCH = 0.3  # by which lines are brighter
+GAP = 6  # pixels between pictures
 GOLDEN_RATIO = 0.618034  # between the hues of two classes, so that neighbours differ
 
 
@@ -26,10 +31,10 @@ def kept_token_pictures(
     grid: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
-    noise: Tensor,
+    noise: Tensor | None,
     patch_targets: Tensor | None = None,
 ) -> Tensor:
-    """The images with the patches that are not kept at a quarter of their brightness.
+    """The images with the patches that are not kept washed out and hatched, see `hatched`.
 
     Args:
         model: the model that `expansion` is attached to, at the stage to show.
@@ -38,31 +43,32 @@ def kept_token_pictures(
         grid: rows and columns of patches.
         mean: of the normalisation, per channel.
         std: of the normalisation, per channel.
-        noise: (B, N) draws for random initialisation.
+        noise: (B, N) draws for random initialisation; None where there is none.
         patch_targets: (B, N, C) soft targets of the patches, of a model with an output for each.
 
     Returns:
-        (B, 3, H, W) in 0..1; unchanged where the stage keeps all tokens. With `patch_targets` (B, 3, H, 4 W), side by
-        side: the image; each patch's likeliest class, a hue each, the brighter the likelier; the kept patches; and what
-        the last norm gives for each patch, its three principal components as colours, zeros black.
+        (B, 3, h, w) in 0..1, enlarged to about SHOWN_SIDE pixels; without hatches where the stage keeps all tokens.
+        With `patch_targets` (B, 3, h, 4 w), side by side: the image; each patch's likeliest class, a hue each, the
+        brighter the likelier; the kept patches; and what the last norm gives for each patch, its three principal
+        components as colours, zeros black.
     """
     kept, outputs = _look(model, expansion, images, noise)
     channels = (1, 3, 1, 1)
     plain = images * torch.tensor(std, device=images.device).view(channels)
     plain = (plain + torch.tensor(mean, device=images.device).view(channels)).clamp(0, 1)
-    brightness = torch.ones(len(images), grid[0] * grid[1], device=images.device)  # (B, N)
-    if kept is not None:
-        brightness = brightness.masked_fill(~kept_mask(kept, brightness.shape[1]), DIMMED)
-    shown = plain * _enlarged(brightness.unsqueeze(2), grid, images)
+    plain = enlarged(plain)
+    shown = plain if kept is None else hatched(plain, kept_mask(kept, grid[0] * grid[1]), grid)
     if patch_targets is None:
         return shown
     features = outputs[0][:, expansion.num_prefix_tokens :].float()  # (B, N, D)
-    panels = [_enlarged(cells, grid, images) for cells in (_class_colours(patch_targets), _principal_colours(features))]
+    panels = [
+        _of_patches(cells, grid, plain) for cells in (_class_colours(patch_targets), _principal_colours(features))
+    ]
     return torch.cat([plain, panels[0].to(plain.device), shown, panels[1]], dim=3)
 
 
 def _look(
-    model: nn.Module, expansion: TokenExpansion, images: Tensor, noise: Tensor
+    model: nn.Module, expansion: TokenExpansion, images: Tensor, noise: Tensor | None
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Kept positions (B, K), None for all, and what `model.norm`, if there is one, gave, with ToE on."""
     kept: list[Tensor | None] = []
@@ -84,8 +90,44 @@ def _look(
     return kept[0], tokens
 
 
-def _enlarged(cells: Tensor, grid: tuple[int, int], images: Tensor) -> Tensor:
-    """A colour or brightness for each patch, (B, N, 3 or 1), as pictures of the images' size."""
+def enlarged(images: Tensor, side: int = SHOWN_SIDE) -> Tensor:
+    """Images (B, C, H, W) by the least whole factor that makes their shorter sides `side` pixels or more."""
+    factor = max(1, -(-side // min(images.shape[-2:])))
+    return images.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+
+
+def sheet(pictures: Sequence[Tensor], columns: int) -> Tensor:
+    """Pictures (3, h, w) of any sizes side by side in rows of `columns`, (3, H, W), white between them."""
+    height, width = (max(picture.shape[side] for picture in pictures) + GAP for side in (1, 2))
+    cells = [
+        F.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]), value=1.0) for picture in pictures
+    ]
+    cells += [torch.ones_like(cells[0])] * (-len(cells) % columns)
+    rows = [torch.cat(cells[first : first + columns], dim=2) for first in range(0, len(cells), columns)]
+    return torch.cat(rows, dim=1)[:, :-GAP, :-GAP]
+
+
+def hatched(images: Tensor, keeps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images whose patches that are not kept are washed out and hatched, which shows on dark and on bright ones.
+
+    Args:
+        images: (B, 3, H, W) in 0..1.
+        keeps: (B, N) bool.
+        grid: rows and columns of patches.
+
+    Returns:
+        (B, 3, H, W) in 0..1.
+    """
+    height, width = images.shape[-2:]
+    period = max(4, height // grid[0] // 2)  # of the lines; two a patch
+    down, across = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    lines = (down[:, None] + across) % period < max(1, period // 4)  # (H, W)
+    washed = WASH[0] + WASH[1] * images.mean(1, keepdim=True) + HATCH * lines  # (B, 1, H, W)
+    return torch.where(_of_patches(keeps.unsqueeze(2).float(), grid, images).bool(), images, washed)
+
+
+def _of_patches(cells: Tensor, grid: tuple[int, int], images: Tensor) -> Tensor:
+    """A colour or a value for each patch, (B, N, 3 or 1), as pictures of the images' size."""
     cells = cells.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, 3 or 1, rows, columns)
     return F.interpolate(cells, size=images.shape[-2:], mode="nearest")
 

@@ -10,7 +10,8 @@ In reading order:
     clock.py: where an epoch's time goes.
     progress.py: where a run stands.
     jobs.py: what started this command, and whether it did so again by itself
-    log.py: what a run tells: metrics.jsonl, TensorBoard and the console.
+    log.py: what a run tells: metrics.jsonl and the console.
+    tensorboard.py: the same as curves, and pictures.
     polling.py: when the processes tell each other what only one of them may know.
     preemption.py: being asked to stop by a signal.
     memory.py: running out of device memory, answered by smaller micro-batches.

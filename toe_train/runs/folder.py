@@ -36,6 +36,13 @@ class RunFolder:
         self.has_locks = True
         self._lock: TextIO | None = None
 
+    @property
+    def watch(self) -> str:
+        """The command that shows its curves and pictures, under the folder's name."""
+        place = str(self.tensorboard)
+        named = not {":", ","} & set(place)  # which have a meaning there
+        return f"tensorboard --logdir_spec {self.root.name}:{place}" if named else f"tensorboard --logdir {place}"
+
     def create(self) -> None:
         """Makes the folder.
 

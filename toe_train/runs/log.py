@@ -1,4 +1,7 @@
-"""What a run tells: `metrics.jsonl`, TensorBoard and the console, behind one interface that does nothing by default."""
+"""What a run tells: `metrics.jsonl` and the console, behind one interface that does nothing by default.
+
+TensorBoard is another of its kind: tensorboard.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 Record = dict[str, Any]
@@ -43,8 +45,8 @@ class RunLog:
     def rewind(self, epoch: int, step: int) -> None:
         """The run goes back to after `step` steps of `epoch`: what came later did not happen."""
 
-    def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
-        """Images (B, 3, H, W) in 0..1."""
+    def picture(self, tag: str, picture: Tensor, epoch: int) -> None:
+        """A picture (3, H, W) in 0..1, of an epoch from 0."""
 
     def note(self, text: str) -> None:
         """A line for the reader."""
@@ -88,30 +90,6 @@ class JsonLines(RunLog):
     def _write(self, kind: str, record: Record) -> None:
         self.file.write(_line({"kind": kind, **record}))
         self.file.flush()
-
-
-class TensorBoard(RunLog):
-    """The same numbers as scalars over the epoch, and pictures."""
-
-    def __init__(self, folder: Path, first_epoch: int) -> None:
-        self.folder = folder
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch)
-
-    def rewind(self, epoch: int, step: int) -> None:
-        self.writer.close()
-        self.writer = SummaryWriter(str(self.folder), purge_step=epoch)
-
-    def epoch(self, record: Record) -> None:
-        for key, value in record.items():
-            if key != "epoch" and isinstance(value, (int, float)):
-                self.writer.add_scalar(f"epoch/{key}", value, record["epoch"])
-        self.writer.flush()
-
-    def pictures(self, tag: str, images: Tensor, epoch: int) -> None:
-        self.writer.add_images(tag, images, epoch)
-
-    def close(self) -> None:
-        self.writer.close()
 
 
 class Console(RunLog):

@@ -11,5 +11,6 @@ optim.py            optimiser and learning rates
 precision.py        number formats and loss scaling
 compiling.py        torch.compile of the step
 guard.py            numbers that are not finite, noticed; recovery.py goes back from them and reports
+pictures.py         what a run shows of its images: the interface
 records.py          what the log's lines tell of the training; window.py sums it up between them
 """

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from toe_train.data import BatchLayout
 from toe_train.errors import RunFailed
@@ -29,6 +28,7 @@ from toe_train.training.guard import NotFinite
 from toe_train.training.inputs import Inputs
 from toe_train.training.keeper import Keeper, require_same_everywhere
 from toe_train.training.optim import set_lr
+from toe_train.training.pictures import Pictures
 from toe_train.training.records import epoch_record, step_record
 from toe_train.training.recovery import Recovery
 from toe_train.training.step import TrainStep
@@ -46,7 +46,7 @@ class Trainer:
     evaluation: Evaluation
     keeper: Keeper  # of checkpoints
     recovery: Recovery  # from numbers that are not finite
-    pictures: Callable[[EpochPlan], Mapping[str, Tensor]]  # what an epoch's begin shows, by name
+    pictures: Pictures  # of its images
     log: RunLog
     stop: StopRequest = field(default_factory=StopRequest)
     polling: Polling = field(init=False)  # while training
@@ -141,8 +141,7 @@ class Trainer:
         """One epoch of steps; the part of its record that training knows."""
         here = self.progress
         self.method.begin_epoch(plan.epoch)
-        for name, shown in self.pictures(plan).items():
-            self.log.pictures(name, shown, plan.epoch)
+        self.pictures.begin(plan, self.log)
         self.inputs.sampler.set_epoch(plan.epoch, here.step, here.rollbacks)
         steps = here.step + len(self.inputs.sampler) // self.layout.accumulation
         kept = self._work(plan)
@@ -223,6 +222,7 @@ class Trainer:
         self.evaluation_polling.restart()
         averaged = self.step.ema.module if self.step.ema is not None else None
         scores = self.evaluation.scores(self.model, averaged, self._leave_before_validation)
+        self.pictures.evaluated(plan, self.log)
         self.inputs.require_few_skipped(self.processes)
         return scores
 

@@ -81,13 +81,13 @@ class Trained:
             )
 
     def refuse_detector(self) -> None:
-        """For what is made for classifiers.
+        """For an export, whose layout is of classifiers.
 
         Raises:
             UserError: it finds boxes.
         """
         if self.config.task_kind == "detection":
-            raise self.asked.fault("finds boxes, and this command takes classifiers; toe-tools eval takes it")
+            raise self.asked.fault("finds boxes, and classifiers alone are exported; eval, predict and view take it")
 
     def require_classifier(self) -> None:
         """Refuses weights that name no class.

@@ -42,6 +42,11 @@ class BoxTarget(NamedTuple):
         boxes[:, 2:] += boxes[:, :2]
         return cls(torch.as_tensor(labels, dtype=torch.int64), boxes).within(size)
 
+    @classmethod
+    def none(cls) -> BoxTarget:
+        """No objects."""
+        return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
+
     def within(self, size: Size) -> BoxTarget:
         """Cut to an image of that size; what has no width or no height left is left out."""
         boxes = torch.minimum(self.boxes.clamp(min=0), torch.tensor([*size, *size], dtype=torch.float32))
