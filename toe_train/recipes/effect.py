@@ -170,7 +170,7 @@ RULES = (
         lambda run: not run.augment.mixup or not run.augment.cutmix,
         "it chooses between Mixup and CutMix; set augment.mixup and augment.cutmix above 0",
     ),
-    Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd; set optim.name=sgd"),
+    Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd and muon; set optim.name=sgd"),
     Rule(("optim.betas", "optim.eps"), lambda run: run.optim.name == "sgd", "it is of adamw; set optim.name=adamw"),
     Rule(
         ("schedule.stepping",),

@@ -224,13 +224,14 @@ class TokenLabelsConfig(Section):
 class OptimConfig(Section):
     """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    # muon: the matrices of blocks by Muon, all else by AdamW.
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: Annotated[Number, Field(gt=0, le=1e30)] = 5.0e-4
     lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by global_batch / this; null takes lr as it is
     weight_decay: NonNegative = 0.05
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
-    eps: Positive = 1.0e-8  # adamw
-    momentum: Probability = 0.9  # sgd
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw, and what muon leaves to it
+    eps: Positive = 1.0e-8  # the same
+    momentum: Probability = 0.9  # sgd; muon, whose author takes 0.95
     clip_grad: Positive | None = None  # largest norm of all gradients together
     # Fine-tuning: the rate of a layer over that of the layer after it (BEiT); null for one rate.
     layer_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
