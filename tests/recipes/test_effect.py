@@ -49,6 +49,7 @@ CASES = [
     ("expansion.repeats=4", "deit_tiny_toe_r05", RANDOM, "set expansion.expansion=farthest"),
     ("model.initial_averaged=true", "deit_tiny", [], "set model.initial_weights to one"),
     ("model.initial_averaged=true", "deit_tiny", ["model.initial_weights=timm"], "it is of a checkpoint of toe-train"),
+    ("model.initial_weights=new", "deit_tiny", [], "set model.initial_weights=null for new ones"),
     ("data.root=/my/images", "quickstart", [], "set data.kind=image_folder for your own"),
     ("data.download=true", "deit_tiny", [], "set data.kind=cifar10 or cifar100"),
     ("data.max_skipped=5", "deit_tiny", [], "set data.on_error=skip"),

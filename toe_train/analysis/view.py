@@ -24,6 +24,7 @@ from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion, kept_mask
 from toe_train.methods.pictures import DIMMED
 from toe_train.methods.token_expansion import TokenExpansionMethod
+from toe_train.models import blocks_of
 from toe_train.recipes import ExpansionConfig
 
 SHOWN_SIDE = 448  # pixels of an image in the picture, about
@@ -146,7 +147,7 @@ def token_sets(viewer: Viewer, image: int, blocks: Sequence[int], stage: int, se
     """
     from sklearn.manifold import TSNE  # takes a second to import
 
-    depth = len(viewer.built.model.blocks)  # type: ignore[arg-type]
+    depth = len(blocks_of(viewer.built.model))
     if wrong := [block for block in blocks if not 1 <= block <= depth]:
         raise UserError(f"--blocks {wrong[0]}: the model has blocks 1 to {depth}")
     shown = viewer.images[image : image + 1]
@@ -232,7 +233,7 @@ def _outputs(viewer: Viewer, image: Tensor) -> tuple[dict[int, Tensor], Tensor |
 
         return hook
 
-    blocks: Any = viewer.built.model.blocks
+    blocks = blocks_of(viewer.built.model)
     hooks = [block.register_forward_hook(keep(number)) for number, block in enumerate(blocks, start=1)]
     hooks.append(
         viewer.expansion.register_forward_hook(lambda module, given, output: handed_on.append(output[0][0, prefix:]))
@@ -247,7 +248,7 @@ def _outputs(viewer: Viewer, image: Tensor) -> tuple[dict[int, Tensor], Tensor |
 
 def _drops_after(viewer: Viewer, block: int) -> bool:
     """Whether ToE stands right behind a block, before the next one."""
-    blocks: Any = viewer.built.model.blocks
+    blocks = blocks_of(viewer.built.model)
     following = blocks[block] if block < len(blocks) else None
     return following is not None and any(
         getattr(hook, "expansion", None) is viewer.expansion for hook in following._forward_pre_hooks.values()

@@ -82,7 +82,7 @@ def load(run: str | Path, weights: str = "model", config: str | Path | None = No
     trained.refuse_detector()
     trained.require_classifier()
     section = trained.built_as.model
-    model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.kwargs)
+    model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.arguments)
     trained.put_in(model)
     for note in trained.other_model(model):
         warnings.warn(note.removeprefix("note: "), stacklevel=2)
