@@ -14,7 +14,7 @@ LOWER = {"expansion", "models", "methods", "runs", "data", "recipes", "tasks", "
 # Folder -> (the project's folders it may import, libraries it may import; None: any that is installed)
 ALLOWED = {
     "expansion": ({"expansion"}, {"torch"}),
-    "models": ({"expansion", "models"}, {"torch", "timm"}),
+    "models": ({"expansion", "models"}, {"torch", "timm", "huggingface_hub"}),
     "methods": ({"expansion", "models", "methods"}, {"torch"}),
     "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm"}),
     "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm", "scipy.io", "pyarrow"}),

@@ -53,6 +53,14 @@ def test_broken_off_at_its_worst_places_it_is_the_uninterrupted_run(method, tiny
         assert "blocks.1.norm1.weight" in last["model"]
 
 
+def test_muon_too(tiny, tmp_path, assert_same_run):
+    config = load_config(tiny, [*PLAIN, "epochs=2", "optim.name=muon", "optim.layer_decay=0.8"])
+    train(config, tmp_path / "quiet")
+    for place in [(1, 2), None]:
+        train(config, tmp_path / "broken", stop_at=place)
+    assert_same_run(tmp_path / "quiet", tmp_path / "broken")
+
+
 def test_token_labelling_too(lvvit, tmp_path, assert_same_run):
     config = load_config(lvvit, ["checkpoint.every_steps=2"])
     train(config, tmp_path / "quiet")

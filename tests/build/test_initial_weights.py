@@ -10,7 +10,7 @@ from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.weights import fetched
 from toe_train.cli.train import main
 from toe_train.errors import UserError
-from toe_train.models import create_model
+from toe_train.models import create_model, hub
 from toe_train.runs.checkpoints import read
 
 NAME = "deit_tiny_patch16_224"
@@ -117,8 +117,8 @@ def test_the_hub_out_of_reach_is_said_at_once(monkeypatch):
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(fetched.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     model = model_of()
     monkeypatch.setattr(fetched.timm, "create_model", None)  # not even tried
     with pytest.raises(UserError, match=r"weights of deit_tiny.* not on this machine.*\(no route to host\); check"):
@@ -138,10 +138,10 @@ def test_new_weights_where_timms_are_not_at_hand(monkeypatch):
         ended.wait(60)
         raise OSError("too late")
 
-    monkeypatch.setattr(fetched.urllib.request, "urlopen", hang)
-    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(fetched, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(fetched, "SECONDS", 0.05)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", hang)
+    monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "SECONDS", 0.05)
     model = model_of()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     begun = time.monotonic()
@@ -153,7 +153,7 @@ def test_new_weights_where_timms_are_not_at_hand(monkeypatch):
     assert "does not answer (nothing within 0.1 seconds)" in told
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     ended.set()
-    monkeypatch.setattr(fetched, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"does not answer \(HF_HUB_OFFLINE is set\)"):
         load_initial_weights(model, wanted(), "timm", False)
 
@@ -166,10 +166,10 @@ def test_timms_weights_from_the_cache_need_no_network(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise AssertionError("it asked the network")
 
-    monkeypatch.setattr(fetched.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(fetched.huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", unreachable)
     monkeypatch.setattr("timm.models._hub.hf_hub_download", unreachable)
-    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda hub, file: cached)
+    monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda hub, file: cached)
     model = create_model("vit_tiny_patch16_224", 10, 0.0, 224)
     told = load_initial_weights(model, wanted("vit_tiny_patch16_224"), "timm_or_new", False)
     assert told.startswith("initial weights from timm\n")

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from toe_train.build.weights import fetched
 from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main as train
+from toe_train.models import hub
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^    (toe-.*)$", README.partition("## Your own photos")[2].partition("\n## ")[0], re.MULTILINE)
@@ -50,8 +50,8 @@ def unreachable(*_, **__):
 
 
 def test_the_five_commands_run(place, monkeypatch, capsys):
-    monkeypatch.setattr(fetched.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr(fetched.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(hub.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     assert [command.split()[:2][-1] for command in COMMANDS] == ["split", "doctor", "--config", "eval", "predict"]
     told = []
     for command in COMMANDS:

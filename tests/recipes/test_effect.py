@@ -40,7 +40,7 @@ CASES = [
     ("augment.erasing_count=2", "cifar10_deit_tiny", [], "augment.erasing_prob=0"),
     ("augment.mix_prob=0.5", "quickstart", [], "set augment.mixup or augment.cutmix above 0"),
     ("augment.mix_switch_prob=0.1", "deit_tiny", ["augment.mixup=0"], "it chooses between Mixup and CutMix"),
-    ("optim.momentum=0.8", "deit_tiny", [], "it is of sgd; set optim.name=sgd"),
+    ("optim.momentum=0.8", "deit_tiny", [], "it is of sgd and muon; set optim.name=sgd"),
     ("optim.momentum=0.9", "deit_tiny", [], "it is of sgd"),  # the default, and given
     ("optim.betas=[0.9, 0.98]", "deit_tiny", ["optim.name=sgd"], "it is of adamw; set optim.name=adamw"),
     ("optim.eps=1e-6", "deit_tiny", ["optim.name=sgd"], "it is of adamw"),
@@ -50,6 +50,7 @@ CASES = [
     ("expansion.repeats=4", "deit_tiny_toe_r05", RANDOM, "set expansion.expansion=farthest"),
     ("model.initial_averaged=true", "deit_tiny", [], "set model.initial_weights to one"),
     ("model.initial_averaged=true", "deit_tiny", ["model.initial_weights=timm"], "it is of a checkpoint of toe-train"),
+    ("model.initial_weights=new", "deit_tiny", [], "set model.initial_weights=null for new ones"),
     ("data.root=/my/images", "quickstart", [], "set data.kind=image_folder for your own"),
     ("data.download=true", "deit_tiny", [], "set data.kind=cifar10 or cifar100"),
     ("data.max_skipped=5", "deit_tiny", [], "set data.on_error=skip"),

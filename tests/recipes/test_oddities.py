@@ -114,7 +114,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(write):
 
 def test_no_shipped_file_is_odd_but_the_fine_tuning_that_says_so(configs):
     odd = {file.stem for file in configs.glob("*.yaml") if notes(load_config(file))}
-    assert odd == {file.stem for file in configs.glob("finetune_*.yaml")}
+    assert odd == {file.stem for file in configs.glob("finetune_deit_*.yaml")}
 
 
 def test_a_run_that_is_done_is_read_as_it_was(write):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from toe_train.analysis.viewer import Photo, Viewer
 from toe_train.errors import UserError
+from toe_train.models import blocks_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def token_sets(viewer: Viewer, photo: Photo, blocks: Sequence[int], stage: int, 
     """
     from sklearn.manifold import TSNE  # takes a second to import
 
-    depth = len(viewer.built.model.blocks)  # type: ignore[arg-type]
+    depth = len(blocks_of(viewer.built.model))
     if wrong := [block for block in blocks if not 1 <= block <= depth]:
         raise UserError(f"--blocks {wrong[0]}: the model has blocks 1 to {depth}")
     full, _ = _outputs(viewer, photo, 0)
@@ -105,7 +106,7 @@ def _outputs(viewer: Viewer, photo: Photo, stage: int) -> tuple[dict[int, Tensor
         return hook
 
     # What is added between two blocks belongs to the first: ToE sees it.
-    behind = [*enumerate(model.blocks, start=1), *enumerate(getattr(model, "mid_additions", ()), start=1)]
+    behind = [*enumerate(blocks_of(model), start=1), *enumerate(getattr(model, "mid_additions", ()), start=1)]
     hooks = [part.register_forward_hook(keep(number)) for number, part in behind]
     hooks.append(
         viewer.expansion.register_forward_hook(lambda module, given, output: handed_on.append(output[0][0, prefix:]))
@@ -120,7 +121,7 @@ def _outputs(viewer: Viewer, photo: Photo, stage: int) -> tuple[dict[int, Tensor
 
 def _drops_after(viewer: Viewer, block: int) -> bool:
     """Whether ToE stands right behind a block, before the next one."""
-    blocks: Any = viewer.built.model.blocks
+    blocks = blocks_of(viewer.built.model)
     following = blocks[block] if block < len(blocks) else None
     return following is not None and any(
         getattr(hook, "expansion", None) is viewer.expansion for hook in following._forward_pre_hooks.values()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from toe_train.build.model import BuiltModel, build_model
+from toe_train.models import TransformersClassifier
 from toe_train.recipes import EpochPlan, RunConfig, Size, Stretch, config_at, plan_epochs, sides_of, stretches
 
 
@@ -88,6 +89,8 @@ def make_countable(model: nn.Module) -> None:
     parameter asks for a gradient, which the counter's bookkeeping cannot take as an input without one.
     """
     model.requires_grad_(False)
+    if isinstance(model, TransformersClassifier):
+        model.attend_plainly()
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             setattr(module, "fused_attn", False)  # noqa: B010  (a plain flag, which a module's type does not know)

@@ -10,7 +10,7 @@ import yaml
 from toe_train._version import __version__
 from toe_train.build.weights.trained import Trained
 from toe_train.data import legible
-from toe_train.recipes import ExpansionConfig, RunConfig, side_of
+from toe_train.recipes import HF, NEW, ExpansionConfig, RunConfig, side_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics
 
@@ -29,7 +29,8 @@ def model_card(trained: Trained, parameters: int, licence: str | None, files: li
         files: those beside the card.
     """
     config, classes = trained.built_as, trained.weights.classes
-    front: dict[str, Any] = {"library_name": "timm", "tags": ["image-classification", "timm", "vision-transformer"]}
+    library = "transformers" if config.model.name.startswith(HF) else "timm"
+    front: dict[str, Any] = {"library_name": library, "tags": ["image-classification", library, "vision-transformer"]}
     if licence:
         front["license"] = licence
     size, augment = side_of(config.model.image_size), config.augment
@@ -72,7 +73,10 @@ def _output(count: int, classes: list[str] | None) -> str:
 
 def _training(config: RunConfig) -> list[str]:
     section = config.expansion
-    start = {None: "new weights", "timm": "timm's weights", "timm_or_new": "timm's weights, or new ones"}
+    start = {None: "new weights", NEW: "new weights", "timm": "timm's weights"}
+    start |= {"timm_or_new": "timm's weights, or new ones"}
+    if config.model.name.startswith(HF):
+        start[None] = f"the weights of {config.model.name.removeprefix(HF)}"
     return [
         f"- Data: {config.data.kind}",
         f"- Epochs: {config.epochs}, global batch {config.global_batch}, peak learning rate {config.peak_lr:.3g} "

@@ -11,9 +11,11 @@ from toe_train.build.weights.asked import Asked
 from toe_train.build.weights.detector import HEAD, STARTS, seen_alike
 from toe_train.build.weights.fetched import fetched_weights
 from toe_train.build.weights.fit import Head, fit
+from toe_train.build.weights.huggingface import fit_classifier
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
 from toe_train.data import shorten
 from toe_train.errors import UserError
+from toe_train.models import TransformersClassifier
 
 PRETRAINED = "timm"
 # COCO's highest category id and one; and some names by id, with the first and the last.
@@ -51,7 +53,7 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
         source: "timm" for timm's pre-trained weights of the model's name, which it fetches, for YOLOS the DeiT's that
             the published one began from; "timm_or_new" for them, and where they are not to be had or are another
             model's, the new ones; or a run folder, a checkpoint of toe-train, an exported folder, or a file of weights
-            as others publish them, also as safetensors.
+            as others publish them, also as safetensors; or hf: and a folder or name of transformers.
         averaged: take the averaged weights.
 
     Returns:
@@ -63,7 +65,7 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
     """
     asked = Asked(
         source,
-        f"model.initial_weights = {source}",
+        f"model.{'name' if source == wanted.name else 'initial_weights'} = {source}",
         averaged,
         "model.initial_averaged=true",
         "model.initial_averaged=false",
@@ -71,6 +73,10 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
     is_timms = source in (PRETRAINED, PRETRAINED_OR_NEW)
     try:
         weights = fetched_weights(STARTS.get(wanted.name, wanted.name), asked) if is_timms else read_weights(asked)
+        if isinstance(model, TransformersClassifier):
+            return _put_in(model, weights, wanted, asked)
+        if weights.card is not None and "model_type" in weights.card:
+            raise asked.fault(f"is of transformers, and {wanted.name} is not; use model.name={weights.card['name']}")
         seen, weights, optional = seen_alike(model, weights, asked)
         head, why = _head(weights, wanted.classes, bool(optional))
         state, told = fit(seen, weights, wanted.name, asked, head, why, optional=optional)
@@ -79,6 +85,18 @@ def load_initial_weights(model: nn.Module, wanted: Wanted, source: str, averaged
             raise
         return f"initial weights are new, drawn at random: {error}"
     seen.load_state_dict(state)
+    return _told(weights, wanted, told)
+
+
+def _put_in(model: TransformersClassifier, weights: Weights, wanted: Wanted, asked: Asked) -> str:
+    """The same for a model of transformers."""
+    head, why = _head(weights, wanted.classes, of_another_kind=False)
+    state, told = fit_classifier(model, weights, asked, head == "keep", why)
+    model.load_state_dict(state)
+    return _told(weights, wanted, told)
+
+
+def _told(weights: Weights, wanted: Wanted, told: list[str]) -> str:
     return "\n  ".join(
         [f"initial weights from {weights.path}", *told, *normalisation_note(weights, wanted.mean, wanted.std)]
     )
@@ -89,7 +107,7 @@ def _head(weights: Weights, classes: list[str], of_another_kind: bool) -> tuple[
     if of_another_kind:
         return "new", "the weights are a classifier's"
     detector = weights.tensors.get(HEAD)
-    head = weights.tensors.get("head.weight", detector)
+    head = weights.head if detector is None else detector
     if head is None:
         return "keep", "the weights have none"
     if weights.classes is None:

@@ -14,7 +14,7 @@ from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 from toe_train.methods.method import Method
-from toe_train.recipes import RunConfig, Size, config_at, plan_epochs, side_of, sides_of
+from toe_train.recipes import HF, NEW, RunConfig, Size, config_at, plan_epochs, side_of, sides_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def build_model(config: RunConfig, num_classes: int, image_size: Size | None = N
     section = config.model
     size = image_size or section.image_size
     with data.seeded(data.derive_seed(config.seed, "init")):
-        model = models.create_model(section.name, num_classes, section.drop_path, size, **section.kwargs)
+        model = models.create_model(section.name, num_classes, section.drop_path, size, **section.arguments)
     key = "model.image_size" if size == section.image_size else "curriculum.image_sizes"
     grid = _require_whole_patches(section.name, f"{key} = {size}", size, model)
     _refuse_dropout(model)
@@ -104,7 +104,7 @@ def require_whole_in_the_end(config: RunConfig) -> None:
     if last.model == config.model:
         return
     own, trained = (
-        len(models.blocks_of(models.create_model(section.name, 2, 0.0, section.image_size, **section.kwargs)))
+        len(models.blocks_of(models.create_model(section.name, 2, 0.0, section.image_size, **section.arguments)))
         for section in (config.model, last.model)
     )
     if own != trained:
@@ -121,10 +121,15 @@ def load_initial(config: RunConfig, built: BuiltModel, classes: list[str]) -> st
         UserError: they are not there, or another model's.
     """
     section, augment = config.model, config.augment
-    if section.initial_weights is None:
+    source = section.initial_weights
+    if source is None and section.name.startswith(HF):
+        source = section.name
+    if source is None:
         return None
+    if source == NEW:
+        return "initial weights are new, drawn at random"
     wanted = Wanted(section.name, classes, augment.mean, augment.std)
-    return load_initial_weights(built.model, wanted, section.initial_weights, section.initial_averaged)
+    return load_initial_weights(built.model, wanted, source, section.initial_averaged)
 
 
 def _require_whole_patches(name: str, given: str, size: Size, model: nn.Module) -> tuple[int, int]:

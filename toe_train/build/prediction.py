@@ -83,7 +83,7 @@ def load(run: str | Path, weights: str = "model", config: str | Path | None = No
     trained = open_trained(str(run), weights, None if config is None else str(config), option="")
     trained.require_classifier()
     section = trained.built_as.model
-    model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.kwargs)
+    model = models.create_model(section.name, trained.num_classes, 0.0, section.image_size, **section.arguments)
     trained.put_in(model)
     for note in trained.other_model(model):
         warnings.warn(note.removeprefix("note: "), stacklevel=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toe_train.build.export import export
 from toe_train.build.weights.trained import open_trained
+from toe_train.recipes import HF
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
@@ -16,6 +17,9 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     with_onnx = options.format == "onnx"
     told = export(trained, folder, options.license, with_onnx)
     print("\n  ".join([f"{trained.weights.path} ({options.weights})", *told]))
+    if trained.config.model.name.startswith(HF):
+        print(f'{folder}: transformers.AutoModelForImageClassification.from_pretrained("{folder}")')
+        return 0
     files = f"model.safetensors, config.json, README.md{', model.onnx' if with_onnx else ''}"
     print(f'{folder}: {files}; timm.create_model("local-dir:{folder}", pretrained=True)')
     return 0

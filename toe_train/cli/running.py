@@ -11,6 +11,7 @@ from toe_train.analysis.tables import plan_table, summary_table
 from toe_train.build.inputs import batch_layout, describe_split, listing_notes, of_data
 from toe_train.build.lifecycle import complete
 from toe_train.build.preflight import begins, dry_build, require_place
+from toe_train.build.preprocessing import FromWeights
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
@@ -61,20 +62,30 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
         raise UserError("--output is empty; name a folder, or leave it out")
     if options.resume == "":
         raise UserError("--resume is empty; give auto, never or the path of a checkpoint, or leave it out")
-    config = load_config(options.config, options.overrides)
+    from_weights = FromWeights(folder, options.resume)
+
+    def load() -> RunConfig:
+        return load_config(options.config, options.overrides, from_weights)
+
+    load_config(options.config, options.overrides)  # in every process: what is wrong with it is no matter of weights
     if options.dry_run:
+        config = load()
+        print("".join(f"{line}\n" for line in from_weights.lines), end="")
         return _dry_run(config, process_count(options.nproc), folder, options.resume)
     take_threads()
     tell_if_busy()
     stop = StopRequest()
     if not under_torchrun() and (count := process_count(options.nproc)) > 1:
         with stop.listening():  # what the user must mend is said once, before any process starts
+            config = load()
             dry_build(config, count, begins=begins(folder, options.resume))
             require_place(config, folder, options.resume)
         if stop.signal:
             raise preempted("in start-up")
         return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
     with stop.listening(), processes() as here:
+        config = here.from_main(load)
+        print("".join(f"{line}\n" for line in from_weights.lines), end="")
         planned: list[PlannedRun] = []
 
         def plan(num_classes: int) -> None:

@@ -1,6 +1,7 @@
 """Token Expansion itself: the schedule, the selection of tokens, the module, and attaching it to a model."""
 
 from toe_train.expansion.attach import NAME, Attachment, attach
+from toe_train.expansion.layout import Layout, find_layout
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES, ExpansionSchedule
 from toe_train.expansion.selection import kept_mask, restore
@@ -13,8 +14,10 @@ __all__ = [
     "RESTORES",
     "Attachment",
     "ExpansionSchedule",
+    "Layout",
     "TokenExpansion",
     "attach",
+    "find_layout",
     "kept_mask",
     "restore",
 ]

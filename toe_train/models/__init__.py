@@ -1,4 +1,4 @@
-"""Models by name: timm's, and the project's own beside them."""
+"""Models by name: timm's, the project's own beside them, and transformers' by `hf:` and a folder or name."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import timm
 from torch import nn
 
 from toe_train.errors import UserError
+from toe_train.models import huggingface
 from toe_train.models.blocks import PlainAttention, PlainPerceptron, blocks_of, why_not_plain
 from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
+from toe_train.models.huggingface import TransformersClassifier
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
 from toe_train.models.positions import resize_positions
+from toe_train.models.pretrained import PREFIX
 from toe_train.models.yolos import Yolos
 
 __all__ = [
+    "PREFIX",
     "DropPathDraws",
     "LvVit",
     "PlainAttention",
     "PlainPerceptron",
     "TokenMix",
+    "TransformersClassifier",
     "Yolos",
     "blocks_of",
     "box_share",
@@ -47,7 +52,8 @@ def create_model(
 
     Args:
         name: any name that `timm.create_model` knows; importing this package adds lvvit_t, _s, _m and _l, and
-            yolos_tiny, _small, _small_dwr and _base to them.
+            yolos_tiny, _small, _small_dwr and _base to them. Or `hf:` and a folder, or a name on the hub, of
+            transformers, see `huggingface.create`.
         num_classes: width of the classifier.
         drop_path_rate: of the last block; linear from 0 over the blocks.
         img_size: side of the square input in pixels, or its height and width.
@@ -56,6 +62,9 @@ def create_model(
     Raises:
         UserError: unknown name, or arguments that the model does not take.
     """
+    if name.startswith(PREFIX):
+        assert isinstance(img_size, int), img_size
+        return huggingface.create(name, num_classes, drop_path_rate, img_size, **kwargs)
     plain = name.partition(".")[0]
     if plain != name and timm.is_model(plain):
         raise UserError(

@@ -7,13 +7,16 @@ from timm.models import vision_transformer
 from torch import nn
 
 from toe_train.models import lvvit
+from toe_train.models.huggingface import TransformersClassifier
 
 PlainAttention = vision_transformer.Attention
 PlainPerceptron = Mlp
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks, in order; empty where it has no plain list `blocks` of them."""
+    """The model's transformer blocks, in order; empty where it has no plain list of them."""
+    if isinstance(model, TransformersClassifier):
+        return model.transformer_blocks
     blocks = getattr(model, "blocks", None)
     return list(blocks) if isinstance(blocks, (nn.ModuleList, nn.Sequential)) else []
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 
@@ -38,7 +37,7 @@ class DropPathDraws:
 
 
 class GivenDropPath(nn.Module):
-    """timm's `DropPath` with given draws; drops where the draw is under `drop_prob`.
+    """timm's `DropPath`, and transformers', with given draws; drops where the draw is under `drop_prob`.
 
     Rate and draws are tensors and not numbers, so that a compiled block serves for all blocks.
 
@@ -82,12 +81,18 @@ def switch_off(block: nn.Module) -> None:
 
 
 def give_drop_path(model: nn.Module) -> DropPathDraws:
-    """Replaces every active timm `DropPath` in `model`, in module order, and returns the draws that they will read."""
+    """Replaces every active `DropPath` of timm or transformers in `model`, in module order.
+
+    Returns:
+        The draws that they will read.
+    """
     draws = DropPathDraws()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, DropPath) and child.drop_prob:
-                layer = GivenDropPath(child.drop_prob, child.scale_by_keep)
+            # transformers has a class of its own for each model, all of which scale what they keep.
+            rate = getattr(child, "drop_prob", None)
+            if isinstance(rate, float) and rate and not any(child.children()):
+                layer = GivenDropPath(rate, getattr(child, "scale_by_keep", True))
                 setattr(parent, name, layer)
                 draws.layers.append(layer)
     return draws

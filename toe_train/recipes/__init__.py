@@ -2,8 +2,8 @@
 
 from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
-from toe_train.recipes.fields import Size, side_of, sides_of
-from toe_train.recipes.load import dump_config, load_config, load_saved, load_saved_values
+from toe_train.recipes.fields import HF, NEW, Size, side_of, sides_of
+from toe_train.recipes.load import dump_config, left_to_weights, load_config, load_saved, load_saved_values
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
 from toe_train.recipes.oddities import notes
 from toe_train.recipes.of_images import of_images
@@ -12,6 +12,8 @@ from toe_train.recipes.schema import RunConfig, dotted_key
 from toe_train.recipes.sections import ExpansionConfig, MethodSection
 
 __all__ = [
+    "HF",
+    "NEW",
     "Clock",
     "CurriculumStage",
     "DepthGrowthConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "dump_config",
     "essential",
     "experiment",
+    "left_to_weights",
     "load_config",
     "load_saved",
     "load_saved_values",

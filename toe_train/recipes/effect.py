@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from toe_train.recipes.detection import DetectionConfig
-from toe_train.recipes.fields import TIMM, TIMM_OR_NEW
+from toe_train.recipes.fields import HF, NEW, TIMM, TIMM_OR_NEW
 from toe_train.recipes.schema import RunConfig
 
 
@@ -170,7 +170,7 @@ RULES = (
         lambda run: not run.augment.mixup or not run.augment.cutmix,
         "it chooses between Mixup and CutMix; set augment.mixup and augment.cutmix above 0",
     ),
-    Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd; set optim.name=sgd"),
+    Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd and muon; set optim.name=sgd"),
     Rule(("optim.betas", "optim.eps"), lambda run: run.optim.name == "sgd", "it is of adamw; set optim.name=adamw"),
     Rule(
         ("schedule.stepping",),
@@ -200,8 +200,13 @@ RULES = (
     ),
     Rule(
         ("model.initial_averaged",),
-        lambda run: run.model.initial_averaged and run.model.initial_weights in (None, TIMM, TIMM_OR_NEW),
+        lambda run: run.model.initial_averaged and run.model.initial_weights in (None, TIMM, TIMM_OR_NEW, NEW),
         "it is of a checkpoint of toe-train; set model.initial_weights to one",
+    ),
+    Rule(
+        ("model.initial_weights",),
+        lambda run: run.model.initial_weights == NEW and not run.model.name.startswith(HF),
+        "only a model of transformers has weights of its own; set model.initial_weights=null for new ones",
     ),
     Rule(
         ("data.root",),

@@ -6,7 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 
 from toe_train.errors import is_text
 
@@ -26,6 +35,7 @@ class Forms:
 
 
 INCIDENTAL = Mark("another value, after a restart or on another machine, makes no other experiment of a run")
+OF_WEIGHTS = Mark("null, as if it were not given, leaves it to the weights that the run starts from")
 PATH = Mark("a path, which older runs may hold relative to some folder")
 
 
@@ -50,11 +60,23 @@ def _absolute(path: str) -> str:
 
 
 def _weights(source: str) -> str:
-    return source if source in (TIMM, TIMM_OR_NEW) else _absolute(source)
+    return (
+        source if source in (TIMM, TIMM_OR_NEW, NEW) else _model(source) if source.startswith(HF) else _absolute(source)
+    )
+
+
+def _model(name: str) -> str:
+    """A model's name; of one in a folder with the path from the root."""
+    place = name.removeprefix(HF)
+    if name.startswith(HF) and (place.startswith((".", "/", "~")) or os.path.isdir(place) or not place):
+        return HF + _absolute(place)
+    return name
 
 
 TIMM = "timm"  # in place of a path of weights: timm's pre-trained ones
 TIMM_OR_NEW = "timm_or_new"  # the same, and new ones where they are not at hand
+NEW = "new"  # new ones, for a model that has its own
+HF = "hf:"  # before a folder or a name on the hub: a model of transformers, or its weights
 
 # YAML's true would otherwise count as 1.
 Integer = Annotated[int, BeforeValidator(_none_of_bool)]
@@ -113,6 +135,7 @@ def sides_of(size: Size) -> tuple[int, int]:
 Folder = Annotated[str, AfterValidator(_absolute)]
 PathBelow = Annotated[str, Field(min_length=1)]  # some other folder
 Weights = Annotated[str, AfterValidator(_weights)]
+ModelName = Annotated[str, AfterValidator(_model)]
 
 Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
 
@@ -120,4 +143,16 @@ Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos", "random"]
 class Section(BaseModel):
     """Base of all sections: frozen, no unknown keys, no protected names (a section is called `model`)."""
 
+    @classmethod
+    def of_weights(cls) -> list[str]:
+        """The fields that are marked `OF_WEIGHTS`."""
+        return [name for name, field in cls.model_fields.items() if OF_WEIGHTS in field.metadata]
+
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_to_the_weights(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None or key not in cls.of_weights()}

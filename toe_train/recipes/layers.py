@@ -157,14 +157,14 @@ def _read(path: Path, asked_by: Path | None) -> Values:
 
 
 def _merged(base: Values, changes: Values) -> Values:
-    """`base` with `changes` laid over it; sections are merged key by key, `model.kwargs` and lists replaced whole."""
+    """`base` with `changes` laid over it; sections are merged key by key, lists and what is a model's whole."""
     merged = {key: value for key, value in base.items() if key not in _replaced(changes)}
     for key, value in changes.items():
         former = merged.get(key)
         if (
             isinstance(former, dict)
             and isinstance(value, dict)
-            and key != "kwargs"
+            and key not in ("kwargs", "architecture")
             and (key != "method" or _of_one_kind(former, value))
         ):
             merged[key] = _merged(merged[key], value)

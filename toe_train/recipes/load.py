@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from toe_train._version import __version__
 from toe_train.errors import UserError
 from toe_train.recipes.effect import without_effect
+from toe_train.recipes.fields import Section
 from toe_train.recipes.layers import INSTEAD, WRITER, Layer, Values, nearest, overridden, read_layers
 from toe_train.recipes.methods import KINDS
 from toe_train.recipes.oddities import refusals
@@ -40,12 +41,17 @@ SAVED_BEFORE = {
 }
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+# Gives values by dotted keys, for those that a configuration leaves to the weights.
+Known = Callable[[RunConfig], Mapping[str, Any]]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), known: Known = lambda config: {}) -> RunConfig:
     """The validated run of a YAML file, as it is to be trained.
 
     Args:
         path: file; its `extends:` names a parent, relative to the file, whose values it overrides key by key.
         overrides: `dotted.key=value` strings, values parsed as YAML, applied last and in order.
+        known: of the weights that the run starts from; what is neither given nor known has its default.
 
     Raises:
         UserError: with one line per fault, each with the path, the value, the rule and the nearest legal key. A key
@@ -56,7 +62,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = _validated(path, layers[-1].values)
     if lines := [*_idle_keys(config, layers), *refusals(config)]:
         raise _faulty(path, lines)
-    return config
+    return filled(config, known(config)) if left_to_weights(config) else config
+
+
+def left_to_weights(config: RunConfig) -> set[str]:
+    """Dotted keys that may be left to the weights, and are."""
+    sections = ((name, getattr(config, name)) for name in RunConfig.model_fields)
+    return {
+        f"{name}.{key}"
+        for name, section in sections
+        if isinstance(section, Section)
+        for key in section.of_weights()
+        if key not in section.model_fields_set
+    }
+
+
+def filled(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with values by dotted keys in the place of what it leaves to the weights."""
+    left = left_to_weights(config)
+    sections: dict[str, dict[str, Any]] = {}
+    for key in left & values.keys():
+        section, _, field = key.partition(".")
+        sections.setdefault(section, {})[field] = values[key]
+    changed = {
+        name: type(getattr(config, name)).model_validate({**getattr(config, name).model_dump(), **given})
+        for name, given in sections.items()
+    }
+    return config.model_copy(update=changed)
 
 
 def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

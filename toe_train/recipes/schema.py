@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
 from toe_train.recipes.detection import DetectionConfig, TaskConfig, TaskKind
-from toe_train.recipes.fields import INCIDENTAL, Integer, Section
+from toe_train.recipes.fields import HF, INCIDENTAL, Integer, Section
 from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod
 from toe_train.recipes.sections import (
     AugmentConfig,
@@ -101,6 +101,14 @@ class RunConfig(Section):
         if self.optim.lr_base_batch is None:
             return self.optim.lr
         return self.optim.lr * self.global_batch / self.optim.lr_base_batch
+
+
+def _architecture_is_of_transformers(config: RunConfig) -> None:
+    if config.model.architecture is not None and not config.model.name.startswith(HF):
+        raise ValueError(
+            f"model.architecture: it is of a model of transformers, and model.name={config.model.name} is none; set it "
+            f"to null, or model.name to {HF} and a folder"
+        )
 
 
 def _a_list_is_named(config: RunConfig) -> None:
@@ -230,6 +238,7 @@ def _token_labels_fit_the_images(config: RunConfig) -> None:
 
 # Rules between sections, in order: the first one that is broken is reported.
 CROSS_CHECKS = (
+    _architecture_is_of_transformers,
     _a_list_is_named,
     *TASK_CHECKS,
     _one_method,

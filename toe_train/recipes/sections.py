@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from toe_train.expansion.schedule import Expansion, ExpansionSchedule, Initialization, Metric, Restore
 from toe_train.recipes.fields import (
     INCIDENTAL,
+    OF_WEIGHTS,
     PATH,
     BelowOne,
     Folder,
@@ -22,6 +23,7 @@ from toe_train.recipes.fields import (
     ImageSize,
     Integer,
     Interpolation,
+    ModelName,
     NonNegative,
     Number,
     PathBelow,
@@ -35,17 +37,25 @@ from toe_train.recipes.shares import Share
 
 
 class ModelConfig(Section):
-    """The network: a timm name or one of this project's own."""
+    """The network: a timm name, one of this project's own, or one of transformers."""
 
-    name: str = "deit_tiny_patch16_224"
+    name: ModelName = "deit_tiny_patch16_224"  # or hf: and a folder or name of transformers
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
     image_size: ImageSize = 224  # for detection [height, width], of what plans and benchmarks count with
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones, or timm_or_new, which
-    # takes new ones where timm's are not at hand; null for new weights.
+    # takes new ones where timm's are not at hand; null for new weights, and for those of an hf: model's own folder, of
+    # which `new` takes none.
     initial_weights: Annotated[Weights | None, PATH] = None
     initial_averaged: bool = False  # the averaged weights of the file
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    # Of an hf: model: its config.json, which the run writes down, so that a checkpoint is whole without the folder.
+    architecture: Annotated[dict[str, Any] | None, OF_WEIGHTS] = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the model is made with besides its name, its size and its number of classes."""
+        return {**self.kwargs, **({"architecture": self.architecture} if self.architecture is not None else {})}
 
     @field_validator("kwargs")
     @classmethod
@@ -58,6 +68,7 @@ class ModelConfig(Section):
             "pretrained": "use model.initial_weights",
             "pretrained_cfg": "use model.initial_weights",
             "checkpoint_path": "use model.initial_weights",
+            "architecture": "use model.architecture",
         }
         for key in value:
             if key in reserved:
@@ -169,7 +180,7 @@ class AugmentConfig(Section):
     crop: Literal["random_resized", "padded"] = "random_resized"  # padded: 4 pixels, what DeiT does at 32 x 32
     crop_scale: tuple[Number, Number] = (0.08, 1.0)
     crop_ratio: tuple[Number, Number] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bicubic"
+    interpolation: Annotated[Interpolation, OF_WEIGHTS] = "bicubic"
     hflip: Probability = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: NonNegative = 0.3  # timm ignores it while rand_augment is on
@@ -185,8 +196,8 @@ class AugmentConfig(Section):
     smoothing: BelowOne = 0.1
     # Crop, flip and rand_augment on the device, for hosts with few cores: the same draws, pixels off by little.
     on_device: bool = False
-    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: Annotated[tuple[Number, Number, Number], OF_WEIGHTS] = (0.485, 0.456, 0.406)
+    std: Annotated[tuple[Positive, Positive, Positive], OF_WEIGHTS] = (0.229, 0.224, 0.225)
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
@@ -225,13 +236,14 @@ class TokenLabelsConfig(Section):
 class OptimConfig(Section):
     """Optimiser; no decay on 1-D parameters, biases, positional embedding and class token (timm's rule)."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    # muon: the matrices of blocks by Muon, all else by AdamW.
+    name: Literal["adamw", "sgd", "muon"] = "adamw"
     lr: Annotated[Number, Field(gt=0, le=1e30)] = 5.0e-4
     lr_base_batch: PositiveInteger | None = 512  # lr is multiplied by the global batch / this; null takes lr as it is
     weight_decay: NonNegative = 0.05
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw
-    eps: Positive = 1.0e-8  # adamw
-    momentum: Probability = 0.9  # sgd
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)  # adamw, and what muon leaves to it
+    eps: Positive = 1.0e-8  # the same
+    momentum: Probability = 0.9  # sgd; muon, whose author takes 0.95
     clip_grad: Positive | None = None  # largest norm of all gradients together
     # Fine-tuning: the rate of a layer over that of the layer after it (BEiT); null for one rate.
     layer_decay: Annotated[Number, Field(gt=0, lt=1)] | None = None
@@ -274,8 +286,8 @@ class EvaluateConfig(Section):
 
     every_epochs: Annotated[PositiveInteger, INCIDENTAL] = 1  # the last epoch is always evaluated
     batch: Annotated[PositiveInteger, INCIDENTAL] = 256  # images per process
-    crop_pct: Annotated[Number, Field(ge=0.1, le=1)] = 0.875
-    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    crop_pct: Annotated[Number, Field(ge=0.1, le=1), OF_WEIGHTS] = 0.875
+    interpolation: Annotated[Literal["bicubic", "bilinear", "nearest", "lanczos"], OF_WEIGHTS] = "bicubic"
 
 
 class CheckpointConfig(Section):

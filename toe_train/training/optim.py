@@ -13,11 +13,12 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from toe_train.recipes import Clock
+from toe_train.training.muon import create_muon
 
 
 def create_optimizer(
     model: nn.Module,
-    name: Literal["adamw", "sgd"],
+    name: Literal["adamw", "sgd", "muon"],
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
@@ -35,6 +36,9 @@ def create_optimizer(
     least (BEiT, arXiv 2106.08254; timm's `param_groups_layer_decay`). Each group holds its factor as `lr_scale`.
 
     All parameters of the submodules `decaying_whole` decay, biases too; not with a `layer_decay`.
+
+    Raises:
+        UserError: neither torch nor timm has Muon, or it finds no weights of blocks.
     """
     spared: set[str] = getattr(model, "no_weight_decay", set)()  # timm's models name theirs
     if layer_decay is None:
@@ -48,9 +52,11 @@ def create_optimizer(
         groups = param_groups_layer_decay(model, 1.0, no_weight_decay_list=spared, layer_decay=layer_decay)
     for group in groups:
         group["weight_decay"] *= weight_decay
-    extra: dict[str, Any] = {"betas": betas, "eps": eps} if name == "adamw" else {"momentum": momentum}
+    extra: dict[str, Any] = {"momentum": momentum} if name == "sgd" else {"betas": betas, "eps": eps}
     if next(model.parameters()).is_cuda:
         extra["fused"] = True
+    if name == "muon":
+        return create_muon(model, groups, lr, momentum, **extra)
     optimizer = create_optimizer_v2(groups, opt=name, lr=lr, **extra)
     if name == "sgd":
         optimizer.register_step_pre_hook(_begin_momentum)

@@ -13,14 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toe_train import data
 from toe_train.build.weights.asked import Asked, listed
 from toe_train.build.weights.unpack import unpack
 from toe_train.errors import UserError
+from toe_train.models import pretrained
 from toe_train.runs import checkpoints, sealed
 from toe_train.training.guard import not_finite
 
 CARD = "config.json"  # of timm and the Hugging Face hub, beside the weights
 FILES = ("model.safetensors", "pytorch_model.bin")  # of such a folder
+SHARDED = tuple(f"{name}.index.json" for name in FILES)  # of transformers, where the weights are large
 RUN_FILES = ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt")  # of a run, the first that is there
 
 
@@ -49,6 +52,11 @@ class Weights:
     grid: tuple[int, int] | None = None
     card: dict[str, Any] | None = None
 
+    @property
+    def head(self) -> Tensor | None:
+        """(classes, D) of the classifier, timm's or transformers'; None where there is none."""
+        return self.tensors.get("head.weight", self.tensors.get("classifier.weight"))
+
 
 def locate(asked: Asked) -> Path:
     """The file that a path means: itself; of a run folder the best checkpoint; of an exported one its weights.
@@ -64,7 +72,7 @@ def locate(asked: Asked) -> Path:
             "there is no such file; give a run folder, a checkpoint such as RUN/checkpoints/last.pt, or a file of "
             "weights (.pt, .pth, .safetensors)"
         )
-    for name in (*RUN_FILES, *FILES):
+    for name in (*RUN_FILES, *FILES, *SHARDED):
         if (path / name).is_file():
             return path / name
     raise asked.fault(
@@ -84,8 +92,7 @@ def read_weights(asked: Asked) -> Weights:
         UserError: no such file, one that is not of weights, no averaged ones where they are wanted, or numbers that are
             not finite.
     """
-    path = locate(asked)
-    weights = _of_run(path, asked) if is_of_a_run(path) else _published(path, asked)
+    weights = _read(asked)
     if packed := [key for key, value in weights.tensors.items() if value.layout != torch.strided or value.is_quantized]:
         raise asked.fault(
             f"these of its tensors are sparse or quantised: {listed(packed)}; give the weights before that"
@@ -93,6 +100,30 @@ def read_weights(asked: Asked) -> Weights:
     if broken := not_finite(weights.tensors):
         raise asked.fault(f"these of its tensors hold numbers that are not finite: {listed(broken)}; give another file")
     return weights
+
+
+def of_transformers(path: Path) -> bool:
+    """Whether a file of weights lies in a folder that transformers wrote."""
+    card = read_card(path.with_name(CARD)) if path.name in (*FILES, *SHARDED) else None
+    return card is not None and "model_type" in card
+
+
+def _read(asked: Asked) -> Weights:
+    if asked.path.startswith(pretrained.PREFIX):
+        return _of_transformers(asked.path, asked)
+    path = locate(asked)
+    if of_transformers(path):
+        return _of_transformers(f"{pretrained.PREFIX}{path.absolute().parent}", asked)
+    return _of_run(path, asked) if is_of_a_run(path) else _published(path, asked)
+
+
+def _of_transformers(name: str, asked: Asked) -> Weights:
+    if asked.averaged:
+        raise asked.has_none()
+    with data.seeded(0):  # a head that is missing is drawn, and thrown away
+        found = pretrained.read_pretrained(name, asked.option)
+    told = (f"dropped: {listed(found.unused)}",) if found.unused else ()
+    return Weights(found.path, found.tensors, told, classes=found.classes, card=found.config)
 
 
 def normalisation_note(weights: Weights, mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
@@ -126,7 +157,7 @@ def _of_run(path: Path, asked: Asked) -> Weights:
 
 def _published(path: Path, asked: Asked) -> Weights:
     tensors, told = unpack(_content(path, asked), asked)
-    card = _card(path.with_name(CARD)) if path.name in FILES else None
+    card = read_card(path.with_name(CARD)) if path.name in FILES else None
     known: dict[str, Any] = {}
     if card is not None:
         settings = card.get("pretrained_cfg", {})
@@ -141,7 +172,8 @@ def _published(path: Path, asked: Asked) -> Weights:
     return Weights(path, tensors, tuple(told), card=card, **known)
 
 
-def _card(path: Path) -> dict[str, Any] | None:
+def read_card(path: Path) -> dict[str, Any] | None:
+    """The content of a config.json; None where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

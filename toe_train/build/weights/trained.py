@@ -11,9 +11,12 @@ from torch import nn
 
 from toe_train.build.resume import does_not_fit, require_same
 from toe_train.build.weights.asked import Asked
+from toe_train.build.weights.cards import card_of_transformers
 from toe_train.build.weights.detector import HEAD, seen_alike
 from toe_train.build.weights.fit import Head, fit
+from toe_train.build.weights.huggingface import fit_classifier
 from toe_train.build.weights.source import Weights, normalisation_note, read_weights
+from toe_train.models import TransformersClassifier
 from toe_train.recipes import RunConfig, TokenMergingConfig, load_saved, load_saved_values
 from toe_train.training.resolution import fit_positions
 
@@ -40,7 +43,7 @@ class Trained:
         """Width of its classifier; 0 where it has none."""
         if self.weights.classes is not None:
             return len(self.weights.classes)
-        head, detector = (self.weights.tensors.get(name) for name in ("head.weight", HEAD))
+        head, detector = self.weights.head, self.weights.tensors.get(HEAD)
         if head is None and detector is not None:
             return len(detector) - 1  # the last output is "no object"
         return 0 if head is None else len(head)
@@ -133,6 +136,10 @@ class Trained:
                 remedy = "use what it was written with, or another checkpoint"
                 raise self.asked.fault(does_not_fit(self.weights.path, self.weights.run, error, remedy)) from None
             return [*self.weights.told, *self.other_model(model)]
+        if isinstance(model, TransformersClassifier):
+            state, told = fit_classifier(model, self.weights, self.asked, with_head)
+            model.load_state_dict(state)
+            return told
         head: Head = "keep" if with_head else "new"
         seen, weights, _ = seen_alike(model, self.weights, self.asked)
         state, told = fit(seen, weights, self.config.model.name, self.asked, head, exact=True)
@@ -181,7 +188,9 @@ def trained_in_run(state: dict[str, Any], weights: str, path: str = "checkpoint"
 
 
 def _of_card(card: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    """Values of a configuration from timm's `config.json`."""
+    """Values of a configuration from `config.json`, timm's or transformers'."""
+    if "model_type" in card:
+        return _of_transformers(card)
     settings = card.get("pretrained_cfg", {})
     arguments = card.get("model_args", {})
     size = settings.get("input_size") or [3, 224, 224]
@@ -193,4 +202,15 @@ def _of_card(card: dict[str, Any], asked: Asked) -> dict[str, Any]:
     values: dict[str, Any] = {"model": {"name": card["architecture"], "image_size": size[1], "kwargs": kwargs}}
     for section, keys in (("augment", ("mean", "std")), ("evaluate", ("crop_pct", "interpolation"))):
         values[section] = {key: settings[key] for key in keys if key in settings}
+    return values
+
+
+def _of_transformers(card: dict[str, Any]) -> dict[str, Any]:
+    architecture = {key: value for key, value in card.items() if key != "name"}
+    vision = architecture.get("vision_config", architecture)
+    model = {"name": card["name"], "drop_path": 0.0, "architecture": architecture}
+    values: dict[str, Any] = {"model": {**model, "image_size": vision.get("image_size", 224)}}
+    _, told = card_of_transformers(card["name"])
+    for section, keys in (("augment", ("mean", "std")), ("evaluate", ("crop_pct", "interpolation"))):
+        values[section] = {key: told[key] for key in keys if key in told}
     return values
