@@ -106,16 +106,27 @@ vary() {
 
 # train NAME CONFIG [KEY=VALUE ...]: the row NAME, a run for each seed; {seed} in a value is its seed.
 train() {
-    local name=$1 config=$2 seed folder given=() own=()
+    local name=$1 config=$2 given=() own=()
     shift 2
-    [ "$scale" = full ] || scale_down "$config"
-    case $config in *lvvit*) own=("${labels[@]}") ;; esac
+    at_scale "$config"
+    start "$name" "configs/$config.yaml" "${given[@]}" "$@" "${own[@]}" "${extra[@]}"
+}
+
+# at_scale CONFIG: adds to `given` and `own` what comes before and after a row's own values.
+at_scale() {
+    [ "$scale" = full ] || scale_down "$1"
+    case $1 in *lvvit*) own=("${labels[@]}") ;; esac
+}
+
+# start NAME FILE [KEY=VALUE ...]: the row NAME of a configuration file, which holds what is of this scale already.
+start() {
+    local name=$1 file=$2 seed folder
+    shift 2
     for ((seed = first; seed <= last; seed++)); do
         folder=$output/$name-s$seed
         runs+=("$folder")
         echo "== $folder"
-        toe-train --config "configs/$config.yaml" --output "$folder" \
-            "${given[@]}" "${@//\{seed\}/$seed}" "${own[@]}" "${extra[@]}" seed="$seed"
+        toe-train --config "$file" --output "$folder" "${@//\{seed\}/$seed}" seed="$seed"
     done
 }
 

@@ -19,7 +19,7 @@ from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.sh"))
-RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed")]
+RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed", "equal_compute")]
 PICTURES = ("fig2", "fig7")  # these draw, the others report
 SCALES = {
     "paper": [],
@@ -41,7 +41,7 @@ if sys.argv[0].endswith("toe-train"):
     roots = [argument[10:] for argument in sys.argv if argument.startswith("data.root=")]
     os.makedirs(folder, exist_ok=True)
     with open(folder + "/config.yaml", "w") as config:
-        json.dump({{"data": {{"root": roots[-1]}}}}, config)
+        json.dump({{"data": {{"root": (roots or [None])[-1]}}}}, config)
 """
 
 
@@ -327,6 +327,59 @@ def test_an_unknown_option_shows_how_to_call(desk):
     for option in ("--proxy", "--cpu", "--smoke", "--seeds N", "--output DIR", "KEY=VALUE"):
         assert f"  {option}" in told
     assert "set -" not in told
+
+
+@pytest.mark.parametrize(
+    ("scale", "variables", "rows"),
+    [
+        (["--proxy", "--cpu"], {}, ["proxy", "proxy_toe_r05", "proxy_toe_r05_shorter", "proxy_random"]),
+        ([], {}, ["deit_tiny", "deit_tiny_toe_r05", "deit_tiny_toe_r05_shorter", "deit_tiny_random_dropping"]),
+        (
+            ["--proxy"],
+            {"CONFIG": "proxy_lvvit_networkexpansion"},
+            ["proxy_teacher", "proxy_lvvit", "proxy_lvvit_networkexpansion", "proxy_lvvit_networkexpansion_shorter"],
+        ),
+    ],
+    ids=["cpu", "paper", "lvvit"],
+)
+def test_equal_compute_is_that_of_the_run_at_its_scale(desk, tmp_path, scale, variables, rows):
+    written = tmp_path / "out/equal_compute"
+    written.mkdir(parents=True)
+    (written / f"{variables.get('CONFIG', rows[1])}_shorter.yaml").touch()  # as if the stub had written it
+    given = [*scale, "--seeds", "2", "--output", str(tmp_path / "out"), f"data.root={desk.images}"]
+    calls = desk.calls("equal_compute", *given, **variables)
+    assert calls.rows == rows
+    assert calls.reported == [run.folder for run in calls.runs if run.row != "proxy_teacher"]
+    (plan,) = (command for command in calls.commands if command[:2] == ["toe-tools", "plan"])
+    run, made = ([run for run in calls.runs if run.row == name][1] for name in plan_names(rows))
+    assert plan[2:4] == ["--config", run.config]
+    assert calls.option("plan", "--output") == str(written)
+    assert plan[plan.index("--output") + 2 :] == list(run.overrides[:-1])
+    assert calls.option("plan", "--classes") == ("10" if scale else "1000")
+    assert (made.config, made.overrides) == (f"{written}/{made.row}.yaml", ("seed=1",))
+
+
+def plan_names(rows: list[str]) -> tuple[str, str]:
+    """The run, and the row that was planned to equal it."""
+    (made,) = (row for row in rows if row.endswith("_shorter"))
+    return made.removesuffix("_shorter"), made
+
+
+def test_equal_compute_names_a_configuration_that_is_not_there(desk):
+    job = desk.start("equal_compute", CONFIG="deit_tinny")
+    assert (job.returncode, job.stderr) == (2, "error: CONFIG=deit_tinny: there is no configs/deit_tinny.yaml\n")
+
+
+@pytest.mark.slow
+def test_equal_compute_runs_and_reports(tmp_path):
+    command = ["bash", str(REPOSITORY / "scripts/equal_compute.sh"), "--proxy", "--smoke", "--output", str(tmp_path)]
+    jobs = [subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=900) for _ in range(2)]
+    assert [job.returncode for job in jobs] == [0, 0], jobs[0].stderr[-3000:]
+    assert [job.stdout.count("nothing to train") for job in jobs] == [0, 5]
+    report = (tmp_path / "report/equal_compute/report.md").read_text()
+    for row in ("proxy", "proxy_toe_r05", "proxy_toe_r05_shorter", "proxy_toe_r05_smaller", "proxy_random"):
+        assert f" {row} |" in report
+        assert row == "proxy_toe_r05" or f"| proxy_toe_r05 | {row}" in re.sub(" +", " ", report)
 
 
 @pytest.mark.slow

@@ -21,14 +21,24 @@ def made(configs, tmp_path):
     """made(name, config, *overrides, ...) -> a run folder, without the first `skipped` epochs' lines."""
 
     def maker(
-        name, config, *overrides, seconds=(10.0,), top1=50.0, epochs=None, sizes=(32,), device="a device", skipped=0
+        name,
+        config,
+        *overrides,
+        seconds=(10.0,),
+        top1=50.0,
+        epochs=None,
+        sizes=(32,),
+        device="a device",
+        skipped=0,
+        rates=(),
     ):
         folder = tmp_path / name
         folder.mkdir()
         resolved = load_config(configs / f"{config}.yaml", list(overrides))
         (folder / "config.yaml").write_text(dump_config(resolved))
         schedule = resolved.expansion.schedule() if resolved.expansion else None
-        lines = [{"kind": "start", "device": device, "versions": "torch 9", "num_classes": 10}]
+        command = "toe-train --config a.yaml"
+        lines = [{"kind": "start", "command": command, "device": device, "versions": "torch 9", "num_classes": 10}]
         hours = 0.0
         for epoch in range(resolved.epochs if epochs is None else epochs):
             stage = schedule.stage(epoch) if schedule else 0
@@ -38,6 +48,8 @@ def made(configs, tmp_path):
             place["image_size"] = sizes[min(epoch, len(sizes) - 1)]
             if epoch < skipped:
                 continue
+            if rates:
+                place["images_per_second"] = rates[epoch]
             lines.append({**place, **scores, "gpu_hours": hours, "gpu_hours_with_loading": 2 * hours})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         return folder
@@ -53,10 +65,10 @@ def test_seeds_are_one_row_beside_the_plain_run(made):
     folders = [made(f"plain-s{seed}", "proxy", *SHORT, f"seed={seed}", top1=40.0 + 2 * seed) for seed in (0, 1)]
     folders.append(made("toe-s0", "proxy_toe_r05", *STAGES, seconds=(4.0, 6.0, 10.0)))
     plain, toe = cells(read_report(folders, "Some runs").markdown())[1:3]
-    assert plain[:8] == ["plain", "2", "46.00 ± 1.41", "46.50 ± 1.41", "0.0167", "0.0333", "1.00x", "1.00x"]
-    assert toe[:8] == ["toe", "1", "55.00", "55.50", "0.0111", "0.0222", "1.50x", "1.50x"]
-    assert plain[8:] == ["1.000x", "1.000x"]  # by FLOPs; of the paper's columns none is shown, as it has no such run
-    assert 1.2 < float(toe[8].rstrip("x")) < 1.4
+    assert plain[:9] == ["plain", "6", "2", "46.00 ± 1.41", "46.50 ± 1.41", "0.0167", "0.0333", "1.00x", "1.00x"]
+    assert toe[:9] == ["toe", "6", "1", "55.00", "55.50", "0.0111", "0.0222", "1.50x", "1.50x"]
+    assert plain[9:] == ["1.000x", "1.000x"]  # by FLOPs; of the paper's columns none is shown, as it has no such run
+    assert 1.2 < float(toe[9].rstrip("x")) < 1.4
 
 
 def test_time_in_each_stage(made):
@@ -88,11 +100,11 @@ def test_the_papers_figures_stand_beside_its_runs_alone(made):
     paper = made("deit_tiny_toe_r05", "deit_tiny_toe_r05", seconds=(395.0, 542.0, 655.0))
     other = made("deit_small-s0", "deit_small", "epochs=100")
     rows = cells(read_report([paper, other], "Table 2").markdown())
-    assert rows[0][10:] == ["paper: top-1 %", "paper: GPU-hours", "paper: speed-up", "paper: by FLOPs"]
-    assert rows[1][10:] == ["72.6", "44.2", "1.24x", "1.27x"]
-    assert rows[1][4] == "44.2"  # what its Table 10 adds up to
+    assert rows[0][11:] == ["paper: top-1 %", "paper: GPU-hours", "paper: speed-up", "paper: by FLOPs"]
+    assert rows[1][11:] == ["72.6", "44.2", "1.24x", "1.27x"]
+    assert rows[1][5] == "44.2"  # what its Table 10 adds up to
     assert [row[6] for row in rows[4:]] == ["395", "542", "655"]
-    assert rows[2][10:] == ["-"] * 4
+    assert rows[2][11:] == ["-"] * 4
 
 
 def test_unfinished_runs_are_named_and_not_compared(made):
@@ -100,7 +112,7 @@ def test_unfinished_runs_are_named_and_not_compared(made):
         [made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES, epochs=3)], "Runs"
     ).markdown()
     assert "**Not finished**, epochs in brackets: toe-s0 (3 of 6)" in text
-    assert cells(text)[2][6:8] == ["-", "-"]
+    assert cells(text)[2][7:9] == ["-", "-"]
 
 
 def test_runs_that_went_on_with_other_values_are_named(made):
@@ -120,7 +132,7 @@ def test_an_unfinished_seed_leaves_the_finished_ones_alone(made):
     folders = [made("toe-s0", "proxy_toe_r05", *STAGES, top1=80.0)]
     folders.append(made("toe-s1", "proxy_toe_r05", *STAGES, "seed=1", top1=20.0, epochs=1))
     text = read_report(folders, "Runs").markdown()
-    assert cells(text)[1][:3] == ["toe", "1", "85.00"]
+    assert cells(text)[1][:4] == ["toe", "6", "1", "85.00"]
     assert "toe-s1 (1 of 6)" in text
 
 
@@ -129,9 +141,9 @@ def test_speed_is_compared_on_one_device_and_by_one_recipe(made):
     other = made("other-s0", "proxy", *SHORT, "optim.lr=1", seconds=(100.0,))
     plain = made("plain-s0", "proxy", *SHORT)
     rows = cells(read_report([other, plain, toe], "Runs").markdown())
-    assert rows[3][6] == "1.50x"  # over plain, not over the other recipe that comes first
+    assert rows[3][7] == "1.50x"  # over plain, not over the other recipe that comes first
     elsewhere = made("elsewhere-s0", "proxy", *SHORT, device="another device")
-    assert cells(read_report([elsewhere, toe], "Runs").markdown())[2][6] == "-"
+    assert cells(read_report([elsewhere, toe], "Runs").markdown())[2][7] == "-"
 
 
 def test_seeds_from_two_machines_and_from_two_sources_are_one_row(made):
@@ -139,7 +151,7 @@ def test_seeds_from_two_machines_and_from_two_sources_are_one_row(made):
         made(f"fine-s{seed}", "proxy", *SHORT, f"seed={seed}", f"data.root=/{seed}", f"model.initial_weights={seed}.pt")
         for seed in (0, 1)
     ]
-    assert cells(read_report(folders, "Runs").markdown())[1][:2] == ["fine", "2"]
+    assert cells(read_report(folders, "Runs").markdown())[1][:3] == ["fine", "6", "2"]
 
 
 def test_what_cannot_be_reported(made, tmp_path):
@@ -162,19 +174,21 @@ def test_files_of_a_report(made, tmp_path, capsys):
         for rate in (5, 6)
     ]
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- report Ours -->\nold\n<!-- end of report -->\nafter\n")
+    page.write_text("before\n<!-- report Ours -->\nof before\n<!-- end of report -->\nafter\n")
     output = tmp_path / "report"
     command = ["report", *map(str, [plain, *toes]), "--title", "Ours", "--output", str(output), "--into", str(page)]
     assert tools(command) == 0
     assert capsys.readouterr().out == (output / "report.md").read_text()
-    assert sorted(path.name for path in output.iterdir()) == ["keep.png", "report.html", "report.md", "top-1.png"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("accuracy.png", "compute.png", "keep.png", "report.html", "report.md", "time.png")
+    ]
     html = (output / "report.html").read_text()
-    assert html.count("<table>") == 2
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("<table>") == 3
+    assert html.count("data:image/png;base64,") == 4
     text = page.read_text()
     assert text.startswith("before\n<!-- report Ours -->\na device, torch 9.")
     assert text.endswith("<!-- end of report -->\nafter\n")
-    assert "old" not in text
+    assert "of before" not in text
     assert tools(command) == 0
     assert page.read_text() == text
     (tmp_path / "plain.md").write_text("no marks")
@@ -241,8 +255,81 @@ def test_a_report_says_of_which_model_a_methods_figures_are(made):
     tome = made("tome-s0", "proxy_tome", *SHORT)
     sparse = made("sparse-s0", "proxy_s2vite", *SHORT)
     mended = made("mended-s0", "proxy_s2vite", *SHORT, "method.revive=small_weights")
-    told = read_report([made("plain-s0", "proxy", *SHORT), tome, sparse, mended], "T").notes()
-    of_methods = [line for line in told if line.startswith(("**tome**", "**sparse**", "**mended**", "**plain**"))]
-    assert len(of_methods) == 2
+    most = made("most-s0", "proxy_tome", *SHORT, "method.r=20")  # said once the model is there: of 64, 44, 24, 12, ...
+    told = read_report([made("plain-s0", "proxy", *SHORT), tome, sparse, mended, most], "T").notes()
+    names = ("**tome**", "**sparse**", "**mended**", "**plain**", "**most**")
+    of_methods = [line for line in told if line.startswith(names)]
+    assert len(of_methods) == 3
     assert "evaluation merges tokens as training does" in of_methods[0]
     assert "count active heads and units alone, and all are computed" in of_methods[1]
+    assert "of 12 blocks lose half of their tokens" in of_methods[2]
+    assert "lose half" not in of_methods[0]
+
+
+def lines_of(report, title):
+    (found,) = (
+        [dict(zip(heads, line, strict=True)) for line in rows] for name, heads, rows in report.tables() if name == title
+    )
+    return found
+
+
+def test_rows_are_compared_seed_by_seed_with_plain_training_and_with_what_costs_the_same(made):
+    folders, rates = [], ("expansion.keep_rates=[0.6,0.8,1.0]", "expansion.initial_keep_rate=0.3")
+    for seed, (plain, toe, random) in enumerate([(40, 42.0, 41.0), (43, 45.5, 47.5), (50, 51.5, 47.0)]):
+        given = f"seed={seed}"
+        folders += [
+            made(f"plain-s{seed}", "proxy", *SHORT, given, top1=plain),
+            made(f"toe-s{seed}", "proxy_toe_r05", *STAGES, *rates, given, top1=toe),
+            made(f"random-s{seed}", "proxy_random", *STAGES, *rates, given, top1=random),
+        ]
+    folders.append(made("shorter-s0", "proxy", *SHORT, "epochs=5", top1=41.0))
+    folders.append(made("begun-s0", "proxy_toe_r05", *STAGES, "train.ema_decay=0.9", epochs=2))
+    report = read_report(folders, "Some")
+    found = [tuple(line.values()) for line in lines_of(report, "Differences, seed by seed")]
+    shares = {(line[0], line[1]): line.pop(2) for line in map(list, found)}
+    rest = [line[:2] + line[3:] for line in found]
+    assert rest == [
+        ("toe", "plain", "3", "+2.00", "+0.76 .. +3.24", "higher", "-"),
+        ("toe", "random", "3", "+1.17", "-6.91 .. +9.25", "no difference shown", "63 seeds"),
+        ("toe", "shorter", "1", "+2.00", "-", "one seed shows nothing", "-"),
+        ("random", "plain", "3", "+0.83", "-8.49 .. +10.16", "no difference shown", "162 seeds"),
+        ("shorter", "plain", "1", "+0.00", "-", "one seed shows nothing", "-"),
+    ]
+    assert float(shares["shorter", "plain"]) == pytest.approx(5 / 6, abs=1e-3)
+    assert float(shares["toe", "random"]) == pytest.approx(1.0, abs=0.02)
+    first = lines_of(report, "")
+    assert {line["run"]: line["by FLOPs"] for line in first}["shorter"] == "1.200x"  # over the longest plain one
+    how = {line.split("**")[1]: line for line in report.made()}
+    assert "Differs from plain in `epochs=5`. Made by `toe-train --config a.yaml`" in how["shorter"]
+    assert "6 epochs of image_folder cifar10, on a device." in how["plain"]
+    assert "`expansion={stage_epochs: [0, 2, 4], keep_rates: [0.6, 0.8, 1.0], initial_keep_rate: 0.3}`" in how["toe"]
+
+
+def test_times_of_what_ran_beside_others_are_left_out(made):
+    steady, restless = (100, 100, 101, 99, 100, 100), (100, 100, 30, 100, 40, 90)
+    plain = made("plain-s0", "proxy", *SHORT, rates=steady)
+    folders = [
+        made(
+            f"toe-s{n}",
+            "proxy_toe_r05",
+            *SHORT,
+            "expansion.stage_epochs=[0,4,5]",
+            f"seed={n}",
+            seconds=(9.0 + n,),
+            rates=rates,
+        )
+        for n, rates in enumerate((steady, restless))
+    ]
+    report = read_report([plain, *folders], "Some")
+    toe = lines_of(report, "")[1]
+    assert (toe["seeds"], toe["GPU-hours"], toe["speed-up"]) == ("2", "0.015", "1.11x")  # of seed 0 alone
+    assert any(note.startswith("**Times are left out** of toe-s1:") for note in report.notes())
+    alone = read_report([plain, folders[1]], "Some")
+    assert lines_of(alone, "")[1]["GPU-hours"] == "-"
+    assert [figure.name for figure in alone.figures()] == ["accuracy", "compute"]
+
+
+def test_columns_have_names_of_their_own(made):
+    report = read_report([made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)], "Some")
+    for _, heads, _ in report.tables():
+        assert len(set(heads)) == len(heads)

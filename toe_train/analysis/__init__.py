@@ -2,9 +2,16 @@
 
 flops.py            FLOPs of each stage, exact and as the paper counts
 tables.py           the plan of a run, and its summary
+equal_compute.py    simpler runs that cost as many FLOPs
+nearest_cost.py     what of images, tokens and epochs costs nearest to a number
 paper.py            what the paper printed
 runs.py             run folders, read and put together by seed
-report.py           runs as the paper's tables, with curves
+conditions.py       whether times compare
+comparison.py       differences of rows, with their intervals
+report.py           runs as the paper's tables, and their differences
+origins.py          how the rows of a report were made
+figures.py          figures of a report
+page.py             a report as a page of HTML
 viewer.py           a trained model with Token Expansion, and the images that it is looked at with
 view.py             pictures of what it keeps and merges of them; features.py: where its tokens lie
 benchmark.py        bench: the base of its results

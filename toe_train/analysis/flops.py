@@ -113,15 +113,38 @@ class PlannedRun:
         stretches: in order.
         full: a step of those epochs.
         baseline_epochs: their number.
-        speedup: attention counted.
-        thop_speedup: as the paper counts.
+        note: what the method says of itself with the run's own model, see `Method.note`.
     """
 
     stretches: tuple[PlannedStretch, ...]
     full: StageCost
     baseline_epochs: int
-    speedup: float
-    thop_speedup: float
+    note: str | None = None
+
+    @property
+    def macs(self) -> int:
+        """Forward MACs of the network that each training image takes in all epochs together, attention counted."""
+        return sum(planned.cost.macs * planned.stretch.epochs for planned in self.stretches)
+
+    @property
+    def whole_macs(self) -> int:
+        """The same with the method's own work, see `StageCost.expansion_macs`: what compute is equal to."""
+        return self.macs + sum(planned.cost.expansion_macs * planned.stretch.epochs for planned in self.stretches)
+
+    @property
+    def thop_macs(self) -> int:
+        """Those of the network, as the paper counts."""
+        return sum(planned.cost.thop_macs * planned.stretch.epochs for planned in self.stretches)
+
+    @property
+    def speedup(self) -> float:
+        """Attention counted."""
+        return self.full.macs * self.baseline_epochs / self.macs
+
+    @property
+    def thop_speedup(self) -> float:
+        """As the paper counts."""
+        return self.full.thop_macs * self.baseline_epochs / self.thop_macs
 
 
 def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
@@ -142,6 +165,4 @@ def plan_costs(config: RunConfig, num_classes: int) -> PlannedRun:
         cost = cost_of(stretch.plan, stretch.plan.image_size, stretch.stage)
         found.append(PlannedStretch(stretch, cost, full.macs / cost.macs))
     epochs = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
-    total = sum(planned.cost.macs * planned.stretch.epochs for planned in found)
-    thop = sum(planned.cost.thop_macs * planned.stretch.epochs for planned in found)
-    return PlannedRun(tuple(found), full, epochs, full.macs * epochs / total, full.thop_macs * epochs / thop)
+    return PlannedRun(tuple(found), full, epochs, models[config.model.image_size, last.segment].method.note)

@@ -1,23 +1,21 @@
-"""Runs as the paper's tables: ours beside theirs, time per stage, curves."""
+"""Runs as the paper's tables: ours beside theirs, differences with their intervals, time per stage, figures."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
+from toe_train.analysis.comparison import MOST_SEEDS, Comparison, baseline_of, comparisons
+from toe_train.analysis.figures import Figure, figures, png, rates_figure
+from toe_train.analysis.origins import how_made
+from toe_train.analysis.page import Table, page
 from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
 from toe_train.analysis.tables import size_text, table
-from toe_train.build.method import build_method
 from toe_train.errors import UserError
-
-Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,18 @@ class Report:
     title: str
     rows: list[Row]
 
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Each row against its baseline, and against simple ones of equal compute."""
+        return comparisons(self.rows)
+
     def tables(self) -> list[Table]:
         """Title, heads and cells of each table."""
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
         heads = [head.format(score=self._score_words()) for head in RESULT_HEADS]
         found: list[Table] = [("", heads[:shown], [self._result(row)[:shown] for row in self.rows])]
+        if self.comparisons:
+            found.append(("Differences, seed by seed", COMPARISON_HEADS, [_compared(c) for c in self.comparisons]))
         staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]
         if staged:
             left_out = {
@@ -48,17 +53,20 @@ class Report:
         parts = [f"## {self.title}", *self.notes()]
         for title, heads, cells in self.tables():
             parts += [*([f"### {title}"] if title else []), table(heads, cells)]
+        made = "\n".join(f"- {line}" for line in self.made())
+        parts.append(f"<details><summary>How each row was made</summary>\n\n{made}\n\n</details>")
         return "\n\n".join(parts) + "\n"
+
+    def made(self) -> list[str]:
+        """How each row was made."""
+        return [how_made(row, self.rows) for row in self.rows]
 
     def notes(self) -> list[str]:
         """What the figures are, and which runs are not what they seem."""
         origins = sorted(set().union(*(run.origins for run in self._all_runs())))
-        notes = ["; ".join(origins) + "."]
-        notes.append(
-            "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are "
-            "over plain training of the same model by the same recipe: in hours, over the run of it in this report on "
-            "the same device, and by FLOPs, attention counted and as the paper counts."
-        )
+        notes = ["; ".join(origins) + ".", HOURS]
+        if self.comparisons:
+            notes.append(DIFFERENCES)
         if unfinished := [run for run in self._all_runs() if not run.is_finished]:
             named = ", ".join(f"{run.folder} ({len(run.epochs)} of {run.config.epochs})" for run in unfinished)
             notes.append(f"**Not finished**, epochs in brackets: {named}; left out where another seed is finished.")
@@ -66,33 +74,24 @@ class Report:
             notes.append(
                 f"**Went on with other values** than it began with: {', '.join(mixed)}; see its metrics.jsonl."
             )
-        notes += [f"**{row.name}**: {note}." for row in self.rows if (note := build_method(row.config).note)]
+        if disturbed := [run.folder for run in self._all_runs() if run.disturbed]:
+            notes.append(
+                f"**Times are left out** of {', '.join(disturbed)}: epochs of one stage differ in speed, as where "
+                "other programs share the machine, or the run changed machine, processes or versions on the way."
+            )
+        notes += [f"**{row.name}**: {row.costs.note}." for row in self.rows if row.costs.note]
         notes += dict.fromkeys(row.paper.note for row in self.rows if row.paper and row.paper.note)
         return notes
 
     def page(self) -> str:
         """A page of HTML that needs nothing beside it."""
-        body = [f"<h1>{html.escape(self.title)}</h1>"]
-        body += [f"<p>{html.escape(note.replace('**', ''))}</p>" for note in self.notes()]
-        for title, heads, cells in self.tables():
-            body += [f"<h2>{html.escape(title)}</h2>"] if title else []
-            body.append(_html_table(heads, cells))
-        for name, draw in self.figures().items():
-            picture = base64.b64encode(_png(draw)).decode()
-            body.append(
-                f'<h2>{html.escape(name)}</h2><img alt="{html.escape(name)}" src="data:image/png;base64,{picture}">'
-            )
-        return PAGE.format(title=html.escape(self.title), body="\n".join(body))
+        return page(self.title, self.notes(), self.tables(), self.made(), self.figures())
 
-    def figures(self) -> dict[str, Callable[[Any], None]]:
-        """What draws each figure into matplotlib's axes, by its title."""
-        found: dict[str, Callable[[Any], None]] = {}
-        if any(row.values(f"val_{row.headline}") for row in self.rows):
-            words = self._score_words()
-            found[f"{words[:1].upper()}{words[1:].replace(' %', ' accuracy')} over the epochs"] = self._draw_curves
-        if len(self._rates()) > 1:
-            found["Keep rate of the first stage, speed-up and accuracy"] = self._draw_rates
-        return found
+    def figures(self) -> list[Figure]:
+        """Those that the rows give."""
+        found = figures(self.rows, self._score_words())
+        rates = self._rates()
+        return [*found, rates_figure(rates, self._score_words())] if len(rates) > 1 else found
 
     def write(self, folder: Path) -> None:
         """Writes report.md, report.html and the figures as PNG.
@@ -104,8 +103,8 @@ class Report:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
             (folder / "report.html").write_text(self.page(), encoding="utf-8")
-            for name, draw in self.figures().items():
-                (folder / f"{name.split(' ', 1)[0].lower()}.png").write_bytes(_png(draw))
+            for figure in self.figures():
+                (folder / f"{figure.name}.png").write_bytes(png(figure))
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror}); name another folder") from None
 
@@ -118,77 +117,80 @@ class Report:
         return [run for row in self.rows for run in row.runs]
 
     def _baseline(self, row: Row) -> Row | None:
-        return next((other for other in self.rows if other.is_baseline_of(row)), None)
+        """What its speed-ups are over."""
+        return baseline_of(row, self.rows) or (row if row.is_plain else None)
 
     def _practical(self, row: Row, key: str) -> float | None:
-        """Hours of the plain run / this one's; None without one, both finished and on the same device."""
+        """Hours of the plain run / this one's; None without one, both finished and timed under the same conditions."""
         base = self._baseline(row)
         if base is None or not all(run.is_finished for run in (*base.counted, *row.counted)):
             return None
-        if base.devices != row.devices or len(row.devices) > 1:
+        shared = next((found for found in row.conditions if found in base.conditions), None)
+        if shared is None:
             return None
-        own, other = row.mean(key), base.mean(key)
+        own, other = row.mean_time(key, shared), base.mean_time(key, shared)
         return other / own if own and other else None
 
+    def _by_flops(self, row: Row) -> tuple[float, float]:
+        """Speed-ups by FLOPs, attention counted and as the paper counts; without a baseline here, as its plan says."""
+        base, own = self._baseline(row), row.costs
+        if base is None:
+            return own.speedup, own.thop_speedup
+        return base.costs.macs / own.macs, base.costs.thop_macs / own.thop_macs
+
     def _result(self, row: Row) -> tuple[str, ...]:
-        paper = row.paper
+        paper, by_flops = row.paper, self._by_flops(row)
         theirs = (paper.top1, paper.hours, paper.practical, paper.by_flops) if paper else (None,) * 4
         return (
             row.name,
+            str(row.config.epochs),
             str(len(row.counted)),
             _spread(row.values(f"val_{row.headline}")),
             _spread(row.values(f"ema_{row.headline}")),
-            _number(row.mean("gpu_hours"), "{:.3g}"),
-            _number(row.mean("gpu_hours_with_loading"), "{:.3g}"),
+            _number(row.mean_time("gpu_hours"), "{:.3g}"),
+            _number(row.mean_time("gpu_hours_with_loading"), "{:.3g}"),
             _number(self._practical(row, "gpu_hours"), "{:.2f}x"),
             _number(self._practical(row, "gpu_hours_with_loading"), "{:.2f}x"),
-            f"{row.costs.speedup:.3f}x",
-            f"{row.costs.thop_speedup:.3f}x",
+            f"{by_flops[0]:.3f}x",
+            f"{by_flops[1]:.3f}x",
             f"{_number(theirs[0], '{:g}')}{_of_averages(paper)}",
             _number(theirs[1], "{:g}"),
             _number(theirs[2], "{:.2f}x"),
             _number(theirs[3], "{:.2f}x"),
         )
 
-    def _draw_curves(self, axes: Any) -> None:
-        for row in self.rows:
-            run = row.counted[0]
-            key = f"val_{row.headline}"
-            points = [(r["epoch"] + 1, r[key]) for r in run.epochs if r.get(key) is not None]
-            axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, label=row.name)
-        axes.set(xlabel="epoch", ylabel=self._score_words())
-        axes.legend(fontsize="small")
-
-    def _rates(self) -> list[tuple[float, float, float, str]]:
-        """r1, practical speed-up, top-1 and name of the rows that have all of these."""
+    def _rates(self) -> list[tuple[float, float, float]]:
+        """r1, practical speed-up and top-1 of the rows that have all of these, where no two have one r1."""
         found = []
         for row in self.rows:
             speed, top1 = self._practical(row, "gpu_hours"), row.mean(f"val_{row.headline}")
             expansion = row.config.expansion
             if speed is not None and top1 is not None and row.config.curriculum is None and row.has_default_tokens:
-                found.append((expansion.keep_rates[0] if expansion else 1.0, speed, top1, row.name))
-        rates = {rate for rate, *_ in found}
-        return sorted(found) if len(rates) == len(found) else []
-
-    def _draw_rates(self, axes: Any) -> None:
-        rates, speeds, scores, _ = zip(*self._rates(), strict=True)
-        axes.plot(rates, speeds, marker="o", color="tab:blue")
-        axes.set(xlabel="keep rate of the first stage, r1")
-        axes.set_ylabel("speed-up in hours", color="tab:blue")
-        other = axes.twinx()
-        other.plot(rates, scores, marker="s", color="tab:orange")
-        other.set_ylabel(self._score_words(), color="tab:orange")
+                found.append((expansion.keep_rates[0] if expansion else 1.0, speed, top1))
+        return sorted(found) if len({rate for rate, *_ in found}) == len(found) else []
 
 
+HOURS = (
+    "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are over "
+    "plain training of the same model by the same recipe, the row of it in this report: in hours where both ran under "
+    "the same conditions, and by FLOPs, attention counted and as the paper counts."
+)
+DIFFERENCES = (
+    "Differences are in points, of runs of one seed, with the 95 % interval of their mean (Student's t): against plain "
+    "training, and against what is simpler and costs as many FLOPs (within 5 %, the method's own work counted). *To "
+    "show it*: the number of seeds at which such a mean and deviation would be told from 0 in 4 of 5 tries. Each "
+    "interval stands alone: of twenty rows that differ in nothing, one is called higher or lower."
+)
 RESULT_HEADS = (
     "run",
+    "epochs",
     "seeds",
     "{score}",
     "averaged {score}",
     "GPU-hours",
-    "with loading",
+    "GPU-hours with loading",
     "speed-up",
-    "with loading",
+    "speed-up with loading",
     "by FLOPs",
     "by thop",
     "paper: {score}",
@@ -196,7 +198,8 @@ RESULT_HEADS = (
     "paper: speed-up",
     "paper: by FLOPs",
 )
-OWN_COLUMNS = 10
+OWN_COLUMNS = 11
+COMPARISON_HEADS = ("run", "against", "its FLOPs", "seeds", "difference", "95 % interval", "finding", "to show it")
 STAGE_HEADS = (
     "run",
     "stage",
@@ -208,19 +211,6 @@ STAGE_HEADS = (
     "paper: GPU-seconds",
 )
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }}
-table {{ border-collapse: collapse; }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .3em .6em; text-align: right; }}
-td:first-child, th:first-child {{ text-align: left; }}
-img {{ max-width: 100%; }}
-</style>
-{body}
-</html>
-"""
-
 
 def read_report(folders: Sequence[Path], title: str) -> Report:
     """Reads run folders.
@@ -229,6 +219,21 @@ def read_report(folders: Sequence[Path], title: str) -> Report:
         UserError: one is no run folder, or runs of one name differ in more than their seed.
     """
     return Report(title, read_rows(folders))
+
+
+def _compared(found: Comparison) -> tuple[str, ...]:
+    """A line of the differences."""
+    settled = found.finding != "no difference shown"
+    return (
+        found.row.name,
+        found.other.name,
+        f"{found.row.costs.whole_macs / found.other.costs.whole_macs:.3f}",
+        str(len(found.differences)),
+        f"{mean(found.differences):+.2f}" if found.differences else "-",
+        "{:+.2f} .. {:+.2f}".format(*found.interval) if found.interval else "-",
+        found.finding,
+        "-" if settled else f"{found.seeds_needed or f'over {MOST_SEEDS}'} seeds",
+    )
 
 
 def _stages(row: Row) -> list[tuple[str, ...]]:
@@ -267,20 +272,3 @@ def _of_averages(paper: PaperRow | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])
-
-
-def _png(draw: Callable[[Any], None]) -> bytes:
-    from matplotlib.figure import Figure  # takes a second to import, and few commands draw
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    draw(figure.add_subplot())
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=130)
-    return written.getvalue()

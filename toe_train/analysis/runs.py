@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
+from toe_train.analysis.conditions import Conditions, change, conditions_of
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.analysis.tables import recorded_size
@@ -65,6 +67,22 @@ class Run:
         """What it ran on."""
         return {str(start.get("device", "?")) for start in self.starts}
 
+    @property
+    def conditions(self) -> Conditions:
+        """What its times were taken under."""
+        return conditions_of(self.starts[-1])
+
+    @cached_property
+    def disturbed(self) -> str:
+        """Why its times compare with nothing; empty where they do."""
+        return change(self.starts, [list(alike) for _, alike in groupby(self.epochs, key=stage_of)])
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Epochs, from 0, with which a stage begins, the first one left out."""
+        firsts = [next(alike)["epoch"] for _, alike in groupby(self.epochs, key=stage_of)]
+        return firsts[1:]
+
     def last(self, key: str) -> float | None:
         """The last value of an epoch line's key that is not null."""
         found = [record[key] for record in self.epochs if record.get(key) is not None]
@@ -110,6 +128,22 @@ class Row:
     def devices(self) -> set[str]:
         """What the counted ones ran on."""
         return set().union(*(run.devices for run in self.counted))
+
+    @property
+    def conditions(self) -> list[Conditions]:
+        """What the counted ones whose times compare were timed under, what most of them were first."""
+        found = [run.conditions for run in self.counted if not run.disturbed]
+        return sorted(dict.fromkeys(found), key=found.count, reverse=True)
+
+    def timed(self, conditions: Conditions | None = None) -> list[Run]:
+        """The counted runs whose times compare, under these conditions; without any given, under most of theirs."""
+        wanted = conditions or next(iter(self.conditions), None)
+        return [run for run in self.counted if run.conditions == wanted and not run.disturbed]
+
+    def mean_time(self, key: str, conditions: Conditions | None = None) -> float | None:
+        """Mean of the last values of an epoch line's key of times, over `timed`."""
+        values = [value for run in self.timed(conditions) if (value := run.last(key)) is not None]
+        return mean(values) if values else None
 
     @cached_property
     def costs(self) -> PlannedRun:
@@ -157,21 +191,33 @@ class Row:
         values = self.values(key)
         return mean(values) if values else None
 
-    def is_baseline_of(self, other: Row) -> bool:
-        """Whether it is plain training of the other's model on the same data by the same recipe."""
-        config = self.config
-        plain = config.expansion is None and config.method is None and config.curriculum is None
-        return plain and self._recipe() == other._recipe()
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing makes it cheaper but fewer epochs or smaller images throughout."""
+        return self.config.expansion is None and self.config.method is None and self.config.curriculum is None
 
-    def _recipe(self) -> tuple[object, ...]:
+    @property
+    def is_simple(self) -> bool:
+        """Whether it is what a method has to beat: plain training, smaller images, or random dropping of tokens."""
+        section = self.config.expansion
+        if section is None:
+            return self.config.method is None
+        return (section.initialization, section.expansion, section.merging) == ("random", "uniform", False)
+
+    @property
+    def lasts(self) -> int:
+        """Epochs of the plain training that it takes the place of."""
+        return (self.config.curriculum and self.config.curriculum.baseline_epochs) or self.config.epochs
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """What is equal in rows of one model on the same data that are compared, whatever their length and images."""
         config = self.config
-        lasts = (config.curriculum and config.curriculum.baseline_epochs) or config.epochs
-        model = config.model.name, config.model.kwargs, config.model.image_size
-        return *model, _kind(config), lasts, config.optim, config.global_batch
+        return config.model.name, config.model.kwargs, _kind(config), config.optim, config.global_batch
 
     def stage_seconds(self) -> dict[Stage, float]:
-        """Means over the counted runs that reached a stage, in order."""
-        by_run = [run.stage_seconds() for run in self.counted]
+        """Means over the timed runs that reached a stage, in order."""
+        by_run = [run.stage_seconds() for run in self.timed()]
         stages = sorted({stage for taken in by_run for stage in taken}, key=_place)
         return {stage: mean(taken[stage] for taken in by_run if stage in taken) for stage in stages}
 

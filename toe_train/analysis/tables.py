@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
-from statistics import median, quantiles
+from statistics import median
 
+from toe_train.analysis.conditions import change
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.build.model import build_model
 from toe_train.build.step import build_optimizer, build_schedule
@@ -15,7 +16,6 @@ from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics
 
 IMAGENET_IMAGES = 1_281_167  # in an epoch; only a schedule by step depends on it
-UNSTEADY = 1.25  # upper over lower quartile of the epochs of a stage; an idle machine stays under 1.1
 
 
 def plan_table(config: RunConfig, num_classes: int) -> str:
@@ -88,7 +88,7 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
     stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], recorded_size(e)))]
     dense = [record for record in epochs if predicted.get((record["stage"], recorded_size(record))) == 1]
-    changed = _change(folder, [records for _, records in stages])
+    changed = change(read_metrics(folder.metrics, "start"), [records for _, records in stages])
     base = _rate(dense) if dense and not changed else None
     headline, words = ("ap", "AP") if epochs and "val_ap" in epochs[0] else ("top1", "top-1 %")
     rows = []
@@ -123,26 +123,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
     return "\n".join([line(heads), rule, *(line(row) for row in rows)])
-
-
-def _change(folder: RunFolder, stages: Sequence[Sequence[Record]]) -> str:
-    """What changed within the run so that the speeds of its stages do not compare; empty where nothing did.
-
-    Epochs of one stage do the same work, so their quartiles lie close together on a machine that does nothing else.
-    """
-    starts = read_metrics(folder.metrics, "start")
-    for name, what in {"device": "device", "world_size": "number of processes", "versions": "set of versions"}.items():
-        if len(different := {start[name] for start in starts}) > 1:
-            return f"the run changed its {what} on the way ({', '.join(map(str, sorted(different)))})"
-    for records in stages:
-        rates = [record["images_per_second"] for record in records][1:]  # the first compiles and warms up
-        low, _, high = quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else (1, 1, 1)
-        if high > UNSTEADY * low:
-            return (
-                f"the epochs of stage {records[0]['stage']} differ in speed (quartiles {low:.0f} .. {high:.0f} "
-                "images/s), as where other programs share the machine"
-            )
-    return ""
 
 
 def _rate(records: Sequence[Record]) -> float:

@@ -82,6 +82,9 @@ def _models(sub: argparse.ArgumentParser) -> None:
 def _plan(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
     sub.add_argument("--classes", type=int, default=1000, metavar="N", help="width of the classifier (default: 1000)")
+    equal = "in place of it write runs of as many FLOPs: plain for fewer epochs, on smaller images, random dropping"
+    sub.add_argument("--equal-compute", action="store_true", help=equal)
+    sub.add_argument("--output", metavar="DIR", help="folder that they go to")
 
 
 def _bench(sub: argparse.ArgumentParser) -> None:

@@ -1,22 +1,73 @@
-"""`toe-tools plan`: the stages of a run, before it is trained."""
+"""`toe-tools plan`: the stages of a run, before it is trained, and simpler runs of equal compute."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
 
+from toe_train.analysis.equal_compute import TITLES, EqualRun, equal_runs
 from toe_train.analysis.tables import plan_table
 from toe_train.build.preflight import build_parts
 from toe_train.errors import UserError
-from toe_train.recipes import load_config
+from toe_train.recipes import RunConfig, dump_config, load_config, load_saved
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Prints them; returns the exit code."""
     if options.classes < 1:
         raise UserError(f"--classes {options.classes} must be at least 1")
+    if options.equal_compute and not options.output:
+        raise UserError("--equal-compute writes configurations; name a folder for them with --output")
+    if options.output and not options.equal_compute:
+        raise UserError("--output is where --equal-compute writes, and the plan is printed; give both or neither")
     config = load_config(options.config, options.overrides)
     build_parts(config, world_size=1, num_classes=options.classes)  # refuses what a run would be refused for
-    print(plan_table(config, options.classes))
-    if config.train.global_batch != config.global_batch:  # auto
-        print(f"note: the batch, and the learning rate by it, follow the number of images; here {config.global_batch}")
+    if not options.equal_compute:
+        print(plan_table(config, options.classes))
+        if config.train.global_batch != config.global_batch:  # auto
+            batch = config.global_batch
+            print(f"note: the batch, and the learning rate by it, follow the number of images; here {batch}")
+        return 0
+    folder, source = Path(options.output), Path(options.config)
+    for found in equal_runs(config, options.classes):
+        if isinstance(found, EqualRun):
+            path = folder / f"{source.stem}_{found.kind}.yaml"
+            _write(path, _header(found, path, source, config, given), found.config)
+            print(f"{found.line}: {path}")
+        else:
+            print(found.line)
     return 0
+
+
+def _header(found: EqualRun, path: Path, source: Path, config: RunConfig, given: list[str]) -> str:
+    """What the file is, for its reader."""
+    lines = [
+        f"{TITLES[found.kind]}, as dear as {source.name}.",
+        "",
+        f"  toe-train --config {shlex.quote(str(path))}",
+        "",
+        f"{found.share:.4f} of the FLOPs of that run of {config.epochs} epochs, its method's own work counted:",
+        f"{found.words}.",
+    ]
+    if found.config.epochs != config.epochs:
+        lines += ["Warm-up, cool-down and the average of the weights have the shares of the run that they have there."]
+    lines += [f"Made by: {shlex.join(['toe-tools', *given])}"]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _write(path: Path, header: str, config: RunConfig) -> None:
+    """Writes a configuration; one that is there already and is equal stays as it is.
+
+    Raises:
+        UserError: another one is there, or the folder does not take it.
+    """
+    if path.exists():
+        if load_saved(path) == config:
+            return
+        raise UserError(f"{path} is there and another run: name another --output, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{header}\n{dump_config(config)}", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path.parent} cannot be written ({error.strerror}); name another folder") from None

@@ -1,0 +1,39 @@
+"""How sure the difference of two rows is."""
+
+import pytest
+
+from toe_train.analysis.comparison import Comparison
+
+
+def found(*differences):
+    return Comparison(None, None, differences)
+
+
+def test_the_interval_is_students():
+    low, high = found(1.0, 2.0, 3.0).interval
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5))  # t(0.975, 2) of a table
+
+
+@pytest.mark.parametrize(
+    ("differences", "finding"),
+    [
+        ((), "no seed in common"),
+        ((9.0,), "one seed shows nothing"),
+        ((1.0, 2.0, 3.0), "no difference shown"),
+        ((2.0, 2.1, 1.9), "higher"),
+        ((-2.0, -2.1, -1.9), "lower"),
+        ((0.0, 0.0), "no difference shown"),
+        ((1.0, 1.0), "higher"),
+    ],
+)
+def test_what_follows_of_it(differences, finding):
+    assert found(*differences).finding == finding
+
+
+def test_seeds_that_would_show_it():
+    # Of tables: (3.182 + 0.978) / sqrt(4) = 2.08 and (2.776 + 0.941) / sqrt(5) = 1.66, and 2 lies between.
+    assert found(1.0, 2.0, 3.0).seeds_needed == 5
+    assert found(-1.0, -2.0, -3.0).seeds_needed == 5
+    assert found(-1.0, 1.01).seeds_needed is None  # over a thousand
+    assert found(2.0, 2.1, 1.9).seeds_needed is None  # shown already
+    assert found(5.0).seeds_needed is None

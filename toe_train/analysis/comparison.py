@@ -1,0 +1,131 @@
+"""Rows of runs against each other: differences seed by seed, how sure they are, and which rows to compare.
+
+A seed fixes initial weights, order and augmentation, so that two runs of one seed differ by less than two of any. The
+mean of the differences d_i over n seeds has the interval mean +- t(0.975, n - 1) s / sqrt(n), s their deviation
+(Student's t; it takes them for normally distributed).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from toe_train.analysis.runs import Row
+from toe_train.errors import UserError
+
+CONFIDENCE = 0.95
+POWER = 0.8  # of the number of seeds that would show a difference
+MOST_SEEDS = 1000
+EQUAL = 0.05  # by which the FLOPs of rows of equal compute differ at most
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against another one, in the points of their score.
+
+    Attributes:
+        row: that is compared.
+        other: what with.
+        differences: row minus other, for each seed that both have.
+    """
+
+    row: Row
+    other: Row
+    differences: tuple[float, ...]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """In which the mean difference over all seeds lies, with 95 % confidence; None of a single seed."""
+        count = len(self.differences)
+        if count < 2:
+            return None
+        off = _quantile((1 + CONFIDENCE) / 2, count - 1) * stdev(self.differences) / math.sqrt(count)
+        return mean(self.differences) - off, mean(self.differences) + off
+
+    @property
+    def finding(self) -> str:
+        """What follows, in words."""
+        if not self.differences:
+            return "no seed in common"
+        if self.interval is None:
+            return "one seed shows nothing"
+        low, high = self.interval
+        return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """Seeds that would show a mean difference and a deviation such as these with 80 % probability.
+
+        The smallest n with (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n) <= |mean|. None of a single seed, where it is
+        shown already, and over `MOST_SEEDS`.
+        """
+        if self.finding != "no difference shown":
+            return None
+        far, spread = abs(mean(self.differences)), stdev(self.differences)
+        for count in range(2, MOST_SEEDS + 1):
+            quantiles = _quantile((1 + CONFIDENCE) / 2, count - 1) + _quantile(POWER, count - 1)
+            if quantiles * spread / math.sqrt(count) <= far:
+                return count
+        return None
+
+
+def compared(row: Row, other: Row) -> Comparison:
+    """By the headline score of the last evaluation, of the finished runs of each."""
+    scores = [{run.config.seed: run.last(f"val_{row.headline}") for run in part.counted} for part in (row, other)]
+    shared = [seed for seed, score in scores[0].items() if None not in (score, scores[1].get(seed))]
+    return Comparison(row, other, tuple(_number(scores[0][seed]) - _number(scores[1][seed]) for seed in shared))
+
+
+def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Plain training of the row's model by its recipe, of its length; of plain rows, the longest and largest one."""
+    plain = [other for other in rows if other.is_plain and other is not row and other.recipe == row.recipe]
+    if row.is_plain:
+        dearer = [other for other in plain if other.costs.whole_macs > row.costs.whole_macs]
+        return max(dearer, key=lambda other: other.costs.whole_macs, default=None)
+    size = row.config.model.image_size
+    return next((other for other in plain if (other.lasts, other.config.model.image_size) == (row.lasts, size)), None)
+
+
+def simple_equals(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """What a row has to beat: simple ones of its model and recipe that cost as many FLOPs."""
+    if row.is_simple:
+        return []
+    return [
+        other
+        for other in rows
+        if other.is_simple
+        and other.recipe == row.recipe
+        and abs(row.costs.whole_macs / other.costs.whole_macs - 1) <= EQUAL
+    ]
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Each row against its baseline, and against the simple ones that cost the same; finished rows alone."""
+    finished = [row for row in rows if all(run.is_finished for run in row.counted)]
+    found = []
+    for row in finished:
+        base = baseline_of(row, finished)
+        others = [*([base] if base else []), *(equal for equal in simple_equals(row, finished) if equal is not base)]
+        found += [compared(row, other) for other in others]
+    return found
+
+
+def _number(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def _quantile(share: float, freedom: int) -> float:
+    """Of Student's distribution."""
+    return float(_student().ppf(share, freedom))
+
+
+def _student() -> Any:
+    try:
+        from scipy.stats import t  # takes a second to import, and few commands compare
+    except ImportError:
+        raise UserError("intervals of differences need scipy, which is not installed: pip install scipy") from None
+    return t

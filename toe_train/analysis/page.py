@@ -1,0 +1,69 @@
+"""A report as a page of HTML that needs nothing beside it, for wide and narrow screens."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+
+from toe_train.analysis.figures import Figure, png
+
+Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; }}
+td, th {{ border-bottom: 1px solid #ddd; padding: .3em .6em; text-align: right; vertical-align: bottom; }}
+td {{ white-space: nowrap; }}
+td:first-child, th:first-child {{ text-align: left; position: sticky; left: 0; background: #fff; }}
+p, li {{ overflow-wrap: anywhere; }}
+figure {{ margin: 1em 0; }}
+img {{ max-width: 100%; }}
+figcaption {{ color: #555; }}
+</style>
+{body}
+</html>
+"""
+
+
+def page(
+    title: str, notes: Sequence[str], tables: Sequence[Table], made: Sequence[str], figures: Sequence[Figure]
+) -> str:
+    """The page.
+
+    Args:
+        title: over it.
+        notes: paragraphs, in which **words** are bold and `words` are code.
+        tables: in order.
+        made: how each row was made, as `notes`.
+        figures: in order.
+    """
+    body = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{_marked(note)}</p>" for note in notes)]
+    for name, heads, cells in tables:
+        body += [f"<h2>{html.escape(name)}</h2>"] if name else []
+        body.append(f'<div class="wide">{_table(heads, cells)}</div>')
+    for figure in figures:
+        picture, alt = base64.b64encode(png(figure)).decode(), html.escape(figure.title)
+        caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>" if figure.caption else ""
+        body.append(f'<h2>{alt}</h2><figure><img alt="{alt}" src="data:image/png;base64,{picture}">{caption}</figure>')
+    items = "\n".join(f"<li>{_marked(line)}</li>" for line in made)
+    body.append(f"<h2>How each row was made</h2>\n<ul>\n{items}\n</ul>")
+    return PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _marked(text: str) -> str:
+    """Markdown's bold words and code, as HTML."""
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])
