@@ -12,7 +12,7 @@ from toe_train import data
 from toe_train.analysis.tables import table
 from toe_train.build.inputs import labelling
 from toe_train.cli.exits import USER_ERROR
-from toe_train.cli.options import MOST_CLASSES
+from toe_train.cli.tool_options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.recipes import load_saved
 

@@ -12,7 +12,7 @@ from toe_train.analysis.mistakes import ClassScore, class_scores, write_mistakes
 from toe_train.analysis.tables import table
 from toe_train.build.evaluation import evaluate_boxes, evaluate_trained
 from toe_train.build.weights.trained import Trained, open_trained
-from toe_train.cli.options import MOST_CLASSES
+from toe_train.cli.tool_options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from toe_train import data
 from toe_train.analysis.tables import table
-from toe_train.cli.options import MOST_CLASSES
+from toe_train.cli.tool_options import MOST_CLASSES
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
