@@ -22,7 +22,7 @@ class FoundObjects(NamedTuple):
     """What a detector finds in an image, the best scores first; or why the image cannot be read.
 
     Attributes:
-        image: path.
+        image: path, or place in an archive.
         size: width and height in pixels.
         labels: n, numbers of the classes.
         scores: n.
@@ -30,7 +30,7 @@ class FoundObjects(NamedTuple):
         highest: the highest score of all, those left out included.
     """
 
-    image: str
+    image: str | data.Span
     size: tuple[int, int]
     labels: list[int]
     scores: list[float]
@@ -41,13 +41,18 @@ class FoundObjects(NamedTuple):
 
 @torch.inference_mode()
 def find_objects(
-    predictor: Predictor, paths: Sequence[str], least_score: float, top: int | None, batch: int, workers: int
+    predictor: Predictor,
+    paths: Sequence[str | data.Span],
+    least_score: float,
+    top: int | None,
+    batch: int,
+    workers: int,
 ) -> Iterator[FoundObjects]:
     """What a detector finds in image files, one after the other, all tokens seen, none of them padded.
 
     Args:
         predictor: the detector.
-        paths: of the files.
+        paths: of the files, or their places in archives.
         least_score: boxes of lower scores are left out.
         top: boxes told of each image, at most; None for all.
         batch: images read at a time; those of them that are evaluated at one size go through the model together.
@@ -68,7 +73,7 @@ def find_objects(
                 for one, found in zip(seen, whole, strict=True):
                     path = next(left)
                     if found is None:
-                        yield FoundObjects(path, (0, 0), [], [], torch.empty(0, 4), fault=faults[path])
+                        yield FoundObjects(path, (0, 0), [], [], torch.empty(0, 4), fault=faults[str(path)])
                     else:
                         yield chosen(path, one.size, found, least_score, top)
         batches.close()
@@ -91,7 +96,7 @@ def _of_batch(predictor: Predictor, seen: Sequence[data.Seen]) -> list[dict[str,
 
 
 def chosen(
-    path: str, size: tuple[int, int], found: dict[str, Tensor], least_score: float, top: int | None = None
+    path: str | data.Span, size: tuple[int, int], found: dict[str, Tensor], least_score: float, top: int | None = None
 ) -> FoundObjects:
     """Of all that `postprocess` gives for an image, what is told.
 

@@ -48,7 +48,7 @@ def box_writer(file: TextIO, form: str, classes: Sequence[str]) -> Callable[[Fou
 
         def write_line(found: FoundObjects) -> None:
             line = {
-                "image": found.image,
+                "image": str(found.image),
                 "width": found.size[0],
                 "height": found.size[1],
                 "classes": [classes[label] for label in found.labels],
@@ -93,7 +93,7 @@ class BoxPictures:
         image = data.load_rgb(found.image, self._exif_orientation)
         texts = [f"{self._classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
         drawn = with_boxes(image, found.boxes, found.labels, texts)
-        drawn.save(self._folder / self._name(found.image), quality=92, subsampling=0)
+        drawn.save(self._folder / self._name(str(found.image)), quality=92, subsampling=0)
 
     def _name(self, path: str) -> str:
         stem = os.path.splitext(os.path.basename(path))[0]

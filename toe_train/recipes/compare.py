@@ -36,9 +36,9 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     for key in {**saved, **now}:
         before, after = saved.get(key), now.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            kinds = [{"kind": values.get("kind")} for values in (before, after)]
-            is_another = kinds[0] != kinds[1] and before.keys() != after.keys()  # whose keys are of no interest
-            lines += differences(*(kinds if is_another else (before, after)), f"{prefix}{key}.")
+            if before.get("kind") != after.get("kind") and before.keys() != after.keys():  # whose keys say nothing
+                before, after = ({"kind": values.get("kind")} for values in (before, after))
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after and not (f"{prefix}{key}" in _PATHS and _is_same_path(before, after)):
             lines.append(f"{prefix}{key}: {before!r} in the checkpoint, {after!r} now")
     return lines
