@@ -46,10 +46,12 @@ from toe_train.data.labels.files import (
 )
 from toe_train.data.labels.record import LabelRecord
 from toe_train.data.loaders import CleanErrors, eval_loader, in_order, train_loader
+from toe_train.data.order.balanced import BalancedOrder
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
     SampleKey,
+    Sampling,
     Segment,
     TrainBatchSampler,
     evaluation_indices,
@@ -94,6 +96,7 @@ __all__ = [
     "NOT_COUNTED",
     "SPLITS",
     "ArrayImages",
+    "BalancedOrder",
     "BatchLayout",
     "BoxAugmentation",
     "BoxEvalSet",
@@ -123,6 +126,7 @@ __all__ = [
     "Packing",
     "Pixels",
     "SampleKey",
+    "Sampling",
     "Seen",
     "Segment",
     "ShapedOrder",
