@@ -72,7 +72,7 @@ def build_step(
         clip_grad=config.optim.clip_grad,
         ema=_average(section.ema_decay, section.ema_warmup, model),
         layout=layout,
-        draws=ForwardDraws(config.seed, layout, processes.rank, built.drop_path, built.method, device),
+        draws=ForwardDraws(config.seed, layout, processes.rank, built.draws, built.method, device),
         # Enough rows to remember where a row of bad steps began when the processes look.
         guard=StepGuard(model, layout.accumulation, section.max_skipped_steps + MOST_STEPS + 2, device),
         still=still,

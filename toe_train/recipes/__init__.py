@@ -8,7 +8,7 @@ from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfi
 from toe_train.recipes.oddities import notes
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig, dotted_key
-from toe_train.recipes.sections import ExpansionConfig, MethodSection
+from toe_train.recipes.sections import ExpansionConfig, MethodSection, ModelConfig
 
 __all__ = [
     "Clock",
@@ -17,6 +17,7 @@ __all__ = [
     "EpochPlan",
     "ExpansionConfig",
     "MethodSection",
+    "ModelConfig",
     "RunConfig",
     "Size",
     "Stretch",

@@ -184,7 +184,7 @@ RULES = (
     Rule(("optim.betas", "optim.eps"), lambda run: run.optim.name == "sgd", "it is of adamw; set optim.name=adamw"),
     Rule(
         ("train.ema_warmup",),
-        lambda run: run.train.ema_decay is None,
+        lambda run: run.train.ema_warmup and run.train.ema_decay is None,
         "no weights are averaged with train.ema_decay=null; set it, such as 0.9999",
     ),
     Rule(

@@ -36,8 +36,8 @@ def what_is_frozen_is_trained(config: RunConfig) -> None:
         )
     if isinstance(method, (DepthGrowthConfig, StructuredSparsityConfig)):
         raise ValueError(
-            f"model.frozen_epochs: method {method.kind} changes the weights that {frozen} epochs would leave alone; set "
-            "model.frozen_epochs=0, or method=null"
+            f"model.frozen_epochs: method {method.kind} changes the weights that {frozen} epochs would leave alone; "
+            "set model.frozen_epochs=0, or method=null"
         )
 
 

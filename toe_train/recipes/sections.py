@@ -36,6 +36,8 @@ class ModelConfig(Section):
 
     name: str = "deit_tiny_patch16_224"
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
+    # Dropout at positions and after every linear layer but qkv (ViT, arXiv 2010.11929): timm's pos_ and proj_drop_rate.
+    dropout: BelowOne = 0.0
     image_size: ImageSize = 224  # for detection [height, width], of what plans and benchmarks count with
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones, or timm_or_new, which
     # takes new ones where timm's are not at hand; null for new weights.
@@ -52,6 +54,8 @@ class ModelConfig(Section):
             "num_classes": "the data set gives it",
             "in_chans": "images are read as RGB",
             "drop_path_rate": "use model.drop_path",
+            "pos_drop_rate": "use model.dropout",
+            "proj_drop_rate": "use model.dropout",
             "img_size": "use model.image_size",
             "pretrained": "use model.initial_weights",
             "pretrained_cfg": "use model.initial_weights",
