@@ -34,20 +34,22 @@ ALL = [
 
 
 @pytest.fixture
-def start(tiny, tmp_path):
-    """File of weights that a run of an epoch left."""
-    assert main(["--config", str(tiny), "--output", str(tmp_path / "base"), "epochs=1"]) == 0
-    return f"model.initial_weights={tmp_path / 'base/checkpoints/last.pt'}"
+def weights(tiny, tmp_path):
+    """File of weights to start from, whose head is of other classes."""
+    torch.manual_seed(1)
+    section = load_config(tiny).model
+    torch.save(create_model(section.name, 7, 0.0, 16, **section.kwargs).state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
 
 
-def test_the_head_alone_trains_and_then_all(tiny, tmp_path, start):
-    config = load_config(tiny, [start, *ALL, "epochs=2"])
+def test_the_head_alone_trains_and_then_all(tiny, tmp_path, weights):
+    config = load_config(tiny, [f"model.initial_weights={weights}", *ALL, "epochs=2"])
     assert [plan.frozen for plan in plan_epochs(config)] == [True, False]
-    before = read(tmp_path / "base/checkpoints/last.pt")["model"]
+    before = torch.load(weights)
     train(config, tmp_path / "run", stop_at=(1, 0))
     frozen = read(tmp_path / "run/checkpoints/last.pt")
-    for weights in (frozen["model"], frozen["ema"]):
-        changed = {name for name, value in weights.items() if not torch.equal(value, before[name])}
+    for found in (frozen["model"], frozen["ema"]):
+        changed = {name for name, value in found.items() if not torch.equal(value, before[name])}
         assert changed == {"head.weight", "head.bias"}
     assert len(frozen["optimizer"]["state"]) == 2
     train(config, tmp_path / "run")
@@ -57,17 +59,18 @@ def test_the_head_alone_trains_and_then_all(tiny, tmp_path, start):
     assert steps == {5, 10}  # the head's moments went on, the others' began
 
 
-def test_broken_off_at_the_switch_it_is_the_uninterrupted_run(tiny, tmp_path, start, assert_same_run):
-    config = load_config(tiny, [start, *ALL, "epochs=2"])
+def test_broken_off_at_the_switch_it_is_the_uninterrupted_run(tiny, tmp_path, weights, assert_same_run):
+    config = load_config(tiny, [f"model.initial_weights={weights}", *ALL, "epochs=2"])
     train(config, tmp_path / "quiet")
-    for place in [(0, 2), (1, 0), (1, 2), None]:
+    for place in [(1, 0), (1, 2), None]:
         train(config, tmp_path / "broken", stop_at=place)
     assert_same_run(tmp_path / "quiet", tmp_path / "broken")
 
 
-def test_two_processes_train_what_one_trains(tiny, tmp_path, start, run):
+def test_two_processes_train_what_one_trains(tiny, tmp_path, weights, run):
+    given = [f"model.initial_weights={weights}", *ALL, "epochs=2"]
     for name, processes in (("one", 1), ("two", 2)):
-        done = run("--config", tiny, "--output", name, start, *ALL, "epochs=2", processes=processes)
+        done = run("--config", tiny, "--output", name, *given, processes=processes)
         assert done.end() == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
     assert "epochs 1 to 1 train the head alone: head.weight, head.bias" in done.stdout
@@ -82,7 +85,7 @@ def test_micro_batches_change_nothing_with_dropout(tiny, tmp_path):
         train(load_config(tiny, [*overrides, f"train.max_micro_batch={size}"]), tmp_path / f"run{size}")
     assert losses(tmp_path / "run64") == pytest.approx(losses(tmp_path / "run256"), rel=1e-5)
     train(load_config(tiny, [*overrides, "model.dropout=0"]), tmp_path / "without")
-    assert losses(tmp_path / "without") != pytest.approx(losses(tmp_path / "run256"), rel=1e-3)
+    assert losses(tmp_path / "without") != pytest.approx(losses(tmp_path / "run256"), rel=1e-4)
 
 
 def test_frozen_batch_norms_keep_their_statistics():
