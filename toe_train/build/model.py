@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from timm.layers import PatchDropout
@@ -66,14 +67,14 @@ def build_model(config: RunConfig, num_classes: int, image_size: Size | None = N
 
 def _created(section: ModelConfig, num_classes: int, size: Size) -> nn.Module:
     """The model with drop path and dropout, as timm's constructors take them."""
-    given = section.name, num_classes, section.drop_path, size
+    create = partial(models.create_model, section.name, num_classes, section.drop_path, size, **section.kwargs)
     if not section.dropout:
-        return models.create_model(*given, **section.kwargs)
+        return create()
     rates = {"pos_drop_rate": section.dropout, "proj_drop_rate": section.dropout}
     try:
-        return models.create_model(*given, **section.kwargs, **rates)
+        return create(**rates)
     except UserError:
-        models.create_model(*given, **section.kwargs)  # where that cannot be built either, it is not the dropout
+        create()  # where that cannot be built either, it is not the dropout
         raise UserError(
             f"model.dropout = {section.dropout}: {section.name} has none (timm's {' and '.join(rates)}); set it to 0, "
             "and model.drop_path in its place"

@@ -122,13 +122,20 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
-    noted = [f"note: {built.method.note}"] if built.method.note else []
+    notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
+    trainer.log = _log(run, found, progress, task, notes)
+    return trainer
+
+
+def _begin_notes(config: RunConfig, plan: EpochPlan, built: BuiltModel, started_from: str | None) -> list[str]:
+    """What a trainer says of its model: where its weights are from, what its method makes of figures, what is frozen."""
+    notes = [started_from] if started_from else []
+    if built.method.note:
+        notes.append(f"note: {built.method.note}")
     if plan.frozen:
         head = ", ".join(name for name, parameter in built.model.named_parameters() if parameter.requires_grad)
-        noted.append(f"epochs 1 to {config.model.frozen_epochs} train the head alone: {head}")
-    noted += class_notes(config, train_images, weights, order)
-    trainer.log = _log(run, found, progress, task, [*([started_from] if started_from else []), *noted])
-    return trainer
+        notes.append(f"epochs 1 to {config.model.frozen_epochs} train the head alone: {head}")
+    return notes
 
 
 def _cadence(
