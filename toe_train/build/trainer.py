@@ -128,7 +128,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
 
 
 def _begin_notes(config: RunConfig, plan: EpochPlan, built: BuiltModel, started_from: str | None) -> list[str]:
-    """What a trainer says of its model: where its weights are from, what its method makes of figures, what is frozen."""
+    """What a trainer says of its model: where its weights are from, what its method does to figures, what is frozen."""
     notes = [started_from] if started_from else []
     if built.method.note:
         notes.append(f"note: {built.method.note}")
