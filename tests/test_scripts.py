@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from toe_train.analysis.paper import PAPER
 from toe_train.cli import bench
@@ -19,7 +20,7 @@ from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.sh"))
-RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed", "equal_compute")]
+RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed", "equal_compute", "finetune_cpu")]
 PICTURES = ("fig2", "fig7")  # these draw, the others report
 SCALES = {
     "paper": [],
@@ -414,6 +415,43 @@ def test_each_runs_and_reports(desk, script, tmp_path):
     assert rows[1:] == [re.sub(r"-s0$", "", folder.name) for folder in calls.reported]
     assert "Not finished" not in report
     assert (output / "report" / script / "report.html").read_text().count("<table>") >= 1
+
+
+def test_fine_tuning_on_a_cpu_starts_all_its_runs_from_one_base(desk, tmp_path):
+    images = [{"id": number, "file_name": f"{number}.png", "width": 60, "height": 40} for number in range(2)]
+    kinds = [{"id": number, "name": name} for number, name in enumerate(("RBC", "WBC"), 1)]
+    objects = [{"image_id": 0, "category_id": 1, "bbox": [5 * place, 3, 8, 12]} for place in range(3)]
+    objects += [{"image_id": number, "category_id": 2, "bbox": [50, 30, 30, 40]} for number in range(2)]
+    for split in ("train", "val", "test"):
+        (tmp_path / "bccd" / split).mkdir(parents=True)
+        (tmp_path / "bccd/annotations").mkdir(exist_ok=True)
+        whole = {"images": images, "annotations": objects, "categories": kinds}
+        (tmp_path / f"bccd/annotations/instances_{split}.json").write_text(json.dumps(whole))
+        for image in images:
+            Image.new("RGB", (60, 40), (200, 90, 90)).save(tmp_path / "bccd" / split / image["file_name"])
+    given = ["--seeds", "2", "--output", str(tmp_path / "out"), f"data.root={desk.images}"]
+    calls = desk.calls("finetune_cpu", *given, BCCD=str(tmp_path / "bccd"))
+    assert [run.folder.name for run in calls.runs] == [
+        "cells_base-s0",
+        "cells-s0",
+        "cells-s1",
+        "cells_toe-s0",
+        "cells_toe-s1",
+    ]
+    assert calls.runs[0].resolved().data.root == str(desk.images)
+    for run in calls.runs[1:]:
+        config = run.resolved()
+        assert config.data.root == str(tmp_path / "out/cells")
+        assert config.model.initial_weights == str(tmp_path / "out/cells_base-s0/checkpoints/last.pt")
+        assert (config.expansion is not None) == ("toe" in run.folder.name)
+    assert calls.reported == [run.folder for run in calls.runs[1:]]
+    cells = {path.parent: len(list(path.parent.iterdir())) for path in (tmp_path / "out/cells").rglob("*.png")}
+    assert cells == {  # two red cells of an image at most
+        tmp_path / "out/cells/train/RBC": 2,
+        tmp_path / "out/cells/train/WBC": 2,
+        tmp_path / "out/cells/val/RBC": 2,
+        tmp_path / "out/cells/val/WBC": 2,
+    }
 
 
 def test_every_speed_figure_has_a_command_that_the_benchmarks_take(desk, tmp_path):

@@ -169,7 +169,8 @@ def test_draws_that_were_left_on_the_cpu_are_found(configs, monkeypatch):
 
 
 def _give_on_the_cpu(draws, *_):
-    draws.drop_path.give(torch.rand(draws.drop_path.count, 2))
+    layers = draws.layers["drop_path"]
+    layers.give(torch.rand(layers.count, 2))
 
 
 def test_moments_that_were_left_on_the_cpu_are_found(configs, monkeypatch):

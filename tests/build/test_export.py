@@ -112,6 +112,7 @@ def trained_by(tiny, method, epoch=-1):
     weights = {key: value.clone() for key, value in built.model.state_dict().items()}
     classes = [str(digit) for digit in range(10)]
     saved = {"config": config.model_dump(mode="json"), "classes": classes, "segment": plan.segment}
+    saved["progress"] = {"epoch": epoch + 1, "step": 0}
     return built, {**saved, "model": weights, "ema": weights}
 
 

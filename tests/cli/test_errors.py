@@ -138,7 +138,7 @@ BAD_VALUES = {
     "a list that is too short": (["augment.mean=[0, 0]"], "augment.mean: the list is too short; entry 3 is missing"),
     "no rates": (["expansion.keep_rates=[]"], "such as [0.5, 0.75, 1.0]"),
     "workers without end": (["data.workers=1000000"], "data.workers = 1000000: should be less than or equal to 512"),
-    "dropout": (["model.kwargs.proj_drop_rate=0.2"], "drops out with probability 0.2"),
+    "dropout": (["model.kwargs.attn_drop_rate=0.2"], "drops out with probability 0.2"),
     "processes": (["--nproc", "0"], "--nproc 0 must be auto or a whole number"),
     "no such checkpoint": (["--resume", "gone.pt"], "checkpoint gone.pt does not exist"),
     "no such data": (["data.kind=image_folder", "data.root=/nowhere"], "/nowhere"),

@@ -9,7 +9,7 @@ from torch import nn
 from toe_train.build.step import choose_convolutions
 from toe_train.data import BatchLayout
 from toe_train.methods.method import Method
-from toe_train.models import DropPathDraws, create_model
+from toe_train.models import GivenDraws, create_model
 from toe_train.training import precision
 from toe_train.training.draws import ForwardDraws
 from toe_train.training.optim import load_optimizer
@@ -70,7 +70,7 @@ def test_draws_go_to_a_gpu_from_pinned_memory(monkeypatch):
             draws.append(uniform("initialization", 5))
 
     layout = BatchLayout(4, 4, 1, 1)
-    ForwardDraws(0, layout, 0, DropPathDraws(), Drawing(), torch.device("cuda")).give(0, 0, 0)
+    ForwardDraws(0, layout, 0, {"drop_path": GivenDraws()}, Drawing(), torch.device("cuda")).give(0, 0, 0)
     assert draws[0].shape == (4, 5)
     assert taken == ["pinned", True]
 

@@ -161,7 +161,7 @@ def _trained(
     compiled = compile_now is not None and compile_now() is None
     built.method.begin_epoch(plan.epoch)
     built.method.stage = plan.stage
-    order = task.order(images, layout.global_batch, config.seed, config.augment.repeats)
+    order = task.order(images, layout.global_batch, config.seed, config.augment.repeats, config.data.sampling)
     train_set = task.train_set(images, build_train_transform(config, plan.loaded_size), config.seed, skipped)
     sampler = Endless(data.TrainBatchSampler(order, layout, 0))
     loader = data.train_loader(train_set, sampler, config.data.workers, device.type == "cuda", task.collate)

@@ -29,6 +29,7 @@ ALIKE = (  # what a step is made of beside its method
     "model.kwargs",
     "model.image_size",
     "model.drop_path",
+    "model.dropout",
     "train.precision",
     "train.compile",
     "train.ema_decay",

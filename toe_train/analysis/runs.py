@@ -91,12 +91,13 @@ class Run:
     def stage_seconds(self) -> dict[Stage, float]:
         """GPU-seconds of an epoch in each stage, the mean over its epochs, by the paper's clock.
 
-        An epoch whose predecessor's line is missing, as in a run that another folder's checkpoint began, is left out.
+        An epoch whose predecessor's line is missing, as in a run that another folder's checkpoint began, is left out,
+        and so are those that train the head alone.
         """
         done, taken = {-1: 0.0}, dict[Stage, list[float]]()
         for record in self.epochs:
             epoch, hours = record["epoch"], record["gpu_hours"]
-            if epoch - 1 in done:
+            if epoch - 1 in done and epoch >= self.config.model.frozen_epochs:
                 taken.setdefault(stage_of(record), []).append(3600 * (hours - done[epoch - 1]))
             done[epoch] = hours
         return {stage: mean(seconds) for stage, seconds in taken.items()}

@@ -57,10 +57,17 @@ def plan_table(config: RunConfig, num_classes: int) -> str:
             f"\nfrom epoch {plan.epoch + 1} on: {plan.rand_augment}, micro-batches of {plan.micro_batch}"
             for plan in stages
         )
+    frozen = ""
+    if count := config.model.frozen_epochs:
+        frozen = (
+            f"\nepochs 1-{count} train the head alone, with forward passes through the rest: about a third of the work "
+            "that is counted here"
+        )
     over = "" if planned.baseline_epochs == config.epochs else f" over {planned.baseline_epochs} plain epochs"
     return (
         table(heads, rows)
         + augmented
+        + frozen
         + f"\npredicted speed-up of the whole schedule{over}: {planned.speedup:.3f}x by FLOPs, attention counted "
         f"(full tokens: {planned.full.macs / 1e9:.4f} GMACs/image); {planned.thop_speedup:.3f}x as the paper counts, "
         "by thop, which leaves attention's products out"
@@ -84,7 +91,8 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     Measured speed-up is over the stage of the same run that trains plainly; without one there is nothing to compare
     with, and where the conditions changed within the run it is left out, with the reason under the table.
     """
-    epochs = read_metrics(folder.metrics, "epoch")
+    frozen = max((part.stretch.last + 1 for part in planned.stretches if part.stretch.plan.frozen), default=0)
+    epochs = [record for record in read_metrics(folder.metrics, "epoch") if record["epoch"] >= frozen]
     predicted = {(part.stretch.stage, part.stretch.plan.image_size): part.speedup for part in planned.stretches}
     stages = [(key, list(group)) for key, group in groupby(epochs, key=lambda e: (e["stage"], recorded_size(e)))]
     dense = [record for record in epochs if predicted.get((record["stage"], recorded_size(record))) == 1]
@@ -110,6 +118,7 @@ def summary_table(planned: PlannedRun, folder: RunFolder) -> str:
     return (
         table(heads, rows)
         + (f"\nspeed-ups measured are left out: {changed}" if changed else "")
+        + (f"\nepochs 1-{frozen}, which train the head alone, are left out" if frozen else "")
         + f"\nrun folder: {folder.root}\ncurves and pictures: {folder.watch}"
     )
 

@@ -97,7 +97,8 @@ class Run:
                 depth = (config.method or MethodSection()).model_kwargs(plan.segment).get("depth")
                 blocks = f"{depth} blocks, " if depth else ""
                 shown = f"{plan.image_size} pixels, {plan.rand_augment or 'no rand_augment'}"
-                print(f"from epoch {epoch + 1} on: {blocks}{shown}")
+                thawed = "all weights train, " if trainer.cadence.plans[epoch - 1].frozen and not plan.frozen else ""
+                print(f"from epoch {epoch + 1} on: {thawed}{blocks}{shown}")
                 print(describe_split(trainer.layout))
 
     def _begin(self, trainer: Trainer) -> None:

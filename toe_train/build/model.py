@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from timm.layers import PatchDropout
@@ -14,7 +15,7 @@ from toe_train.build.initial_weights import Wanted, load_initial_weights
 from toe_train.build.method import build_method
 from toe_train.errors import UserError
 from toe_train.methods.method import Method
-from toe_train.recipes import HF, NEW, RunConfig, Size, config_at, plan_epochs, side_of, sides_of
+from toe_train.recipes import HF, NEW, ModelConfig, RunConfig, Size, config_at, plan_epochs, side_of, sides_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class BuiltModel:
 
     model: nn.Module
     method: Method
-    drop_path: models.DropPathDraws
+    draws: Mapping[str, models.GivenDraws]  # of the layers that draw in training, by kind
     grid: tuple[int, int]  # rows and columns of patches
 
     @property
@@ -51,17 +52,33 @@ def build_model(config: RunConfig, num_classes: int, image_size: Size | None = N
     section = config.model
     size = image_size or section.image_size
     with data.seeded(data.derive_seed(config.seed, "init")):
-        model = models.create_model(section.name, num_classes, section.drop_path, size, **section.arguments)
+        model = _created(section, num_classes, size)
     key = "model.image_size" if size == section.image_size else "curriculum.image_sizes"
     grid = _require_whole_patches(section.name, f"{key} = {size}", size, model)
+    draws = {"drop_path": models.give_drop_path(model), "dropout": models.give_dropout(model)}
     _refuse_dropout(model)
-    drop_path = models.give_drop_path(model)
     try:
         method = build_method(config)
         method.prepare(model)
     except ValueError as error:
         raise UserError(f"{'expansion' if config.expansion else 'method'}: {error}") from None
-    return BuiltModel(model, method, drop_path, grid)
+    return BuiltModel(model, method, draws, grid)
+
+
+def _created(section: ModelConfig, num_classes: int, size: Size) -> nn.Module:
+    """The model with drop path and dropout, as timm's constructors take them."""
+    create = partial(models.create_model, section.name, num_classes, section.drop_path, size, **section.arguments)
+    if not section.dropout:
+        return create()
+    rates = {"pos_drop_rate": section.dropout, "proj_drop_rate": section.dropout}
+    try:
+        return create(**rates)
+    except UserError:
+        create()  # where that cannot be built either, it is not the dropout
+        raise UserError(
+            f"model.dropout = {section.dropout}: {section.name} has none (timm's {' and '.join(rates)}); set it to 0, "
+            "and model.drop_path in its place"
+        ) from None
 
 
 def batch_norm_notes(model: nn.Module, world_size: int) -> list[str]:
@@ -159,6 +176,6 @@ def _refuse_dropout(model: nn.Module) -> None:
         rate = getattr(module, "p" if isinstance(module, nn.Dropout) else "prob", 0.0)
         if isinstance(module, (nn.Dropout, PatchDropout)) and rate:
             raise UserError(
-                f"model.kwargs: {name} drops out with probability {rate}, which would draw other numbers for every "
-                "number of processes; leave dropout at 0, as all recipes here do, and use model.drop_path"
+                f"model.kwargs: {name} drops out with probability {rate}, and would draw others for every number of "
+                "processes; leave it at 0, and use model.dropout or model.drop_path, whose draws are given by sample"
             )

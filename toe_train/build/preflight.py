@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from toe_train import data
+from toe_train.build.classes import class_weights
 from toe_train.build.inputs import (
     Images,
     batch_layout,
@@ -105,10 +106,11 @@ def build_parts(
         _require_seeds(now)
         if initial_for is not None:
             started_from = load_initial(config, built, list(initial_for))
-        task = build_task(now, built, num_classes, layout)
+        weights = None if images is None else class_weights(config, images)
+        task = build_task(now, built, num_classes, layout, class_weights=weights)
         if images is not None:
-            task.order(images, config.global_batch, config.seed, config.augment.repeats)
-        build_step(now, built, task, layout, alone, size)
+            task.order(images, config.global_batch, config.seed, config.augment.repeats, config.data.sampling)
+        build_step(now, built, task, layout, alone, size, plan.frozen)
     return started_from
 
 

@@ -133,6 +133,7 @@ def require_same_order(path: Path, state: dict[str, Any], config: dict[str, Any]
             "seed": source["seed"],
             "train.global_batch": source["train"]["global_batch"],
             "augment.repeats": source["augment"]["repeats"],
+            "data.sampling": source["data"]["sampling"],
             "detection.same_size": source["detection"]["same_size"],
             "detection.padding": source["detection"]["padding"],
             "training images": listed,

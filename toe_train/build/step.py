@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from toe_train import data
+from toe_train.build.frozen import freeze_body
 from toe_train.build.inputs import batch_layout, build_finish, example_batch, largest_size
 from toe_train.build.model import BuiltModel, build_model
 from toe_train.build.task import build_task
@@ -47,25 +48,39 @@ def build_step(
     layout: data.BatchLayout,
     processes: Processes,
     image_size: Size | None = None,
+    frozen: bool = False,
 ) -> TrainStep:
-    """The step of one process; `built.model` is where it trains already, and made for `image_size` as there."""
+    """The step of one process; `built.model` is where it trains already, and made for `image_size` as there.
+
+    frozen: the head alone trains. The optimiser knows all parameters, as it does afterwards.
+
+    Raises:
+        UserError: the optimiser does not go with the model, or it has no head that could train alone.
+    """
     model, device, section = built.model, processes.device, config.train
+    optimizer = build_optimizer(config, model)
+    still = freeze_body(model, config.model.name) if frozen else []
     return TrainStep(
         processes=processes,
         model=model,
         sides=sides_of(image_size or config.model.image_size),
         task=task,
         method=built.method,
-        optimizer=build_optimizer(config, model),
+        optimizer=optimizer,
         scaler=scaler_on(device, section.precision),
         autocast=autocast_on(device, section.precision),
         clip_grad=config.optim.clip_grad,
-        ema=ModelEmaV3(model, decay=section.ema_decay) if section.ema_decay is not None else None,
+        ema=_average(section.ema_decay, section.ema_warmup, model),
         layout=layout,
-        draws=ForwardDraws(config.seed, layout, processes.rank, built.drop_path, built.method, device),
+        draws=ForwardDraws(config.seed, layout, processes.rank, built.draws, built.method, device),
         # Enough rows to remember where a row of bad steps began when the processes look.
         guard=StepGuard(model, layout.accumulation, section.max_skipped_steps + MOST_STEPS + 2, device),
+        still=still,
     )
+
+
+def _average(decay: float | None, warmup: bool, model: nn.Module) -> ModelEmaV3 | None:
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=warmup)
 
 
 def choose_convolutions(model: nn.Module) -> None:
@@ -168,7 +183,7 @@ def fit_to_memory(
         stages = {epoch.stage for epoch in plan_epochs(config) if epoch.image_size == plan.image_size}
         built.method.stage = max(stages, key=lambda stage: built.method.tokens_kept(built.num_tokens, stage))
         task = build_task(config, built, num_classes, tried)
-        step = build_step(config, built, task, tried, alone, plan.image_size)
+        step = build_step(config, built, task, tried, alone, plan.image_size, plan.frozen)
         clock = EpochClock(processes.device)
         loaded = [example_batch(config, task, now, largest_size(config, plan.loaded_size))] * 2 * accumulation
         batches = iter(DeviceBatches(loaded, processes.device, build_finish(config, plan.image_size)))

@@ -28,10 +28,12 @@ def build_task(
     num_classes: int,
     layout: data.BatchLayout,
     average: Callable[[Tensor], Tensor] = lambda values: values,
+    class_weights: Tensor | None = None,
 ) -> Task:
     """What the run learns, with its model and its split of the batch.
 
     average: gives the mean of a tensor over the processes that train together; by default this one trains alone.
+    class_weights: see `classes.class_weights`.
 
     Raises:
         UserError: token labels for a model without an output for each patch, or such a model without token labels.
@@ -61,7 +63,9 @@ def build_task(
             config.seed,
             layout,
         )
-        return Classification(mixing)
+        if class_weights is not None:
+            class_weights = class_weights.to(next(built.model.parameters()).device)
+        return Classification(mixing, class_weights)
     if not built.is_dense:
         raise UserError(
             f"model.name = {name}: has no output for each patch, which token_labels train; use lvvit_t, lvvit_s or "

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from toe_train import data
+from toe_train.build.classes import class_notes, class_weights
 from toe_train.build.inputs import Images, batch_layout, build_inputs, build_skipped, loads_pairs
 from toe_train.build.model import BuiltModel, build_model, load_initial
 from toe_train.build.pictures import build_pictures
@@ -86,10 +87,12 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     def average(values: Tensor) -> Tensor:
         return processes.sum(values) / processes.world_size
 
-    task = build_task(now, built, len(train_images.classes), layout, average)
-    order = task.order(train_images, layout.global_batch, config.seed, config.augment.repeats)
+    weights = class_weights(config, train_images)
+    task = build_task(now, built, len(train_images.classes), layout, average, weights)
+    order = task.order(train_images, layout.global_batch, config.seed, config.augment.repeats, config.data.sampling)
     built.method.join(average, config.epochs * order.steps_per_epoch)
-    step = build_step(now, built, task, layout, processes, plan.image_size)
+    step = build_step(now, built, task, layout, processes, plan.image_size, plan.frozen)
+    step.steps_per_epoch = order.steps_per_epoch if config.train.ema_warmup else None
     stages = {other.stage: None for other in plans[plan.epoch :] if other.curriculum == plan.curriculum}
     step.compile = build_compile(now, step, plan.loaded_size, list(stages))
     skipped = build_skipped(config, run.folder.skipped, processes.rank)
@@ -124,9 +127,20 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
-    noted = built.method.note and f"note: {built.method.note}"
-    trainer.log = _log(run, found, progress, task, [text for text in (started_from, noted) if text])
+    notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
+    trainer.log = _log(run, found, progress, task, notes)
     return trainer
+
+
+def _begin_notes(config: RunConfig, plan: EpochPlan, built: BuiltModel, started_from: str | None) -> list[str]:
+    """What a trainer says of its model: where its weights are from, what its method does to figures, what is frozen."""
+    notes = [started_from] if started_from else []
+    if built.method.note:
+        notes.append(f"note: {built.method.note}")
+    if plan.frozen:
+        head = ", ".join(name for name, parameter in built.model.named_parameters() if parameter.requires_grad)
+        notes.append(f"epochs 1 to {config.model.frozen_epochs} train the head alone: {head}")
+    return notes
 
 
 def _cadence(

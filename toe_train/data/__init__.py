@@ -47,10 +47,12 @@ from toe_train.data.labels.files import (
 )
 from toe_train.data.labels.record import LabelRecord
 from toe_train.data.loaders import CleanErrors, eval_loader, in_order, train_loader
+from toe_train.data.order.balanced import BalancedOrder
 from toe_train.data.order.positions import (
     BatchLayout,
     GlobalOrder,
     SampleKey,
+    Sampling,
     Segment,
     TrainBatchSampler,
     evaluation_indices,
@@ -97,6 +99,7 @@ __all__ = [
     "SPLITS",
     "SPLIT_LIST",
     "ArrayImages",
+    "BalancedOrder",
     "BatchLayout",
     "BoxAugmentation",
     "BoxEvalSet",
@@ -127,6 +130,7 @@ __all__ = [
     "Packing",
     "Pixels",
     "SampleKey",
+    "Sampling",
     "SceneTransform",
     "Seen",
     "Segment",

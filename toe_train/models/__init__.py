@@ -11,7 +11,8 @@ from torch import nn
 from toe_train.errors import UserError
 from toe_train.models import huggingface
 from toe_train.models.blocks import PlainAttention, PlainPerceptron, blocks_of, why_not_plain
-from toe_train.models.drop_path import DropPathDraws, give_drop_path, switch_off
+from toe_train.models.drop_path import GivenDraws, give_drop_path, switch_off
+from toe_train.models.dropout import give_dropout
 from toe_train.models.huggingface import TransformersClassifier
 from toe_train.models.lvvit import LvVit
 from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
@@ -21,7 +22,7 @@ from toe_train.models.yolos import Yolos
 
 __all__ = [
     "PREFIX",
-    "DropPathDraws",
+    "GivenDraws",
     "LvVit",
     "PlainAttention",
     "PlainPerceptron",
@@ -33,6 +34,7 @@ __all__ = [
     "create_model",
     "draw_box",
     "give_drop_path",
+    "give_dropout",
     "no_mix",
     "resize_positions",
     "swap_in_boxes",

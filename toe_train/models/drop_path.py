@@ -10,20 +10,27 @@ Shapes: L drop-path layers, B samples in the micro-batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 
-class DropPathDraws:
-    """The uniform draws of one micro-batch, handed to all layers of a model.
+class Drawing(Protocol):
+    """A layer whose draws are given: (B,) numbers in [0, 1), or None for the device's global generator."""
+
+    uniform: Tensor | None
+
+
+class GivenDraws:
+    """The uniform draws of one micro-batch, handed to all layers of a kind in a model.
 
     Attributes:
         layers: those that draw, in order; their number is L.
     """
 
     def __init__(self) -> None:
-        self.layers: list[GivenDropPath] = []
+        self.layers: list[Drawing] = []
 
     @property
     def count(self) -> int:
@@ -80,13 +87,13 @@ def switch_off(block: nn.Module) -> None:
             layer.scale.fill_(1.0)
 
 
-def give_drop_path(model: nn.Module) -> DropPathDraws:
+def give_drop_path(model: nn.Module) -> GivenDraws:
     """Replaces every active `DropPath` of timm or transformers in `model`, in module order.
 
     Returns:
         The draws that they will read.
     """
-    draws = DropPathDraws()
+    draws = GivenDraws()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # transformers has a class of its own for each model, all of which scale what they keep.

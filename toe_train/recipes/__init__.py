@@ -10,7 +10,7 @@ from toe_train.recipes.oddities import notes, refusals
 from toe_train.recipes.of_images import of_images
 from toe_train.recipes.plan import EpochPlan, Stretch, config_at, curriculum_stages, plan_epochs, stretches
 from toe_train.recipes.schema import RunConfig, dotted_key
-from toe_train.recipes.sections import ExpansionConfig, MethodSection
+from toe_train.recipes.sections import ExpansionConfig, MethodSection, ModelConfig
 
 __all__ = [
     "HF",
@@ -21,6 +21,7 @@ __all__ = [
     "EpochPlan",
     "ExpansionConfig",
     "MethodSection",
+    "ModelConfig",
     "RunConfig",
     "Size",
     "Stretch",

@@ -63,6 +63,7 @@ class CurriculumStage:
         micro_batch: images per process and forward pass, at most.
         mix_group: images that share one mixing ratio and pair up.
         segment: what the method builds a trainer for, see `MethodSection.segment`.
+        frozen: whether the head alone trains.
     """
 
     image_size: Size
@@ -71,6 +72,7 @@ class CurriculumStage:
     micro_batch: int
     mix_group: int
     segment: int = 0
+    frozen: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,36 @@ The defaults are YOLOS-S's (hustvl/YOLOS at 5717fc2, datasets/coco.py, main.py).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo, field_validator
 
 from toe_train.recipes.fields import PositiveInteger, Probability, Section
+
+BALANCED: Literal["balanced"] = "balanced"
+
+
+def _class_weights(value: Any) -> Literal["balanced"] | tuple[float, ...] | None:
+    if value is None:
+        return None
+    if value == BALANCED:
+        return BALANCED
+    if not isinstance(value, (list, tuple)) or not all(_is_weight(one) for one in value) or not any(value):
+        raise ValueError(
+            "must be balanced, null, or a list with a number from 0 up for each class, not all 0, such as [1, 2.5]"
+        )
+    return tuple(map(float, value))
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+ClassWeights = Annotated[
+    Literal["balanced"] | tuple[float, ...] | None,
+    PlainValidator(_class_weights),
+    PlainSerializer(lambda value: list(value) if isinstance(value, tuple) else value),
+]
 
 TaskKind = Literal["classification", "token_labelling", "detection"]
 
@@ -20,6 +45,9 @@ class TaskConfig(Section):
     # A class for each image; one for each of its parts too (LV-ViT), which token_labels asks for by itself; or objects
     # and their boxes (YOLOS).
     kind: TaskKind = "classification"
+    # What each class's term of the loss is multiplied by: a list in the order of the classes, or balanced, by the
+    # training images that they have; see `build.classes`.
+    class_weights: ClassWeights = None
 
 
 class DetectionConfig(Section):

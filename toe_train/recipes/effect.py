@@ -78,6 +78,16 @@ RULES = (
         "token labels ask for the task token_labelling; set token_labels=null",
     ),
     Rule(
+        ("task.class_weights",),
+        lambda run: run.task.class_weights is not None and run.task_kind != "classification",
+        "it is of task.kind=classification; set it to null",
+    ),
+    Rule(
+        ("data.sampling",),
+        lambda run: run.data.sampling == "balanced" and run.task_kind == "detection",
+        "an image with boxes has no one class; set data.sampling=shuffled",
+    ),
+    Rule(
         ("detection.head_bias_decay",),
         lambda run: run.optim.layer_decay is not None,
         "layers have groups of their own with optim.layer_decay; set optim.layer_decay=null",
@@ -172,6 +182,11 @@ RULES = (
     ),
     Rule(("optim.momentum",), lambda run: run.optim.name == "adamw", "it is of sgd and muon; set optim.name=sgd"),
     Rule(("optim.betas", "optim.eps"), lambda run: run.optim.name == "sgd", "it is of adamw; set optim.name=adamw"),
+    Rule(
+        ("train.ema_warmup",),
+        lambda run: run.train.ema_warmup and run.train.ema_decay is None,
+        "no weights are averaged with train.ema_decay=null; set it, such as 0.9999",
+    ),
     Rule(
         ("schedule.stepping",),
         lambda run: run.schedule.unit == "step",

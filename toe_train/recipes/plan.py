@@ -59,6 +59,11 @@ class EpochPlan:
         """What the method builds a trainer for."""
         return self.curriculum.segment
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone trains."""
+        return self.curriculum.frozen
+
 
 @dataclass(frozen=True)
 class Stretch:
@@ -91,7 +96,8 @@ def plan_epochs(config: RunConfig) -> tuple[EpochPlan, ...]:
     for epoch in range(config.epochs):
         row = rows[bisect_right(starts, epoch) - 1]
         clock = replace(row.clock, done=row.clock.done + epoch - row.epoch)
-        curriculum = replace(row.curriculum, segment=method.segment(epoch))
+        frozen = epoch < config.model.frozen_epochs
+        curriculum = replace(row.curriculum, segment=method.segment(epoch), frozen=frozen)
         plans.append(EpochPlan(epoch, method.stage(epoch), clock, curriculum))
     return tuple(plans)
 
@@ -121,7 +127,8 @@ def _rows(config: RunConfig) -> list[EpochPlan]:
 def curriculum_stages(plans: Sequence[EpochPlan]) -> list[EpochPlan]:
     """The first epoch of each stage of the curriculum that the run reaches; epoch 0 where there is none.
 
-    A segment of the method counts as a stage too, since it has a trainer of its own.
+    A segment of the method counts as a stage too, and so do epochs that train the head alone, since they have a trainer
+    of their own.
     """
     return [next(alike) for _, alike in groupby(plans, key=lambda plan: plan.curriculum)]
 

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from toe_train.recipes.curriculum import CurriculumConfig, equal_compute_stages
+from toe_train.recipes.data import DataConfig
 from toe_train.recipes.detection import DetectionConfig, TaskConfig, TaskKind
 from toe_train.recipes.fields import HF, INCIDENTAL, Integer, Section
+from toe_train.recipes.finetuning_rules import FINETUNING_CHECKS
 from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod
 from toe_train.recipes.sections import (
     AugmentConfig,
     CheckpointConfig,
-    DataConfig,
     EvaluateConfig,
     ExpansionConfig,
     MethodSection,
@@ -241,6 +242,7 @@ CROSS_CHECKS = (
     _architecture_is_of_transformers,
     _a_list_is_named,
     *TASK_CHECKS,
+    *FINETUNING_CHECKS,
     _one_method,
     _there_are_averages_to_copy,
     _best_metric_is_measured,

@@ -18,7 +18,6 @@ from toe_train.recipes.fields import (
     PATH,
     BelowOne,
     Folder,
-    Forms,
     GlobalBatch,
     ImageSize,
     Integer,
@@ -26,7 +25,6 @@ from toe_train.recipes.fields import (
     ModelName,
     NonNegative,
     Number,
-    PathBelow,
     Positive,
     PositiveInteger,
     Probability,
@@ -41,12 +39,15 @@ class ModelConfig(Section):
 
     name: ModelName = "deit_tiny_patch16_224"  # or hf: and a folder or name of transformers
     drop_path: BelowOne = 0.1  # the last block's rate; linear from 0 over the blocks
+    # Dropout at positions and after every linear layer but qkv (ViT, arXiv 2010.11929): timm's pos_ and proj_drop_rate.
+    dropout: BelowOne = 0.0
     image_size: ImageSize = 224  # for detection [height, width], of what plans and benchmarks count with
     # Fine-tuning: a run folder, checkpoint or file of weights, or timm for its pre-trained ones, or timm_or_new, which
     # takes new ones where timm's are not at hand; null for new weights, and for those of an hf: model's own folder, of
     # which `new` takes none.
     initial_weights: Annotated[Weights | None, PATH] = None
     initial_averaged: bool = False  # the averaged weights of the file
+    frozen_epochs: Annotated[Integer, Field(ge=0)] = 0  # first ones, in which the head alone trains
     # Passed to the model's constructor as they are, e.g. {patch_size: 4, depth: 6}.
     kwargs: dict[str, Any] = Field(default_factory=dict)
     # Of an hf: model: its config.json, which the run writes down, so that a checkpoint is whole without the folder.
@@ -64,6 +65,8 @@ class ModelConfig(Section):
             "num_classes": "the data set gives it",
             "in_chans": "images are read as RGB",
             "drop_path_rate": "use model.drop_path",
+            "pos_drop_rate": "use model.dropout",
+            "proj_drop_rate": "use model.dropout",
             "img_size": "use model.image_size",
             "pretrained": "use model.initial_weights",
             "pretrained_cfg": "use model.initial_weights",
@@ -133,44 +136,6 @@ class ExpansionConfig(MethodSection):
     def is_dense(self, stage: int) -> bool:
         """Whether a stage keeps every token."""
         return self.schedule().is_dense(stage)
-
-
-class DataConfig(Section):
-    """Where the images are."""
-
-    # A folder's images are the same ones in archives and by a list: a run may go on from one form to another.
-    kind: Annotated[
-        Literal["image_folder", "tar", "list", "coco", "cifar10", "cifar100", "digits"],
-        Forms(("image_folder", "tar", "list")),
-    ] = "image_folder"
-    # Holds train/<class>/* and val/<class>/* for an image folder, train.tar and val.tar for archives; unused by digits.
-    root: Annotated[Folder, INCIDENTAL] = "/data/imagenet"
-    # Files of lines path,label of a list's images, and of images in archives that lie in no class folders.
-    train_list: Annotated[Folder | None, INCIDENTAL] = None
-    val_list: Annotated[Folder | None, INCIDENTAL] = None
-    label_key: Annotated[str, INCIDENTAL] = "label"  # of the label in a shard's .json files
-    relist: Annotated[bool, INCIDENTAL] = False  # look through folders and archives, whatever is remembered of them
-    # Of coco, below root or absolute.
-    train_folder: Annotated[PathBelow, INCIDENTAL] = "train2017"
-    val_folder: Annotated[PathBelow, INCIDENTAL] = "val2017"
-    train_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_train2017.json"
-    val_annotations: Annotated[PathBelow, INCIDENTAL] = "annotations/instances_val2017.json"
-    workers: Annotated[Integer, Field(ge=0, le=512), INCIDENTAL] = 8  # loader processes per training process
-    download: Annotated[bool, INCIDENTAL] = False  # CIFAR only
-    # Images of each split that are decoded before a run starts.
-    check_sample: Annotated[Integer, Field(ge=0), INCIDENTAL] = 256
-    # Of an image folder: images are taken as they are stored (DeiT), or turned as their EXIF blocks say.
-    exif_orientation: Literal["ignore", "apply"] = "ignore"
-    # An unreadable image ends the run, or is passed over (listed in the run folder, another in its place).
-    on_error: Annotated[Literal["fail", "skip"], INCIDENTAL] = "fail"
-    max_skipped: Annotated[Integer, Field(ge=0), INCIDENTAL] = (
-        100  # different images that on_error: skip passes over, at most
-    )
-
-    @property
-    def of_files(self) -> bool:
-        """Whether the images are files, in whatever form, and not arrays."""
-        return self.kind in ("image_folder", "tar", "list")
 
 
 class AugmentConfig(Section):
@@ -273,6 +238,7 @@ class TrainConfig(Section):
     max_micro_batch: PositiveInteger = 256  # images per process and forward pass, at most
     precision: Literal["fp16", "bf16", "fp32"] = "fp16"  # fp16 needs a GPU; a CPU then runs float32 and says so
     ema_decay: Annotated[Number, Field(gt=0, lt=1)] | None = 0.99996
+    ema_warmup: bool = False  # the decay rises to ema_decay over the first steps (timm's ModelEmaV3 with use_warmup)
     compile: Annotated[bool | None, INCIDENTAL] = None  # torch.compile of the training step; null: on a GPU
     log_every: Annotated[PositiveInteger, INCIDENTAL] = 50  # steps between lines of the run log
     # A step whose gradients are not finite is left out; after more than so many in a row the run goes back to its last

@@ -59,8 +59,11 @@ class BoxDetection(Task):
         self._terms: tuple[Tensor, ...] = ()
         self._scored: data.CocoImages | None = None
 
-    def order(self, images: Any, global_batch: int, seed: int, repeats: int) -> data.GlobalOrder:
-        """Groups of images of like shape in a row."""
+    def order(
+        self, images: Any, global_batch: int, seed: int, repeats: int, sampling: data.Sampling = "shuffled"
+    ) -> data.GlobalOrder:
+        """Groups of images of like shape in a row, which have no class to be balanced by."""
+        assert sampling == "shuffled", sampling
         return data.ShapedOrder(len(images), global_batch, seed, repeats, shapes=images.sizes, group=self._group)
 
     def train_set(self, images: Any, transform: Any, seed: int, skipped: data.SkippedImages | None) -> data.TrainSet:

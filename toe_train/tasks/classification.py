@@ -85,7 +85,11 @@ class BatchMixing:
 
 
 class Classification(Task):
-    """Which class an image is of (DeiT): cross-entropy of mixed images against their soft targets."""
+    """Which class an image is of (DeiT): cross-entropy of mixed images against their soft targets.
+
+    mixing: see `BatchMixing`. class_weights: (K,) float32 on the device, what each class's term of the training loss is
+    multiplied by; None for 1. Evaluation counts every class as it is.
+    """
 
     scores = ("top1", "top5", "loss", "images")
     headline = "top1"
@@ -96,9 +100,10 @@ class Classification(Task):
         ("EMA top-1", "ema_top1"),
     )
 
-    def __init__(self, mixing: Callable[..., tuple[Tensor, Any]]) -> None:
+    def __init__(self, mixing: Callable[..., tuple[Tensor, Any]], class_weights: Tensor | None = None) -> None:
         self._mixing = mixing
         self._cross_entropy = SoftTargetCrossEntropy()
+        self._class_weights = class_weights
 
     def example_targets(self, batch: int) -> Any:
         """Labels (batch,) int64."""
@@ -109,7 +114,13 @@ class Classification(Task):
         return self._mixing(images, targets, epoch, step, rank, micro)
 
     def loss(self, output: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (b, K) against soft targets (b, K) (DeiT main.py with mixup)."""
+        """Mean cross-entropy of logits (b, K) against soft targets (b, K) (DeiT main.py with mixup).
+
+        With weights w of the classes it is that of -sum_c w_c t_c log p_c, over the images and not over their weights
+        (torch's rule for targets that are distributions): so the split of a batch changes nothing.
+        """
+        if self._class_weights is not None:
+            targets = targets * self._class_weights
         return self._cross_entropy(output.float(), targets)
 
     def score(

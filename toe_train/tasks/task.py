@@ -31,8 +31,12 @@ class Task(ABC):
     shown: tuple[tuple[str, str], ...]
     loss_terms: tuple[str, ...] = ()
 
-    def order(self, images: data.ImageSource, global_batch: int, seed: int, repeats: int) -> data.GlobalOrder:
-        """The order of the training images in each epoch."""
+    def order(
+        self, images: Any, global_batch: int, seed: int, repeats: int, sampling: data.Sampling = "shuffled"
+    ) -> data.GlobalOrder:
+        """The order of the training images in each epoch; balanced ones have a class each."""
+        if sampling == "balanced":
+            return data.BalancedOrder(len(images), global_batch, seed, repeats, labels=images.labels())
         return data.GlobalOrder(len(images), global_batch, seed, repeats)
 
     def train_set(

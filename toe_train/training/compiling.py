@@ -75,7 +75,7 @@ def _left_as_it_was(step: TrainStep) -> Iterator[None]:
     """Puts back what forward and backward passes in training mode change."""
     model, stage = step.model, step.method.stage
     was_training, buffers = model.training, [buffer.clone() for buffer in model.buffers()]
-    model.train()
+    step.train()
     try:
         yield
     finally:

@@ -1,20 +1,22 @@
 """Random numbers of the forward pass as a function of a sample's place in the run.
 
-Shapes: G images of a global batch, b of a micro-batch, L drop-path layers.
+Shapes: G images of a global batch, b of a micro-batch, L layers of a kind that draw.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from toe_train.data import BatchLayout, generator
 from toe_train.methods.method import Method
-from toe_train.models import DropPathDraws
+from toe_train.models import GivenDraws
 
 
 class ForwardDraws:
-    """Hands the draws of each micro-batch to the drop-path layers and to the method.
+    """Hands the draws of each micro-batch to the layers that draw, by kind (`drop_path`, `dropout`), and to the method.
 
     They are drawn for the whole global batch from (seed, purpose, epoch, step) and cut to the micro-batch's rows, so
     that the number of processes and of micro-batches changes nothing.
@@ -25,14 +27,14 @@ class ForwardDraws:
         seed: int,
         layout: BatchLayout,
         rank: int,
-        drop_path: DropPathDraws,
+        layers: Mapping[str, GivenDraws],
         method: Method,
         device: torch.device,
     ) -> None:
         self.seed = seed
         self.global_batch = layout.global_batch
         self.rows = [layout.rows(rank, micro) for micro in range(layout.accumulation)]
-        self.drop_path = drop_path
+        self.layers = layers
         self.method = method
         self.device = device
 
@@ -47,6 +49,7 @@ class ForwardDraws:
                 drawn = drawn.pin_memory()
             return drawn.to(self.device, non_blocking=True)
 
-        if self.drop_path.count:
-            self.drop_path.give(uniform("drop_path", self.drop_path.count).T.contiguous())  # (L, b)
+        for purpose, layers in self.layers.items():
+            if layers.count:
+                layers.give(uniform(purpose, layers.count).T.contiguous())  # (L, b)
         self.method.draw(uniform)

@@ -147,7 +147,7 @@ class Trainer:
         kept = self._work(plan)
         self.log.epoch_begins(plan.epoch, plan.stage, f"{kept}/{self.inputs.num_tokens}", steps)
         reset_peak_memory(self.processes.device)
-        self.model.train()
+        self.step.train()
         self.step.guard.begin_epoch(here.skipped)
         self.polling.restart()
 

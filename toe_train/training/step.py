@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class TrainStep:
     layout: BatchLayout
     draws: ForwardDraws
     guard: StepGuard
+    still: Sequence[nn.Module] = ()  # parts of the model that stay in eval mode
+    steps_per_epoch: int | None = None  # where the averaged model's decay goes by the number of the step
     compile: Callable[[], str | None] | None = None  # compiles `trained`, or says why it cannot be; None: it is not to
     trained: nn.Module = field(init=False)  # the model as it is stepped: compiled, gradients averaged over processes
 
@@ -92,6 +94,16 @@ class TrainStep:
         counts = map(number, self.shapes)
         return [(count, self.method.tokens_kept(count, stage)) for count in counts]
 
+    def _number(self, epoch: int, step: int) -> int | None:
+        """The number of a step in the run, from 1, as timm counts updates; None where no decay depends on it."""
+        return None if self.steps_per_epoch is None else epoch * self.steps_per_epoch + step + 1
+
+    def train(self) -> None:
+        """Puts the model into training mode, but for what stays as it is."""
+        self.model.train()
+        for part in self.still:
+            part.eval()
+
     def join(self) -> None:
         """Lets the processes average their gradients from now on."""
         self.trained = self.processes.wrap(self.trained, self.sides)
@@ -130,7 +142,7 @@ class TrainStep:
             self.scaler.update()
             self.method.after_step(~bad)
             if self.ema is not None:
-                self.ema.update(self.model)
+                self.ema.update(self.model, self._number(epoch, step))
             self.method.after_average(~bad)
             self.optimizer.zero_grad(set_to_none=True)
         return told

@@ -10,7 +10,7 @@ what.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch.utils.data import Sampler
 
 from toe_train.data.order.randomness import generator
 from toe_train.errors import UserError
+
+Sampling = Literal["shuffled", "balanced"]  # each image equally often, or each class
 
 
 class SampleKey(NamedTuple):

@@ -36,6 +36,10 @@ class ArrayImages:
     def require_here(self) -> None:
         """They are in memory."""
 
+    def labels(self) -> np.ndarray:
+        """Return the label of each image, (n,) int64."""
+        return np.array(self._labels, np.int64)
+
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
         return [int(count) for count in np.bincount(self._labels, minlength=len(self.classes))]

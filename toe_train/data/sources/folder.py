@@ -77,6 +77,10 @@ class IndexedImages:
         """Return the SHA-256 of the relative paths and labels; what is in the files does not count."""
         return self._digest
 
+    def labels(self) -> np.ndarray:
+        """Return the label of each image, (n,) int32."""
+        return self._labels
+
     def counts(self) -> list[int]:
         """Return the number of images of each class."""
         return [int(count) for count in np.bincount(self._labels, minlength=len(self.classes))]
