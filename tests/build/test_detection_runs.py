@@ -260,8 +260,13 @@ def test_the_plan_counts_with_the_mean_image(configs):
     ("given", "said"),
     [
         ("short_sides=[16, 96]", "detection.short_sides: .* 16 x 16 .*no seed among 1 patch tokens.*larger image"),
-        ("longest_side=16", "detection.longest_side: .* 16 x 16 .*no seed among 1 patch tokens"),
-        ("short_sides=[32, 96]", None),  # 4 patches, one seed
+        ("longest_side=16", "detection.short_sides: .* 16 x 16 .*no seed among 1 patch tokens"),
+        (
+            "longest_side=95",
+            "detection.longest_side: a very long image .* 16 x 63 pixels .*no seed among 3 patch tokens",
+        ),
+        ("longest_side=96", None),  # 4 patches, one seed
+        ("short_sides=[32, 96]", None),
     ],
 )
 def test_images_too_small_for_the_schedule_are_refused_before_the_run(yolos, given, said):

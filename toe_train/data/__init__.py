@@ -53,6 +53,7 @@ from toe_train.data.order.positions import (
     Segment,
     TrainBatchSampler,
     evaluation_indices,
+    smallest_micro_batch,
     split_batch,
 )
 from toe_train.data.order.randomness import derive_seed, generator, seeded
@@ -179,6 +180,7 @@ __all__ = [
     "seeded",
     "shorten",
     "single_class",
+    "smallest_micro_batch",
     "split_batch",
     "split_images",
     "train_loader",
