@@ -5,6 +5,7 @@ tables.py           the plan of a run, and its summary
 paper.py            what the paper printed
 runs.py             run folders, read and put together by seed
 report.py           runs as the paper's tables, with curves
+box_scores.py       ... and what else detection runs score
 view.py             pictures of what Token Expansion keeps and merges, and of where its tokens lie
 benchmark.py        bench: the base of its results
 step_speed.py       bench: the training step

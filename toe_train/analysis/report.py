@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from toe_train.analysis.box_scores import box_scores
 from toe_train.analysis.paper import PaperRow
 from toe_train.analysis.runs import Row, Run, read_rows, stage_of
 from toe_train.analysis.tables import size_text, table
@@ -32,6 +33,7 @@ class Report:
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
         heads = [head.format(score=self._score_words()) for head in RESULT_HEADS]
         found: list[Table] = [("", heads[:shown], [self._result(row)[:shown] for row in self.rows])]
+        found += box_scores(self.rows)
         staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]
         if staged:
             left_out = {
