@@ -10,7 +10,7 @@ import torch
 from golden_figures import figures
 from support import KILLED, losses, train, trainer_of
 
-from toe_train.build.inputs import batch_layout, build_train_transform
+from toe_train.build.inputs import batch_layout, build_train_transform, largest_size
 from toe_train.build.model import build_model
 from toe_train.build.preflight import build_parts
 from toe_train.build.step import build_optimizer, build_schedule
@@ -309,6 +309,21 @@ def test_the_plan_counts_with_the_mean_image(configs):
         drawn = [transform.draw([size]).size for size in sizes]
         mean = sum(width * height // 256 for width, height in drawn) / len(drawn)
         assert mean == pytest.approx(patches, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("given", "micro_batch", "size"),
+    [
+        ([], 1, (800, 1328)),
+        (["detection.padding=true"], 1, (800, 1328)),
+        (["detection.padding=true"], 2, (1328, 1328)),  # an upright and a lying image
+        (["detection.longest_side=600"], 1, (592, 592)),
+        (["detection.longest_side=null"], 1, (800, 1600)),
+    ],
+)
+def test_memory_is_tried_with_the_largest_images(configs, given, micro_batch, size):
+    config = load_config(configs / "yolos_small.yaml", given)
+    assert largest_size(config, config.model.image_size, micro_batch) == size
 
 
 @pytest.mark.parametrize(
