@@ -3,6 +3,7 @@
 import json
 
 from toe_train.analysis.box_scores import box_scores
+from toe_train.analysis.report import read_report
 from toe_train.analysis.runs import read_rows
 from toe_train.recipes import dump_config, load_config
 
@@ -26,3 +27,12 @@ def test_last_scores_of_detection_runs_over_seeds(configs, tmp_path):
     assert (title, len(heads)) == ("Boxes", 6)
     assert lines == [("plain", "41.00 ± 1.41", "-", "0.500 ± 0.000", "0.1050 ± 0.0071", "-")]
     assert box_scores(read_rows([tmp_path / "other-s0"])) == []
+
+
+def test_the_page_holds_what_the_results_give(configs):
+    """What the command that stands there puts in."""
+    root = configs.parent
+    folders = sorted((root / "results/proxy_cpu").glob("proxy_yolos*-s*"))
+    assert len(folders) == 6
+    text = read_report(folders, "Detection on a CPU").markdown()
+    assert text.partition("\n")[2].strip() in (root / "docs/detection.md").read_text()
