@@ -2,7 +2,7 @@
 #
 #   --proxy        the small stand-in on CIFAR-10 (configs/proxy*.yaml) in place of ImageNet
 #   --cpu          of the proxy, a model and a schedule that a CPU does in minutes a run
-#   --smoke        of the proxy, runs of seconds on scikit-learn's digits (tableB1 on shapes): whether all of it works
+#   --smoke        of the proxy, runs of seconds on scikit-learn's digits (tableB1 on shapes, as with --cpu): whether all of it works
 #   --seeds N      runs of each row, with seeds 0 ... N-1 (default: 1); A-B for seeds A ... B
 #   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
 #                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
@@ -174,57 +174,31 @@ scale_down() {
     esac
 }
 
-# scale_yolos CONFIG: as scale_down, of a detection proxy. --smoke draws its images by code.
+# scale_yolos CONFIG: as scale_down, of a detection proxy, on shapes drawn by code.
 scale_yolos() {
-    local stages="[1, 10, 20]" width=96 depth=4 sides="[128, 144, 160]" size="[144, 192]" batch=8
-    local longest=266 from="[128, 144, 160]" cut="[96, 160]" short=160
+    local stages="[1, 10, 20]" width=96 heads=3 depth=4 batch=16 queries=4
     if [ "$scale" = cpu ]; then
-        given+=(epochs=30)
+        shapes 768 256
+        given+=(epochs=30 evaluate.every_epochs=5)
+        # Pixels as small as positions are in the beginning (.02), so that these count from the first step.
+        given+=("augment.mean=[0.16, 0.16, 0.16]" "augment.std=[4, 4, 4]")
+        given+=(optim.lr=1e-3 "detection.short_sides=[80]" detection.crop_prob=0)
     else
-        stages="[1, 2, 3]" width=32 depth=3 sides="[64, 80]" size="[64, 80]" batch=4
-        longest=133 from="[64, 80]" cut="[48, 80]" short=80
-        shapes
-        given+=(epochs=4 evaluate.every_epochs=1 data.root="$output/shapes")
+        stages="[1, 2, 3]" width=32 heads=2 depth=3 batch=4
+        shapes 16 8
+        given+=(epochs=4 evaluate.every_epochs=1 "detection.short_sides=[64, 80]")
+        given+=("detection.crop_from=[64, 80]" "detection.crop_sides=[48, 80]")
     fi
-    given+=(data.workers=0 "train.global_batch=$batch" "model.image_size=$size" "detection.short_sides=$sides")
-    given+=("detection.longest_side=$longest" "detection.crop_from=$from" "detection.crop_sides=$cut")
-    given+=("detection.eval_short_side=$short" "detection.eval_longest_side=$longest")
-    given+=("model.kwargs={embed_dim: $width, depth: $depth, num_heads: 2, num_det_tokens: 20, init_size: $size, mid_size: $size}")
+    given+=(data.workers=0 data.root="$output/shapes" "model.image_size=[80, 96]")
+    given+=(train.global_batch="$batch" train.max_micro_batch="$batch" detection.same_size="$batch")
+    given+=(detection.longest_side=133 detection.eval_short_side=80 detection.eval_longest_side=133)
+    given+=("model.kwargs={embed_dim: $width, depth: $depth, num_heads: $heads, num_det_tokens: $queries, init_size: [80, 96], mid_size: [80, 96]}")
     case $1 in *_toe_*) given+=("expansion.stage_epochs=$stages") ;; esac
 }
 
-# A few squares and discs on noise with their boxes, for --smoke.
+# shapes TRAIN VAL: so many images of shapes with their boxes, drawn once.
 shapes() {
-    [ -d "$output/shapes" ] || python - "$output/shapes" <<'END'
-import json, sys
-from pathlib import Path
-import numpy as np
-from PIL import Image, ImageDraw
-whole = Path(sys.argv[1])
-part = whole.with_name("shapes.part")
-(part / "annotations").mkdir(parents=True, exist_ok=True)
-for split, count in (("train", 16), ("val", 8)):
-    (part / split).mkdir(exist_ok=True)
-    images, objects = [], []
-    for number in range(count):
-        draw = np.random.default_rng([number, count])
-        width, height = ((96, 64), (64, 96))[number % 2]
-        image = Image.fromarray(draw.integers(0, 80, (height, width, 3), dtype=np.uint8))
-        for kind in range(1, 3):
-            side = int(draw.integers(16, 32))
-            left, top = (int(draw.integers(0, most - side)) for most in (width, height))
-            place = [left, top, left + side - 1, top + side - 1]
-            pen = ImageDraw.Draw(image)
-            (pen.rectangle if kind == 1 else pen.ellipse)(place, fill=(220, 60 * kind, 90))
-            objects.append({"id": len(objects) + 1, "image_id": number, "category_id": kind, "iscrowd": 0,
-                            "bbox": [left, top, side, side], "area": side * side})
-        image.save(part / split / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
-    kinds = [{"id": 1, "name": "square"}, {"id": 2, "name": "disc"}]
-    whole_file = {"images": images, "annotations": objects, "categories": kinds}
-    (part / f"annotations/instances_{split}.json").write_text(json.dumps(whole_file))
-part.rename(whole)
-END
+    [ -d "$output/shapes" ] || python scripts/draw_shapes.py "$output/shapes" "$1" "$2"
 }
 
 # token_labels: makes the proxy's label files, once, by one teacher of seed 0 for the runs of all seeds.

@@ -155,7 +155,8 @@ def desk(tmp_path: Path) -> Desk:
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Calls]]:
     """What each script calls, by scale and script."""
     desk = Desk(tmp_path_factory.mktemp("scripts") / "desk")
-    make_images(desk.root / "runs/proxy-smoke/digits")  # else they are made anew, which takes seconds
+    for made in ("proxy-smoke/digits", "proxy-smoke/shapes", "proxy-cpu/shapes"):
+        make_images(desk.root / "runs" / made)  # else they are made anew, which takes seconds
     return {
         scale: {script: desk.calls(script, *options, f"data.root={desk.images}") for script in RUNNING}
         for scale, options in SCALES.items()

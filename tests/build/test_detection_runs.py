@@ -10,7 +10,7 @@ import torch
 from golden_figures import figures
 from support import KILLED, losses, train, trainer_of
 
-from toe_train.build.inputs import batch_layout, build_train_transform
+from toe_train.build.inputs import batch_layout, build_train_transform, largest_size
 from toe_train.build.model import build_model
 from toe_train.build.preflight import build_parts
 from toe_train.build.step import build_optimizer, build_schedule
@@ -120,12 +120,15 @@ def test_an_evaluation_that_is_not_finite_names_the_images(yolos, tmp_path):
 class Oracle(torch.nn.Module):
     """Finds the objects of known images, but not quite, and a few that are not there."""
 
-    def __init__(self, samples, queries=8):
+    def __init__(self, samples, queries=8, classes=4):
         super().__init__()
         source = torch.Generator().manual_seed(0)
         self.known = {}
         for seen in samples:
-            logits, boxes = torch.randn(queries, 5, generator=source), torch.rand(queries, 4, generator=source) * 0.5
+            logits, boxes = (
+                torch.randn(queries, classes + 1, generator=source),
+                torch.rand(queries, 4, generator=source) * 0.5,
+            )
             for query, (label, box) in enumerate(zip(*seen.objects, strict=True)):
                 logits[query, label] += 3
                 boxes[query] = box + 0.02 * torch.randn(4, generator=source)
@@ -158,13 +161,65 @@ def test_scores_are_pycocotools_own(yolos, tmp_path):
     assert found["val_images"] == 4
 
 
+def of_sample(name, root):
+    """Overrides for a run of seconds an epoch on real images."""
+    batch = 32 if name == "bccd" else 4
+    return [*SAMPLE, f"data.root={root}", f"train.global_batch={batch}", OFTEN, "model.kwargs.num_det_tokens=20"]
+
+
+@pytest.mark.slow
+def test_scores_on_coco_are_pycocotools_own(yolos, larger_data, tmp_path):
+    """On COCO's file and ids, of what the released post-processing makes of each image."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    root = larger_data("coco_sample")
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    trainer = trainer_of(load_config(yolos, [*of_sample("coco_sample", root), "evaluate.batch=4"]), folder)
+    trainer.log.close()
+    batches = trainer.inputs.val
+    samples = batches.loader.dataset._samples
+    truth = COCO(root / SAMPLE[3].partition("=")[2])
+    named = list(truth.imgs.values())  # in the file's order, which is the data set's
+    model = Oracle([samples[index] for index in range(len(named))], queries=40, classes=91)
+    found = trainer.step.task.score({"val": model}, batches, trainer.processes, trainer.step.autocast)
+    rows = []
+    for index, image in enumerate(named):
+        logits, boxes = (part[0].double() for part in model(samples[index].image[None]))
+        scores, labels = logits.softmax(-1)[:, :-1].max(-1)
+        x, y, w, h = (boxes * torch.tensor([image["width"], image["height"]] * 2)).unbind(1)
+        columns = [torch.full_like(scores, image["id"]), x - w / 2, y - h / 2, w, h, scores, labels.double()]
+        rows.append(torch.stack(columns, 1).numpy())
+    evaluator = COCOeval(truth, truth.loadRes(np.concatenate(rows)), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+    assert [found[f"val_{name}"] for name in names] == pytest.approx((100 * evaluator.stats[:6]).tolist(), abs=1e-9)
+    assert 10 < found["val_ap"] < 90
+    assert found["val_images"] == len(named) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bccd", "coco_sample"])
+def test_real_images_through_all_stages_in_two_processes(name, yolos, larger_data, tmp_path, run, assert_same_run):
+    (tmp_path / "killed.py").write_text(KILLED)
+    given = of_sample(name, larger_data(name))
+    for output, place, code in (("quiet", (9, 9), 0), ("broken", (1, 2), 1), ("broken", (9, 9), 0)):
+        done = run(*place, "--config", yolos, "--output", output, *given, module="killed", processes=2)
+        assert done.process.returncode == code, done.stderr
+    assert_same_run(tmp_path / "quiet", tmp_path / "broken")
+    lines = epochs_of(tmp_path / "quiet")
+    assert [line["stage"] for line in lines] == [0, 1, 2, 3]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert lines[-1]["val_images"] == (87 if name == "bccd" else 20)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bccd", "coco_sample"])
 def test_real_images_through_all_stages(name, yolos, larger_data, tmp_path, assert_same_run):
-    root = larger_data(name)
-    batch = 32 if name == "bccd" else 4
-    given = [*SAMPLE, f"data.root={root}", f"train.global_batch={batch}", OFTEN, "model.kwargs.num_det_tokens=20"]
-    config = load_config(yolos, given)
+    config = load_config(yolos, of_sample(name, larger_data(name)))
     train(config, tmp_path / "quiet")
     for place in [(1, 2), (3, 1), None]:
         train(config, tmp_path / "broken", stop_at=place)
@@ -257,11 +312,31 @@ def test_the_plan_counts_with_the_mean_image(configs):
 
 
 @pytest.mark.parametrize(
+    ("given", "micro_batch", "size"),
+    [
+        ([], 1, (800, 1328)),
+        (["detection.padding=true"], 1, (800, 1328)),
+        (["detection.padding=true"], 2, (1328, 1328)),  # an upright and a lying image
+        (["detection.longest_side=600"], 1, (592, 592)),
+        (["detection.longest_side=null"], 1, (800, 1600)),
+    ],
+)
+def test_memory_is_tried_with_the_largest_images(configs, given, micro_batch, size):
+    config = load_config(configs / "yolos_small.yaml", given)
+    assert largest_size(config, config.model.image_size, micro_batch) == size
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ("short_sides=[16, 96]", "detection.short_sides: .* 16 x 16 .*no seed among 1 patch tokens.*larger image"),
-        ("longest_side=16", "detection.longest_side: .* 16 x 16 .*no seed among 1 patch tokens"),
-        ("short_sides=[32, 96]", None),  # 4 patches, one seed
+        ("longest_side=16", "detection.short_sides: .* 16 x 16 .*no seed among 1 patch tokens"),
+        (
+            "longest_side=95",
+            "detection.longest_side: a very long image .* 16 x 63 pixels .*no seed among 3 patch tokens",
+        ),
+        ("longest_side=96", None),  # 4 patches, one seed
+        ("short_sides=[32, 96]", None),
     ],
 )
 def test_images_too_small_for_the_schedule_are_refused_before_the_run(yolos, given, said):

@@ -37,6 +37,15 @@ def test_sizes_as_released(stored):
 
 def test_a_sliver_of_an_image_keeps_a_patch():
     assert resized_size((2000, 2), 800, 1333, 16) == (992, 16)
+    assert resized_size((2, 9000), 800, 1333, 16) == (16, 1328)  # less than half a pixel wide
+
+
+def test_a_long_image_keeps_two_thirds_of_the_longest_side():
+    """Which is what is counted on where patches may be too few."""
+    for longest in (100, 333, 1333):
+        sizes = [resized_size((width, 4), 480, longest, 16) for width in range(4, 20000, 7)]
+        narrow = [size for size in sizes if min(size) == 16]
+        assert min(map(max, narrow)) >= 2 * longest // 3 // 16 * 16
 
 
 def test_flip_crop_and_resize_as_released(stored, target):

@@ -183,6 +183,11 @@ def test_another_model_or_other_classes_are_refused(tmp_path):
     require_same(tmp_path, state(1), {"model": {**model, "drop_path": 0.2}}, classes)  # the weights do not depend on it
     with pytest.raises(UserError, match=r"model.kwargs.depth: 2 in the checkpoint, 3 now"):
         require_same(tmp_path, state(1), {"model": {**model, "kwargs": {"depth": 3}}}, classes)
+    larger = {**model, "image_size": 64}
+    with pytest.raises(UserError, match=r"model.image_size: 32 in the checkpoint, 64 now"):
+        require_same(tmp_path, state(1), {"model": larger}, classes)
+    detector = {**state(1), "config": {"model": model, "task": {"kind": "detection"}}}
+    require_same(tmp_path, detector, {**detector["config"], "model": larger}, classes)  # for plans and benchmarks alone
     with pytest.raises(UserError, match=r"missing now: dog; unknown to it: cow, pig"):
         require_same(tmp_path, state(1), {"model": model}, ["cat", "cow", "pig"])
     with pytest.raises(UserError, match="in another order"):

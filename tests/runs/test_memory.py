@@ -7,6 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from toe_train.build.step import fit_to_memory
 from toe_train.cli.train import main
 from toe_train.errors import RunFailed
+from toe_train.models.yolos import Yolos
 from toe_train.recipes import load_config
 from toe_train.runs.log import read_metrics
 from toe_train.runs.memory import largest_that_fits, remembered
@@ -51,7 +52,19 @@ def test_halves_until_it_fits():
 
 def test_what_never_fits_is_said():
     with pytest.raises(RunFailed, match="does not hold a step of 2 images with all tokens; use a smaller model"):
-        largest_that_fits(too_large, 4, HERE)
+        largest_that_fits(too_large, 4, HERE, 2)
+
+
+def test_images_with_boxes_go_one_by_one_in_the_end(yolos, monkeypatch):
+    """They are not mixed in pairs."""
+    forward = Yolos.forward
+    monkeypatch.setattr(Yolos, "forward", lambda self, x: forward(self, x) if len(x) == 1 else too_large())
+    config = load_config(yolos, [])
+    assert config.train.max_micro_batch == 2
+    assert fit_to_memory(config, 4, HERE) == 1
+    monkeypatch.setattr(Yolos, "forward", too_large)
+    with pytest.raises(RunFailed, match="does not hold a step of 1 image with all tokens"):
+        fit_to_memory(config, 4, HERE)
 
 
 def test_the_stage_with_the_most_tokens_is_tried(tiny, limit):
@@ -93,7 +106,7 @@ def test_running_out_in_the_middle_of_a_run(tiny, tmp_path, limit, capsys):
     told = capsys.readouterr().out
     assert "out of device memory (CUDA out of memory)" in told
     assert "micro-batches of 128 images instead of 256" in told
-    assert "the gradients stay the same, but for a batch norm, which sees a micro-batch)" in told
+    assert "the gradients stay the same, but for what is averaged within a micro-batch" in told
     assert "continuing at epoch 3 of 3" in told
     assert "global batch 256 = 1 process x 2 accumulation x 128 images" in told
     whole, halved = (

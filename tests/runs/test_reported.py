@@ -84,6 +84,6 @@ def test_a_wrong_path_is_the_users():
 @pytest.mark.parametrize("alone", [True, False])
 def test_running_out_says_how_to_go_on_where_it_does_not_by_itself(tmp_path, alone):
     error = ran_out(tmp_path / "micro_batch", 8, StepTooLarge("CUDA out of memory. Tried"), alone)
-    assert str(error).endswith("but for a batch norm, which sees a micro-batch)")
+    assert str(error).endswith("a micro-batch: a batch norm's statistics, and detection's class loss)")
     assert error.told("it").endswith("--max-restarts") is not alone
     assert ("; start it again, or let torchrun" in error.told("it")) is not alone

@@ -9,6 +9,7 @@ runs.py             run folders, read and put together by seed
 conditions.py       whether times compare
 comparison.py       differences of rows, with their intervals
 report.py           runs as the paper's tables, and their differences
+box_scores.py       ... and what else detection runs score
 origins.py          how the rows of a report were made
 figures.py          figures of a report
 page.py             a report as a page of HTML

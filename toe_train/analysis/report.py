@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 
+from toe_train.analysis.box_scores import box_scores
 from toe_train.analysis.comparison import MOST_SEEDS, Comparison, baseline_of, comparisons
 from toe_train.analysis.figures import Figure, figures, png, rates_figure
 from toe_train.analysis.origins import how_made
@@ -35,6 +36,7 @@ class Report:
         shown = len(RESULT_HEADS) if any(row.paper for row in self.rows) else OWN_COLUMNS
         heads = [head.format(score=self._score_words()) for head in RESULT_HEADS]
         found: list[Table] = [("", heads[:shown], [self._result(row)[:shown] for row in self.rows])]
+        found += box_scores(self.rows)
         if self.comparisons:
             found.append(("Differences, seed by seed", COMPARISON_HEADS, [_compared(c) for c in self.comparisons]))
         staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]

@@ -263,13 +263,19 @@ def build_skipped(config: RunConfig, path: Path, rank: int = 0) -> data.SkippedI
     return data.SkippedImages(path, config.data.max_skipped, rank) if config.data.on_error == "skip" else None
 
 
-def largest_size(config: RunConfig, loaded_size: Size) -> Size:
-    """The size of the largest training images, where they have many; else `loaded_size`."""
+def largest_size(config: RunConfig, loaded_size: Size, micro_batch: int) -> Size:
+    """The size of the largest micro-batch's images, where they have many sizes; else `loaded_size`.
+
+    Padding brings an upright and a lying image to a square of the longest sides. Without a `longest_side` images count
+    as at most twice as long as they are wide.
+    """
     section, patch = config.detection, patch_side(config)
     if config.task_kind != "detection":
         return loaded_size
-    short = max(section.short_sides) // patch * patch
-    return short, max(short, (section.longest_side or 2 * short) // patch * patch)
+    longest = section.longest_side or 2 * max(section.short_sides)
+    sides = (min(max(section.short_sides), longest), longest)
+    short, long = (max(patch, side // patch * patch) for side in sides)
+    return (long if section.padding and micro_batch > 1 else short), max(short, long)
 
 
 def example_batch(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from toe_train import data
 from toe_train.build.inputs import (
     batch_layout,
     build_train_transform,
@@ -85,7 +86,9 @@ class Run:
                 trainer.fit()
             except memory.StepTooLarge as error:
                 alone = here.world_size == 1
-                raise memory.ran_out(folder.micro_batch, trainer.layout.micro_batch, error, alone) from None
+                raise memory.ran_out(
+                    folder.micro_batch, trainer.layout.micro_batch, error, alone, _smallest(config)
+                ) from None
             epoch = trainer.progress.epoch
             if epoch == config.epochs:
                 return
@@ -229,6 +232,10 @@ def _open_folder(folder: RunFolder, resume: str) -> None:
         print(f"note: {folder.root} is on a file system without locks: nothing keeps a second run from training there")
 
 
+def _smallest(config: RunConfig) -> int:
+    return data.smallest_micro_batch(config.mixes_images)
+
+
 def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_classes: int) -> MicroBatches:
     """The micro-batches that the device holds, as far as that is known before the first step."""
     stages = curriculum_stages(plan_epochs(config))
@@ -237,7 +244,7 @@ def _fit_to_memory(config: RunConfig, folder: RunFolder, here: Processes, num_cl
         here.together(partial(build_train_transform, config_at(config, plan), plan.loaded_size))
     here.together(partial(require_resizable, config, [plan.image_size for plan in stages]))
     here.together(partial(require_whole_in_the_end, config))
-    left = here.from_main(lambda: memory.remembered(folder.micro_batch))
+    left = here.from_main(lambda: memory.remembered(folder.micro_batch, _smallest(config)))
     limits = micro_batches(config, num_classes, here, left)
     for plan in stages:
         asked, now = batch_layout(config_at(config, plan), here.world_size).micro_batch, limits[plan.curriculum]

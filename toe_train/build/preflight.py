@@ -115,20 +115,24 @@ def build_parts(
 
 
 def _require_seeds(config: RunConfig) -> None:
-    """Refuses images with boxes that may have too few patches for a stage: the smallest are square.
+    """Refuses images with boxes that may have too few patches for a stage.
 
-    Fewer patches than those has only an image so long that `longest_side` makes it narrow.
+    The smallest are square, or so long that `longest_side` leaves them one row of patches; rounding may then take a
+    third of that side (`data.BoxAugmentation`).
     """
     if config.task_kind != "detection" or config.expansion is None:
         return
     section, patch, schedule = config.detection, patch_side(config), config.expansion.schedule()
-    side = min((*section.short_sides, section.longest_side or max(section.short_sides)))
-    try:
-        for stage in range(1, schedule.num_stages + 1):
-            schedule.num_kept(stage, max(side // patch, 1) ** 2)
-    except ValueError as error:
-        key = "short_sides" if side in section.short_sides else "longest_side"
-        raise UserError(
-            f"detection.{key}: the smallest images have {side} x {side} pixels in patches of {patch}, and expansion."
-            f"{error}"
-        ) from None
+    longest = section.longest_side
+    side = min(*section.short_sides, longest or max(section.short_sides))
+    least = {f"detection.short_sides: the smallest images have {side} x {side} pixels": (side, side)}
+    if longest is not None:
+        narrow = 2 * longest // 3
+        least[f"detection.longest_side: a very long image may have {patch} x {narrow} pixels"] = patch, narrow
+    for said, sides in least.items():
+        rows, columns = (max(1, one // patch) for one in sides)
+        try:
+            for stage in range(1, schedule.num_stages + 1):
+                schedule.num_kept(stage, rows * columns)
+        except ValueError as error:
+            raise UserError(f"{said} in patches of {patch}, and expansion.{error}") from None

@@ -13,8 +13,6 @@ from toe_train.runs.checkpoints import Checkpoints, keep
 from toe_train.runs.folder import RunFolder, versions
 from toe_train.runs.jobs import jobs
 
-ARCHITECTURE = ("name", "image_size", "kwargs")  # of the `model` section: what the weights depend on
-
 ANEW = "use what it was written with, or start anew with --resume never"
 ANOTHER_RUN = "Give the same model; for a new run another --output, or --resume never"
 
@@ -105,7 +103,7 @@ def require_same(
     Raises:
         UserError: naming each difference.
     """
-    saved, now = ({key: source["model"][key] for key in ARCHITECTURE} for source in (state["config"], config))
+    saved, now = (_architecture(completed(source)) for source in (state["config"], config))
     if differing := differences({"model": saved}, {"model": now}):
         raise UserError(f"checkpoint {path} belongs to another model:\n  " + "\n  ".join(differing) + f"\n{remedy}")
     if state["classes"] != classes:
@@ -165,6 +163,12 @@ def require_same_experiment(root: Path, epochs: int, saved: dict[str, Any], now:
             f"all {epochs} epochs in {root} are done, with other values:\n  " + "\n  ".join(differing) + "\n"
             "Give another --output for the new run, or --resume never, which sets the old one aside"
         )
+
+
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """What of the `model` section the weights depend on; a detector's tables have sizes of their own (`kwargs`)."""
+    keys = ("name", "kwargs") if config["task"]["kind"] == "detection" else ("name", "image_size", "kwargs")
+    return {key: config["model"][key] for key in keys}
 
 
 def _class_difference(saved: list[str], now: list[str]) -> str:

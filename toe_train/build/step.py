@@ -185,10 +185,10 @@ def fit_to_memory(
         task = build_task(config, built, num_classes, tried)
         step = build_step(config, built, task, tried, alone, plan.image_size, plan.frozen)
         clock = EpochClock(processes.device)
-        loaded = [example_batch(config, task, now, largest_size(config, plan.loaded_size))] * 2 * accumulation
+        loaded = [example_batch(config, task, now, largest_size(config, plan.loaded_size, now))] * 2 * accumulation
         batches = iter(DeviceBatches(loaded, processes.device, build_finish(config, plan.image_size)))
         for number in range(2):
             step(batches, clock, 0, number)
 
-    fitting = largest_that_fits(attempt, layout.micro_batch, processes)
+    fitting = largest_that_fits(attempt, layout.micro_batch, processes, data.smallest_micro_batch(config.mixes_images))
     return batch_layout(config, processes.world_size, fitting).micro_batch

@@ -56,6 +56,7 @@ from toe_train.data.order.positions import (
     Segment,
     TrainBatchSampler,
     evaluation_indices,
+    smallest_micro_batch,
     split_batch,
 )
 from toe_train.data.order.randomness import derive_seed, generator, seeded
@@ -190,6 +191,7 @@ __all__ = [
     "seeded",
     "shorten",
     "single_class",
+    "smallest_micro_batch",
     "split_batch",
     "split_images",
     "train_loader",

@@ -77,14 +77,22 @@ class BoxTarget(NamedTuple):
 def resized_size(size: Size, short: int, longest: int | None, multiple: int) -> Size:
     """The size to which an image is resized so that its shorter side is about `short`.
 
-    Where the longer one would exceed `longest`, it is that. Both are rounded down to a multiple, so that the aspect
-    ratio changes a little; to one `multiple` at least.
+    Where the longer one would exceed `longest`, it is about that. Both are rounded down to a multiple, so that the
+    aspect ratio changes a little; to one `multiple` at least, also where the shorter side would be less than a pixel
+    (which the released code fails on).
     """
     small, large = float(min(size)), float(max(size))
     if longest is not None and large / small * short > longest:
         short = round(longest * small / large)
-    sides = [int(short * side / min(size)) for side in size]  # in the released code's order of operations
-    return max(multiple, sides[0] // multiple * multiple), max(multiple, sides[1] // multiple * multiple)
+        if not short:
+            return _at_least(multiple, [int(longest * side / large) for side in size])
+    # In the released code's order of operations.
+    return _at_least(multiple, [int(short * side / min(size)) for side in size])
+
+
+def _at_least(multiple: int, sides: Sequence[int]) -> Size:
+    width, height = (max(multiple, side // multiple * multiple) for side in sides)
+    return width, height
 
 
 class Geometry(NamedTuple):

@@ -195,6 +195,11 @@ class BatchLayout:
         return list(zip(low, high, strict=True))
 
 
+def smallest_micro_batch(mixed: bool) -> int:
+    """Return the least images that a micro-batch may have: a pair where images are mixed, else one."""
+    return 2 if mixed else 1
+
+
 def split_batch(global_batch: int, world_size: int, max_micro_batch: int, mixed: bool = True) -> int:
     """Return the fewest accumulation steps that cut a global batch into micro-batches of at most max_micro_batch.
 
@@ -203,7 +208,7 @@ def split_batch(global_batch: int, world_size: int, max_micro_batch: int, mixed:
     Raises UserError, with the nearest legal global batches, where the batch does not divide.
     """
     _require_positive(global_batch=global_batch, world_size=world_size)
-    least = 2 if mixed else 1
+    least = smallest_micro_batch(mixed)
     if max_micro_batch < least:
         raise UserError(f"largest micro-batch {max_micro_batch}: images are mixed in pairs, so it must be at least 2")
     unit = least * world_size
