@@ -99,11 +99,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     inputs = build_inputs(now, plan, task, run.images, layout, order, processes, skipped, built.num_tokens)
     checkpoints = Checkpoints(run.folder.checkpoints)
     limits = Limits(
-        config.train.max_skipped_steps,
-        config.train.max_rollbacks,
-        run.folder.not_finite,
-        order,
-        train_images.describe,
+        config.train.max_skipped_steps, config.train.max_rollbacks, run.folder.not_finite, order, train_images.describe
     )
     trainer = Trainer(
         step=step,
