@@ -171,7 +171,7 @@ BAD_VALUES = {
     ),
     "growth that shrinks": (
         ["expansion=null", "method={kind: depth_growth, depths: [3, 2], from_epochs: [0, 1]}"],
-        "method: 3 blocks grow to 4 ... 6 at once, not 2; the nearest is 4",
+        "method: depths: [3, 2] must rise: a run begins with the fewest blocks",
     ),
     "a misspelt method": (["expansion=null", "method={kind: token_mergin}"], "did you mean token_merging?"),
     "a misspelt key of a method": (

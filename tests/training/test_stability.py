@@ -163,9 +163,9 @@ def test_weights_that_blow_up_are_never_saved(tiny, tmp_path):
     trainer, folder = trainer_of(tiny, tmp_path / "run", "checkpoint.every_steps=1")
     average = trainer.step.ema.update
 
-    def blow_up(model):
+    def blow_up(model, *step):
         model.head.bias.data[3] = math.inf
-        average(model)
+        average(model, *step)
 
     trainer.step.ema.update = blow_up
     with pytest.raises(
@@ -186,10 +186,10 @@ def test_weights_that_blow_up_are_laid_to_a_bad_step_since_the_last_save_only(ti
     trainer, folder = trainer_of(tiny, tmp_path / "run", "checkpoint.every_steps=1", "train.max_rollbacks=0")
     average, numbers = trainer.step.ema.update, itertools.count()
 
-    def blow_up(model):
+    def blow_up(model, *step):
         if next(numbers) == blown:
             model.head.bias.data[3] = math.inf
-        average(model)
+        average(model, *step)
 
     trainer.step.ema.update = blow_up
     poison({(0, 1)})

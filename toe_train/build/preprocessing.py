@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from toe_train.build.preflight import begins
 from toe_train.build.weights.cards import card_of
 from toe_train.models import pretrained
 from toe_train.recipes import HF, RunConfig, left_to_weights, load_saved, load_saved_values
-from toe_train.runs import checkpoints
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.folder import RunFolder
 
@@ -62,11 +60,12 @@ class FromWeights:
 
     def _resumed(self, config: RunConfig) -> dict[str, Any]:
         """What the run began with."""
-        checkpoint = Checkpoints(self.folder.checkpoints).last if self.resume == "auto" else Path(self.resume)
         if self.resume == "auto" and self.folder.config.is_file():
             former = load_saved(self.folder.config)
         else:
-            former = load_saved_values(checkpoints.read(checkpoint)["config"], str(checkpoint))
+            found = Checkpoints(self.folder.checkpoints).find(self.resume)
+            assert found is not None, "the run begins anew"
+            former = load_saved_values(found[1]["config"], str(found[0]))
         values = {key: _value(former, key) for key in left_to_weights(config)}
         if config.model.name != former.model.name:
             values.pop("model.architecture", None)

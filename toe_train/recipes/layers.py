@@ -124,10 +124,12 @@ def _read(path: Path, asked_by: Path | None) -> Values:
         hint = f"; name a file in it, such as {path / names[0]}" if names else ""
         raise UserError(f"config {path} is a folder, not a YAML file{origin}{hint}")
     if not path.is_file():
-        folders = [path.parent] if path.parts[1:] else [path.parent, SHIPPED]
-        neighbours = [file.name for folder in folders if folder.is_dir() for file in folder.glob("*.yaml")]
-        hint = nearest(path.name, neighbours) or (
-            f"; {path.parent} has no YAML files" if path.parent.is_dir() else f"; there is no folder {path.parent}"
+        neighbours = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        shipped = [] if path.parts[1:] else [file.name for file in SHIPPED.glob("*.yaml")]
+        hint = (
+            nearest(path.name, neighbours)
+            or nearest(path.name, shipped, 0.8)
+            or (f"; {path.parent} has no YAML files" if path.parent.is_dir() else f"; there is no folder {path.parent}")
         )
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     try:
@@ -224,9 +226,9 @@ def _leaves(values: Values, prefix: str = "") -> Values:
     return found
 
 
-def nearest(word: str, legal: Iterable[str]) -> str:
+def nearest(word: str, legal: Iterable[str], likeness: float = 0.5) -> str:
     """A hint at the legal word that comes nearest, `; did you mean X?`; empty where none is near."""
-    near = difflib.get_close_matches(word, list(legal), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, list(legal), n=1, cutoff=likeness)
     return f"; did you mean {near[0]}?" if near else ""
 
 
