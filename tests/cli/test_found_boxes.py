@@ -129,6 +129,11 @@ def test_boxes_are_drawn_where_they_are_in_the_colours_of_their_classes():
     assert all((drawn == colour_of(label)).all(2).any() for label in (1, 2))
 
 
+@pytest.mark.parametrize(("size", "shown"), [((2000, 20), (4000, 40)), ((3, 5000), (3, 5000)), ((100, 60), (800, 480))])
+def test_a_strip_is_enlarged_as_far_as_a_file_holds_it(size, shown):
+    assert with_boxes(Image.new("RGB", size), torch.tensor([[0.0, 0.0, 2.0, 2.0]]), [1], ["one"]).size == shown
+
+
 def test_view_shows_boxes_and_what_is_kept(trained, photos, said, tmp_path):
     images = [photos / "val_0.png"]
     given = ["--checkpoint", trained, "--images", *images, "--output", tmp_path / "kept.png"]
