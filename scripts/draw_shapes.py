@@ -70,7 +70,7 @@ def _fill(image: Image.Image, kind: int, box: Box, colour: tuple[int, ...]) -> N
 
 def write(root: Path, split: int, name: str, count: int) -> None:
     """Images of a split and their annotations, below `root`."""
-    (root / name).mkdir()
+    (root / name).mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     for number in range(count):
@@ -86,10 +86,10 @@ def write(root: Path, split: int, name: str, count: int) -> None:
 
 
 def main() -> None:
-    """Draws all, and gives the folder its name when it is whole."""
+    """Draws all, anew what was broken off, and gives the folder its name when it is whole."""
     whole, counts = Path(sys.argv[1]), [int(count) for count in sys.argv[2:4]]
     part = whole.with_name(f"{whole.name}.part")
-    (part / "annotations").mkdir(parents=True)
+    (part / "annotations").mkdir(parents=True, exist_ok=True)
     for split, (name, count) in enumerate(zip(("train", "val"), counts, strict=True)):
         write(part, split, name, count)
     part.rename(whole)

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 from toe_train.analysis.paper import PAPER
 from toe_train.cli import bench
 from toe_train.cli.options import tools_parser
+from toe_train.data import CocoPlaces, check_datasets
 from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -166,6 +168,16 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ca
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_each_is_a_shell_script(script):
     assert subprocess.run(["bash", "-n", str(script)], capture_output=True).returncode == 0
+
+
+def test_shapes_are_drawn_anew_where_that_was_broken_off(tmp_path, monkeypatch):
+    (tmp_path / "shapes.part/train").mkdir(parents=True)
+    (tmp_path / "shapes.part/train/00000.png").write_bytes(b"a part of it")
+    monkeypatch.setattr(sys, "argv", ["draw_shapes.py", str(tmp_path / "shapes"), "3", "2"])
+    runpy.run_path(str(REPOSITORY / "scripts/draw_shapes.py"), run_name="__main__")
+    places = CocoPlaces("train", "val", *(f"annotations/instances_{split}.json" for split in ("train", "val")))
+    assert check_datasets("coco", tmp_path / "shapes", None, labelling=places) == []
+    assert not (tmp_path / "shapes.part").exists()
 
 
 def test_every_table_and_figure_has_one():

@@ -326,6 +326,12 @@ def test_memory_is_tried_with_the_largest_images(configs, given, micro_batch, si
     assert largest_size(config, config.model.image_size, micro_batch) == size
 
 
+@pytest.mark.parametrize("side", ["[16, 16]", "0", "16.0"])
+def test_a_patch_is_a_number_of_pixels(yolos, side):
+    with pytest.raises(UserError, match=r"patch_size=.* must be a whole number of pixels from 1 up, such as 16"):
+        build_train_transform(load_config(yolos, [f"model.kwargs.patch_size={side}"]))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

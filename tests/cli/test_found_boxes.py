@@ -15,8 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from toe_train.analysis.view import draw_kept
 from toe_train.analysis.viewer import open_viewer
+from toe_train.build.box_prediction import FoundObjects
 from toe_train.build.prediction import load
 from toe_train.build.weights.trained import open_trained
+from toe_train.cli.found import BoxPictures
 from toe_train.cli.train import main
 from toe_train.runs.log import read_metrics
 from toe_train.tasks import detection
@@ -127,6 +129,18 @@ def test_boxes_are_drawn_where_they_are_in_the_colours_of_their_classes():
     edge = torch.tensor([[-5.0, -5.0, 130.0, 30.0], [50.0, 5.0, 50.0, 5.0]])
     drawn = np.asarray(with_boxes(image, edge, [1, 2], ["one", "two"]))
     assert all((drawn == colour_of(label)).all(2).any() for label in (1, 2))
+
+
+@pytest.mark.parametrize(("size", "shown"), [((2000, 20), (4000, 40)), ((3, 5000), (3, 5000)), ((100, 60), (800, 480))])
+def test_a_strip_is_enlarged_as_far_as_a_file_holds_it(size, shown):
+    assert with_boxes(Image.new("RGB", size), torch.tensor([[0.0, 0.0, 2.0, 2.0]]), [1], ["one"]).size == shown
+
+
+def test_an_image_longer_than_jpeg_takes_is_made_smaller(tmp_path):
+    Image.new("L", (70_000, 20)).save(tmp_path / "long.png")
+    found = FoundObjects(str(tmp_path / "long.png"), (70_000, 20), [0], [0.9], torch.tensor([[5.0, 5.0, 900.0, 15.0]]))
+    BoxPictures(tmp_path / "drawn", ["cell"], "ignore").draw(found)
+    assert Image.open(tmp_path / "drawn/long.jpg").size == (65_500, 19)
 
 
 def test_view_shows_boxes_and_what_is_kept(trained, photos, said, tmp_path):

@@ -243,6 +243,18 @@ def test_what_is_drawn_is_a_function_of_the_place(images):
     assert len({image.shape for image in first}) > 2
 
 
+def test_what_stands_for_an_unreadable_image_keeps_its_own_shape(images, root, tmp_path):
+    """Where it is alone: of a group it has the size."""
+    train, _ = images
+    (root / "train2017/train_0.png").write_bytes(b"no image")  # 96 x 64
+    transform = data.BoxAugmentation(0.0, (64,), None, 0.0, (64,), (48, 80), 16)
+    samples = data.BoxTrainSet(train, transform, 0, data.SkippedImages(tmp_path / "skipped.jsonl", 9))
+    shapes = {tuple(samples[data.SampleKey(0, 0, position)][0].images.shape[1:3]) for position in range(40)}
+    assert shapes == {(64, 96), (96, 64), (64, 80)}  # height and width, of four kinds of images
+    grouped = samples[data.SampleKey(0, 0, 0, (0, 2))][0]
+    assert grouped.images.shape[1:3] == (64, 96)
+
+
 def test_padding_is_0_once_normalised(images):
     train, _ = images
     samples = data.BoxTrainSet(train, AUGMENTATION, seed=0)

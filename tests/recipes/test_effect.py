@@ -74,6 +74,7 @@ CASES += [(given(key), "deit_tiny", [], "it is of boxes; set task.kind=detection
 CASES += [(given(key), "deit_tiny", [], "it is of COCO's files; set data.kind=coco") for key in OF_COCO]
 CASES += [
     ("detection.same_size=2", "yolos_small", ["detection.padding=true"], "set it to false"),
+    ("train.max_micro_batch=4", "yolos_tiny", [], "raise that to it too"),
     ("detection.crop_sides=[384, 600]", "yolos_small", ["detection.crop_prob=0"], "set it above 0"),
 ]
 

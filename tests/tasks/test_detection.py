@@ -68,11 +68,17 @@ def test_all_is_float32_under_autocast():
     logits, boxes, targets = case_of(figures("yolos_loss.npz"), "crowded_")
     plain = detection.losses(logits, boxes, targets)
     halved = [{**target, "boxes": target["boxes"].double()} for target in targets]
+    rough = logits.detach().bfloat16(), boxes.detach().bfloat16()  # as a model gives them under autocast
+    sizes = torch.tensor([[10.0, 20.0], [10.0, 20.0]], dtype=torch.float64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert {term: value.item() for term, value in detection.losses(logits, boxes, halved).items()} == {
             term: value.item() for term, value in plain.items()
         }
-        found = detection.postprocess(logits.bfloat16(), boxes.bfloat16(), torch.tensor([[10, 20], [10, 20]]))
+        of_rough = detection.losses(*rough, targets)
+        found = detection.postprocess(*rough, sizes)
+    exact = [part.float() for part in rough]
+    assert of_rough == detection.losses(*exact, targets)
+    assert torch.equal(found[0]["boxes"], detection.postprocess(*exact, sizes)[0]["boxes"])
     assert found[0]["scores"].dtype == found[0]["boxes"].dtype == torch.float32
 
 

@@ -142,8 +142,15 @@ def _box_augmentation(config: RunConfig) -> data.BoxAugmentation:
 
 
 def patch_side(config: RunConfig) -> int:
-    """Side in pixels of a patch, of which the sides of images with boxes are multiples."""
-    return int(config.model.kwargs.get("patch_size", 16))
+    """Side in pixels of a patch, of which the sides of images with boxes are multiples.
+
+    Raises:
+        UserError: it is no number of pixels.
+    """
+    side = config.model.kwargs.get("patch_size", 16)
+    if not isinstance(side, int) or side < 1:
+        raise UserError(f"model.kwargs: patch_size={side!r} must be a whole number of pixels from 1 up, such as 16")
+    return side
 
 
 def build_timm_transform(config: RunConfig, loaded_size: Size | None = None) -> Any:

@@ -15,6 +15,7 @@ from toe_train.build.weights.trained import Trained
 from toe_train.errors import UserError
 from toe_train.tasks.box_pictures import with_boxes
 
+JPEG_SIDE = 65_500  # pixels that Pillow writes, at most
 COLUMNS = ("image", "class", "score", "x_min", "y_min", "x_max", "y_max")
 
 
@@ -93,6 +94,7 @@ class BoxPictures:
         image = data.load_rgb(found.image, self._exif_orientation)
         texts = [f"{self._classes[label]} {score:.2f}" for label, score in zip(found.labels, found.scores, strict=True)]
         drawn = with_boxes(image, found.boxes, found.labels, texts)
+        drawn.thumbnail((JPEG_SIDE, JPEG_SIDE))  # which leaves smaller ones as they are
         drawn.save(self._folder / self._name(str(found.image)), quality=92, subsampling=0)
 
     def _name(self, path: str) -> str:

@@ -82,7 +82,7 @@ class BoxTrainSet(TrainSet):
         self._boxes = transform
 
     def _transformed(self, image: Image.Image, key: SampleKey, read: Read) -> Any:
-        group = key.group or (key.index,)
+        group = key.group or (read.index,)  # of the image that is shown, which may stand for an unreadable one
         place = key.position // len(group)
         reseed(derive_seed(self._seed, "size", key.epoch, place))
         geometry = self._boxes.draw([self._images.size(index) for index in group])

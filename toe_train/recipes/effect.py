@@ -100,6 +100,15 @@ RULES = (
         "images of any size stand together with detection.padding=true; set it to false",
     ),
     Rule(
+        ("train.max_micro_batch",),
+        lambda run: (
+            run.task_kind == "detection"
+            and not run.detection.padding
+            and run.train.max_micro_batch > run.detection.same_size
+        ),
+        "a micro-batch holds images of one size, detection.same_size of them at most; raise that to it too",
+    ),
+    Rule(
         ("detection.crop_from", "detection.crop_sides"),
         lambda run: run.detection.crop_prob == 0,
         "nothing is cut with detection.crop_prob=0; set it above 0",

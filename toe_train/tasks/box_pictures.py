@@ -15,6 +15,7 @@ from torch import Tensor
 
 GOLDEN_RATIO = 0.618034  # between the hues of two classes, so that neighbours differ
 SHORT_SIDE = 480  # pixels; smaller images are enlarged to about that, else their texts hide them
+LONG_SIDE = 4096  # pixels; but none beyond that: a strip would grow past what memory and JPEG hold
 Colour = tuple[int, int, int]
 
 
@@ -28,9 +29,10 @@ def with_boxes(
         boxes: (n, 4) xyxy in its pixels; the last ones are drawn first, so that the first lie on top.
         labels: n, of their classes.
         texts: n; "" for none.
-        short_side: an image with a smaller one is enlarged by the least whole factor that brings it there.
+        short_side: an image with a smaller one is enlarged by the least whole factor that brings it there, or by the
+            largest with which the longer side is at most LONG_SIDE.
     """
-    factor = max(1, -(-short_side // min(image.size)))
+    factor = max(1, min(-(-short_side // min(image.size)), LONG_SIDE // max(image.size)))
     shown = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
     pen, unit = ImageDraw.Draw(shown), max(1, min(shown.size) // 360)
     font = _font(max(11, min(shown.size) // 34))

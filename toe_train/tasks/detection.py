@@ -61,7 +61,7 @@ def postprocess(logits: Tensor, boxes: Tensor, sizes: Tensor) -> list[dict[str, 
     """
     with torch.autocast(logits.device.type, enabled=False):
         scores, labels = logits.float().softmax(-1)[..., :-1].max(-1)  # (B, Q)
-        height, width = sizes.to(logits.device).unbind(1)
+        height, width = sizes.to(logits.device, torch.float32).unbind(1)
         spans = corners(boxes.float()) * torch.stack([width, height, width, height], dim=1)[:, None]  # (B, Q, 4)
     return [
         {"scores": score, "labels": label, "boxes": span}
