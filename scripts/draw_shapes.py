@@ -87,7 +87,10 @@ def write(root: Path, split: int, name: str, count: int) -> None:
 
 def main() -> None:
     """Draws all, anew what was broken off, and gives the folder its name when it is whole."""
-    whole, counts = Path(sys.argv[1]), [int(count) for count in sys.argv[2:4]]
+    if len(sys.argv) != 4:
+        print("usage: python scripts/draw_shapes.py FOLDER TRAIN VAL", file=sys.stderr)
+        sys.exit(2)
+    whole, counts = Path(sys.argv[1]), [int(count) for count in sys.argv[2:]]
     part = whole.with_name(f"{whole.name}.part")
     (part / "annotations").mkdir(parents=True, exist_ok=True)
     for split, (name, count) in enumerate(zip(("train", "val"), counts, strict=True)):
