@@ -198,6 +198,7 @@ def test_a_name_that_is_no_text(trained, said, image_root, tmp_path):
         (["--format", "csv", "--output", "a.jsonl"], "is a file of jsonl"),
         (["--output", "/nowhere/a.csv"], "cannot be written"),
         (["--output", "{run}/config.yaml"], "is there already"),
+        (["--output", "a.xml"], "--output a.xml: its suffix is of no form that is written; use .csv or .jsonl"),
     ],
 )
 def test_options_that_cannot_be(trained, said, image_root, given, words):

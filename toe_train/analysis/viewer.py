@@ -138,6 +138,9 @@ def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
     assert isinstance(built.method, TokenExpansionMethod)
     expansion = built.method.expansion
     told = trained.put_in(built.model, with_head=known > 0)
+    if trained.built_as.expansion is None:
+        rates = ", ".join(f"{rate:g}" for rate in USUAL.keep_rates)
+        told.append(f"note: without Token Expansion; the stages drawn are the paper's for DeiT-T, keeping {rates}")
     built.model.eval()
     expansion.remember_owner = True
     transform, side = build_sight(config), patch_side(config)

@@ -119,6 +119,8 @@ def _form(output: str | None, asked: str | None) -> str:
     own = SUFFIXES.get(Path(output).suffix.lower()) if output else None
     if asked and own and asked != own:
         raise UserError(f"--format {asked}: --output {output} is a file of {own}; leave --format out, or rename it")
+    if output and not (asked or own) and Path(output).suffix and not Path(output).exists():
+        raise UserError(f"--output {output}: its suffix is of no form that is written; use .csv or .jsonl, or --format")
     return asked or own or "csv"
 
 

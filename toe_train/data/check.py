@@ -204,7 +204,7 @@ def _missing_splits(root: Path, missing: list[str]) -> str:
     if inner:
         return f"{fault}: did you mean {' or '.join(sorted(map(str, inner)))}?"
     present = shorten(sorted(entry.name for entry in root.iterdir() if not is_left_behind(entry.name))) or "nothing"
-    return f"{fault} (it holds {present}): create or rename the folders"
+    return f"{fault} (it holds {present}): create or rename the folders, or let toe-tools split do it"
 
 
 def _list_images(
