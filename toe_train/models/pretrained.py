@@ -148,7 +148,10 @@ def classifier_class(name: str, config: Any) -> Any:
             f"model.name = {name}: transformers has no image classifier of {config.model_type}; look for the model in "
             "timm (timm.list_models), which has DINOv3, EVA-02 and more"
         )
-    return known[type(config)]
+    found = known[type(config)]
+    return (
+        found[0] if isinstance(found, tuple) else found
+    )  # DeiT has a second one, of distilled weights, without a loss
 
 
 @contextmanager
