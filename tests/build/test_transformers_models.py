@@ -248,7 +248,7 @@ def test_its_flops_have_attention(tmp_path):
 def test_what_is_none_is_named(tmp_path, monkeypatch):
     for name, words in [
         (tmp_path / "nothing", "there is no such folder"),
-        (tmp_path, "the folder has no config.json"),
+        (tmp_path, "there is no config.json in it"),
     ]:
         with pytest.raises(UserError, match=f"model.name = hf:{name}: {words}"):
             create_model(f"hf:{name}", 10)
