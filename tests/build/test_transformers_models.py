@@ -267,6 +267,12 @@ def test_what_is_none_is_named(tmp_path, monkeypatch):
     quiet = {"attention_probs_dropout_prob": 0.0}
     with pytest.raises(UserError, match="vit of transformers has no drop path; set it to 0"):
         create_model(f"hf:{tmp_path / 'm'}", 10, 0.1, 16, **quiet)
+    stray = {
+        **json.loads((tmp_path / "m/config.json").read_text()),
+        "drop_path_rate": 0.0,
+    }  # which it reads and ignores
+    with pytest.raises(UserError, match="vit of transformers has no drop path; set it to 0"):
+        create_model("hf:m", 10, 0.1, 16, architecture=stray, **quiet)
     with pytest.raises(UserError, match=r"model.kwargs.layer_norm_ep: .* no such value; did you mean layer_norm_eps"):
         create_model(f"hf:{tmp_path / 'm'}", 10, 0.0, 16, layer_norm_ep=1e-5)
     with pytest.raises(

@@ -164,6 +164,10 @@ def create(
     for place, count in passes.items():
         if count > 1:
             model.set_submodule(place, InTurn([copy.deepcopy(model.get_submodule(place)) for _ in range(count)]))
+    if drop_path_rate and not any(hasattr(layer, "drop_prob") for layer in model.modules()):
+        raise UserError(
+            f"model.drop_path = {drop_path_rate}: {vision.model_type} of transformers has no drop path; set it to 0"
+        )
     _spread_drop_path(model.transformer_blocks, drop_path_rate)
     result: nn.Module = model
     return result
@@ -197,10 +201,6 @@ def _set_values(name: str, vision: Any, size: int, drop_path: float, kwargs: dic
     vision.image_size = size
     if hasattr(vision, "drop_path_rate"):
         vision.drop_path_rate = drop_path
-    elif drop_path:
-        raise UserError(
-            f"model.drop_path = {drop_path}: {vision.model_type} of transformers has no drop path; set it to 0"
-        )
     for key in ATTENTION_DROPOUT:
         if getattr(vision, key, 0):
             raise UserError(
