@@ -70,9 +70,10 @@ def read_json(name: str, file: str) -> Any:
         UserError: there is no such folder, the hub is out of reach, or the file cannot be read.
     """
     option, place = f"model.name = {name}", name.removeprefix(PREFIX)
-    path: Path | None = Path(place) / file
+    inside = Path(place) / file
+    path: Path | None
     if Path(place).is_dir():
-        path = path if path.is_file() else None
+        path = inside if inside.is_file() else None
     elif Path(place).is_absolute():
         raise UserError(f"{option}: there is no such folder; give one that save_pretrained wrote, or a name on the hub")
     else:
