@@ -172,6 +172,7 @@ def test_weights_that_do_not_go_with_the_classes(tiny, weights, counts, words):
         (["task.class_weights=[1, -2]"], "a number from 0 up for each class"),
         (["task.class_weights=even"], "must be balanced, null, or a list"),
         (["model.frozen_epochs=1"], "set model.initial_weights, or model.frozen_epochs=0"),
+        (["model.frozen_epochs=1", "model.initial_weights=timm_or_new"], "set model.initial_weights=timm, or"),
         (["model.frozen_epochs=9", "model.initial_weights=timm"], "are more than epochs=3; use 3"),
         (["model.frozen_epochs=-1"], "greater than or equal to 0"),
         (

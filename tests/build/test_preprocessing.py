@@ -1,12 +1,16 @@
 """Mean, std, interpolation and crop of the weights' own card, where the configuration leaves them open."""
 
 import json
+from contextlib import nullcontext
 
+import huggingface_hub
 import pytest
 import yaml
 
 from toe_train.build.preprocessing import FromWeights
-from toe_train.build.weights.cards import of_preprocessor, of_timm
+from toe_train.build.weights.cards import card_of_transformers, of_preprocessor, of_timm
+from toe_train.errors import UserError
+from toe_train.models import hub
 from toe_train.recipes import RunConfig, dump_config, experiment, load_config
 from toe_train.runs import checkpoints, sealed
 from toe_train.runs.folder import RunFolder
@@ -99,6 +103,19 @@ def test_transformers_forms_of_it(settings, expected):
     found = of_preprocessor(settings)
     assert (found.get("mean"), found.get("crop_pct")) == expected
     assert found.get("interpolation") == ("bicubic" if "resample" in settings else None)
+
+
+def test_a_card_that_may_be_there_is_not_passed_over(tmp_path, monkeypatch):
+    """Else a model would be fed ImageNet's mean and std in silence."""
+    assert card_of_transformers(f"hf:{tmp_path}") == ("", {})
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"preprocessor_config\.json cannot be read"):
+        card_of_transformers(f"hf:{tmp_path}")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    for known, refused in [(None, True), (huggingface_hub._CACHED_NO_EXIST, False)]:
+        monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda *_, known=known: known)
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE is set") if refused else nullcontext():
+            assert card_of_transformers("hf:some/model") == ("", {})
 
 
 def test_what_a_record_does_not_tell_is_left_out():

@@ -26,6 +26,7 @@ SIZE = {"image_size": 16, "patch_size": 4, "hidden_size": 32, "num_hidden_layers
 KINDS = {
     "dinov2": ("Dinov2Config", {"mlp_ratio": 2}),
     "vit": ("ViTConfig", {"intermediate_size": 64}),
+    "deit": ("DeiTConfig", {"intermediate_size": 64, "architectures": ["DeiTForImageClassification"]}),
     "siglip": ("SiglipConfig", None),
     "clip": ("CLIPConfig", None),
 }
@@ -188,7 +189,8 @@ def test_drop_path_rises_and_rates_fall_by_layer(tmp_path):
     made(tmp_path / "m", num_hidden_layers=3)
     config = load_config(run_of(tmp_path / "m", tmp_path, model={"drop_path": 0.2}))
     built = build_model(config, 10)
-    assert [float(layer.rate) for layer in built.drop_path.layers] == pytest.approx([0.1, 0.2])
+    rates = [float(layer.rate) for layer in built.draws["drop_path"].layers]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2])  # of attention and perceptron
     optimizer = create_optimizer(built.model, "adamw", 1e-3, 0.05, (0.9, 0.999), 1e-8, 0.9, layer_decay=0.5)
     set_lr(optimizer, 0.8)
     named = dict(built.model.named_parameters())
@@ -206,6 +208,34 @@ def test_drop_path_rises_and_rates_fall_by_layer(tmp_path):
     assert id(named["dinov2.embeddings.mask_token"]) not in rates
 
 
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "drop_path"), [("dinov2", {}, 0.5), ("vit", {"hidden_dropout_prob": 0.5}, 0.0)]
+)
+def test_both_branches_of_a_block_drop_by_draws_of_their_own(kind, kwargs, drop_path, tmp_path):
+    made(tmp_path / "m", kind)
+    section = {"drop_path": drop_path, "kwargs": kwargs}
+    config = load_config(run_of(tmp_path / "m", tmp_path, model=section, expansion=None, allow=[]))
+    built = build_model(config, 10)
+    block, x = built.model.train().transformer_blocks[1], torch.randn(16, 17, 32)
+    draws = built.draws["drop_path" if drop_path else "dropout"]
+    uniform = torch.rand(draws.count, 16, generator=torch.Generator().manual_seed(0))
+
+    def output(uniform):
+        draws.give(uniform)
+        return block(x)
+
+    first = output(uniform)
+    for row in (-1, -2):  # the last block's
+        changed = uniform.clone()
+        changed[row] = uniform[row].roll(1)
+        assert not torch.equal(output(changed), first)
+    assert torch.equal(output(uniform), first)
+    block.compile(backend="eager", fullgraph=True)
+    assert torch.equal(output(uniform), first)
+    assert torch.equal(output(uniform), first)
+    assert torch.equal(block.eval()(x), block(x))
+
+
 def test_its_flops_have_attention(tmp_path):
     """2 blocks of 4 D^2 + 2 r D^2 per token and 2 T^2 D, patches and head."""
     made(tmp_path / "m")
@@ -218,7 +248,7 @@ def test_its_flops_have_attention(tmp_path):
 def test_what_is_none_is_named(tmp_path, monkeypatch):
     for name, words in [
         (tmp_path / "nothing", "there is no such folder"),
-        (tmp_path, "the folder has no config.json"),
+        (tmp_path, "there is no config.json in it"),
     ]:
         with pytest.raises(UserError, match=f"model.name = hf:{name}: {words}"):
             create_model(f"hf:{name}", 10)
@@ -237,6 +267,12 @@ def test_what_is_none_is_named(tmp_path, monkeypatch):
     quiet = {"attention_probs_dropout_prob": 0.0}
     with pytest.raises(UserError, match="vit of transformers has no drop path; set it to 0"):
         create_model(f"hf:{tmp_path / 'm'}", 10, 0.1, 16, **quiet)
+    stray = {
+        **json.loads((tmp_path / "m/config.json").read_text()),
+        "drop_path_rate": 0.0,
+    }  # which it reads and ignores
+    with pytest.raises(UserError, match="vit of transformers has no drop path; set it to 0"):
+        create_model("hf:m", 10, 0.1, 16, architecture=stray, **quiet)
     with pytest.raises(UserError, match=r"model.kwargs.layer_norm_ep: .* no such value; did you mean layer_norm_eps"):
         create_model(f"hf:{tmp_path / 'm'}", 10, 0.0, 16, layer_norm_ep=1e-5)
     with pytest.raises(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import EntryNotFoundError
 
 from toe_train.errors import UserError
 
@@ -39,8 +40,8 @@ def require_hub(what: str, remedy: str) -> None:
         raise UserError(f"{what} not on this machine, and {ENDPOINT} does not answer ({reason}); {remedy}")
 
 
-def hub_file(repository: str, file: str, option: str) -> Path:
-    """A small file of a repository, from the cache or fetched.
+def hub_file(repository: str, file: str, option: str) -> Path | None:
+    """A small file of a repository, from the cache or fetched; None where the repository is known to have none.
 
     Args:
         repository: such as facebook/dinov2-small.
@@ -48,14 +49,17 @@ def hub_file(repository: str, file: str, option: str) -> Path:
         option: what asks for it, for messages.
 
     Raises:
-        UserError: the hub is out of reach, or has none.
+        UserError: the hub is out of reach, or has no such repository.
     """
-    if (cached := cached_file(repository, [file])) is not None:
-        return Path(cached)
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
+    if cached is not None:
+        return Path(cached) if isinstance(cached, str) else None
     remedy = "give a folder that is there, or check the connection"
     require_hub(f"{option}: there is no such folder; taken for a name on the hub, its files are", remedy)
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file))
+    except EntryNotFoundError:
+        return None
     except Exception as error:  # whatever a download may raise, and names that are none
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{option}: is no folder here, and of the hub {file} is not to be had ({reason})") from None

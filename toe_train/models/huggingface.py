@@ -6,12 +6,14 @@ Its state_dict is the library's.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +100,26 @@ class TransformersClassifier(nn.Module):
         return names
 
 
+class InTurn(nn.ModuleList):
+    """Layers that drop out, in the place of one that a forward pass goes through several times: each pass takes one.
+
+    With one layer, which has one draw for a sample, both branches of a block would drop the same. Each forward pass in
+    training has to go through all of them.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__(layers)
+        self.turn = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training:
+            return x
+        layer, self.turn = self[self.turn], (self.turn + 1) % len(self)
+        dropped: Tensor = layer(x)
+        return dropped
+
+
 def create(
     name: str,
     num_classes: int,
@@ -134,10 +156,18 @@ def create(
     model.num_classes, model.embed_dim, model.block_path = num_classes, layout.width, layout.path
     model.num_prefix_tokens = layout.num_prefix_tokens
     model.patch_embed = SimpleNamespace(grid_size=(grid, grid), patch_size=(patch, patch), num_patches=grid * grid)
+    passes = _count_passes(twin)
     # What the logits do not depend on: a token for hidden patches, a second way of pooling. DDP would wait for it.
     twin(torch.zeros(1, 3, img_size, img_size, device="meta")).sum().backward()
     for (_, parameter), (_, seen) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
         parameter.requires_grad_(seen.grad is not None)
+    for place, count in passes.items():
+        if count > 1:
+            model.set_submodule(place, InTurn([copy.deepcopy(model.get_submodule(place)) for _ in range(count)]))
+    if drop_path_rate and not any(hasattr(layer, "drop_prob") for layer in model.modules()):
+        raise UserError(
+            f"model.drop_path = {drop_path_rate}: {vision.model_type} of transformers has no drop path; set it to 0"
+        )
     _spread_drop_path(model.transformer_blocks, drop_path_rate)
     result: nn.Module = model
     return result
@@ -171,10 +201,6 @@ def _set_values(name: str, vision: Any, size: int, drop_path: float, kwargs: dic
     vision.image_size = size
     if hasattr(vision, "drop_path_rate"):
         vision.drop_path_rate = drop_path
-    elif drop_path:
-        raise UserError(
-            f"model.drop_path = {drop_path}: {vision.model_type} of transformers has no drop path; set it to 0"
-        )
     for key in ATTENTION_DROPOUT:
         if getattr(vision, key, 0):
             raise UserError(
@@ -187,6 +213,19 @@ def _set_values(name: str, vision: Any, size: int, drop_path: float, kwargs: dic
 def _with_logits(base: type) -> Any:
     """A class whose instances give logits; by the name of the library's, which goes into what is saved."""
     return type(base.__name__, (TransformersClassifier, base), {"__module__": base.__module__})
+
+
+def _count_passes(model: nn.Module) -> Counter[str]:
+    """Counts, from now on, how often the forward pass goes through each layer that drops out, by its name."""
+    passes: Counter[str] = Counter()
+    for name, layer in model.named_modules():
+        if getattr(layer, "drop_prob", 0) or (isinstance(layer, nn.Dropout) and layer.p):
+            layer.register_forward_hook(partial(_count, passes, name))
+    return passes
+
+
+def _count(passes: Counter[str], name: str, *_: Any) -> None:
+    passes[name] += 1
 
 
 def _spread_drop_path(blocks: list[nn.Module], rate: float) -> None:

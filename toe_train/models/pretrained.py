@@ -53,6 +53,8 @@ def read_architecture(name: str) -> dict[str, Any]:
     """
     option = f"model.name = {name}"
     content = read_json(name, CONFIG)
+    if content is None:
+        raise UserError(f"{option}: there is no {CONFIG} in it; give a folder that save_pretrained wrote")
     if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         raise UserError(
             f"{option}: its {CONFIG} names no model_type, so that it is not of transformers; give a folder that "
@@ -62,20 +64,22 @@ def read_architecture(name: str) -> dict[str, Any]:
 
 
 def read_json(name: str, file: str) -> Any:
-    """The content of a JSON file of a folder or of the hub.
+    """The content of a JSON file of a folder or of the hub; None where that has no such file.
 
     Raises:
-        UserError: there is no such folder, no such file in it, or it cannot be read.
+        UserError: there is no such folder, the hub is out of reach, or the file cannot be read.
     """
     option, place = f"model.name = {name}", name.removeprefix(PREFIX)
-    path = Path(place) / file
+    inside = Path(place) / file
+    path: Path | None
     if Path(place).is_dir():
-        if not path.is_file():
-            raise UserError(f"{option}: the folder has no {file}; give one that save_pretrained wrote")
+        path = inside if inside.is_file() else None
     elif Path(place).is_absolute():
         raise UserError(f"{option}: there is no such folder; give one that save_pretrained wrote, or a name on the hub")
     else:
         path = hub_file(place, file, option)
+    if path is None:
+        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -148,7 +152,10 @@ def classifier_class(name: str, config: Any) -> Any:
             f"model.name = {name}: transformers has no image classifier of {config.model_type}; look for the model in "
             "timm (timm.list_models), which has DINOv3, EVA-02 and more"
         )
-    return known[type(config)]
+    found = known[type(config)]
+    return (
+        found[0] if isinstance(found, tuple) else found
+    )  # DeiT has a second one, of distilled weights, without a loss
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from toe_train.recipes.fields import HF, NEW
+from toe_train.recipes.fields import HF, NEW, TIMM_OR_NEW
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ def what_is_frozen_is_trained(config: RunConfig) -> None:
         raise ValueError(
             f"model.frozen_epochs: {frozen} would train a head on what new weights see, drawn at random; set "
             "model.initial_weights, or model.frozen_epochs=0"
+        )
+    if config.model.initial_weights == TIMM_OR_NEW:
+        raise ValueError(
+            f"model.frozen_epochs: {frozen} would train a head on new weights, drawn at random, where timm's are not "
+            "at hand; set model.initial_weights=timm, or model.frozen_epochs=0"
         )
     if config.task_kind == "detection":
         raise ValueError(

@@ -25,7 +25,8 @@ PLACES = ("torch.optim", "timm.optim")
 class MuonAndAdamW(torch.optim.Optimizer):
     """Two optimisers that share their groups and state with this one, so that both are saved and scaled as one.
 
-    In fp16 the scaler waits for the device in each step, to know whether it is left out.
+    In every precision the scaler waits for the device in each step, to know whether it is left out: Muon does not
+    know it by itself, as the fused kernels do.
 
     Args:
         muon: of matrices.

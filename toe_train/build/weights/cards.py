@@ -14,7 +14,6 @@ import timm
 from toe_train.build.weights.asked import Asked
 from toe_train.build.weights.detector import STARTS
 from toe_train.build.weights.source import CARD, FILES, is_of_a_run, locate, of_transformers, read_card
-from toe_train.errors import UserError
 from toe_train.models import pretrained
 from toe_train.recipes import HF, NEW, RunConfig, load_saved_values
 from toe_train.runs import checkpoints
@@ -107,10 +106,13 @@ def preprocessor_of(config: RunConfig, size: int) -> dict[str, Any]:
 
 
 def card_of_transformers(name: str) -> tuple[str, dict[str, Any]]:
-    """What preprocessor_config.json of a folder or of the hub tells, and what it is; both empty for none."""
-    try:
-        settings = pretrained.read_json(name, pretrained.PREPROCESSOR)
-    except UserError:  # not all have one
+    """What preprocessor_config.json of a folder or of the hub tells, and what it is; both empty for none.
+
+    Raises:
+        UserError: it cannot be read, or the hub, which may have one, is out of reach.
+    """
+    settings = pretrained.read_json(name, pretrained.PREPROCESSOR)
+    if settings is None:  # not all have one
         return "", {}
     return f"{pretrained.PREPROCESSOR} of {name.removeprefix(HF)}", of_preprocessor(settings)
 
