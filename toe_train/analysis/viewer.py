@@ -20,6 +20,7 @@ from toe_train.build.model import BuiltModel, build_model
 from toe_train.build.weights.trained import Trained
 from toe_train.errors import UserError
 from toe_train.expansion import TokenExpansion
+from toe_train.methods.pictures import as_pictures
 from toe_train.methods.token_expansion import TokenExpansionMethod
 from toe_train.recipes import ExpansionConfig
 
@@ -144,12 +145,11 @@ def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
     built.model.eval()
     expansion.remember_owner = True
     transform, side = build_sight(config), patch_side(config)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.augment.mean, config.augment.std))
     photos = []
     for path in paths:
         image = transform(data.load_rgb(path, config.data.exif_orientation))  # (3, H, W)
         grid = (image.shape[1] // side, image.shape[2] // side) if finds_boxes else built.grid
-        picture = (image * std + mean).clamp(0, 1)
+        picture = as_pictures(image, config.augment.mean, config.augment.std)
         photos.append(Photo(data.legible(path.name), path.resolve().parent.name, image[None], picture, grid))
     # Of random initialisation, the same draws for every image and each time.
     noise = torch.rand(1, built.num_tokens, generator=data.generator(config.seed, "pictures"))

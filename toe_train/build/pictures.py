@@ -13,7 +13,7 @@ from toe_train import data
 from toe_train.build.box_prediction import chosen
 from toe_train.build.inputs import Images, build_eval_transform, build_finish, build_train_transform, patch_side
 from toe_train.build.model import BuiltModel
-from toe_train.methods.pictures import kept_token_pictures, sheet
+from toe_train.methods.pictures import as_pictures, kept_token_pictures, sheet
 from toe_train.methods.token_expansion import TokenExpansionMethod
 from toe_train.recipes import EpochPlan, RunConfig, side_of
 from toe_train.runs.log import RunLog
@@ -64,7 +64,7 @@ def build_pictures(
             of_scenes = partial(_kept_of_scenes, built, scenes, built.method, config)
             shown.append(KeptTokens(plans, built.method, of_scenes))
     elif processes.is_main and isinstance(built.method, TokenExpansionMethod):
-        of_chosen = _kept_of_chosen(config, plan, built, task, images, skipped, processes)
+        of_chosen = _kept_of_chosen(config, built, *_chosen(config, plan, built, task, images, skipped), processes)
         shown.append(KeptTokens(plans, built.method, of_chosen))
     return SeveralPictures(shown)
 
@@ -114,10 +114,7 @@ class Scenes:
 
     def pixels(self, seen: data.Seen) -> Tensor:
         """(3, H, W) in 0..1."""
-        mean, std = (
-            torch.tensor(values).view(3, 1, 1) for values in (self._config.augment.mean, self._config.augment.std)
-        )
-        return (seen.image * std + mean).clamp(0, 1)
+        return as_pictures(seen.image, self._config.augment.mean, self._config.augment.std)
 
 
 class BoxesFound(Pictures):
@@ -172,17 +169,10 @@ def _kept_of_scenes(
 
 
 def _kept_of_chosen(
-    config: RunConfig,
-    plan: EpochPlan,
-    built: BuiltModel,
-    task: Task,
-    images: Images,
-    skipped: data.SkippedImages | None,
-    processes: Processes,
+    config: RunConfig, built: BuiltModel, images: Tensor, targets: Tensor | None, processes: Processes
 ) -> Callable[[], Tensor]:
-    chosen_images, targets = _chosen(config, plan, built, task, images, skipped)
-    noise = torch.rand(len(chosen_images), built.num_tokens, generator=data.generator(config.seed, "pictures"))
-    shown, noise = chosen_images.to(processes.device), noise.to(processes.device)
+    noise = torch.rand(len(images), built.num_tokens, generator=data.generator(config.seed, "pictures"))
+    shown, noise = images.to(processes.device), noise.to(processes.device)
     of_patches = None if targets is None else targets.to(processes.device)
 
     def draw() -> Tensor:

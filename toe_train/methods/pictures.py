@@ -23,6 +23,12 @@ GAP = 6  # pixels between pictures
 GOLDEN_RATIO = 0.618034  # between the hues of two classes, so that neighbours differ
 
 
+def as_pictures(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised images (..., 3, H, W) as they are seen, in 0..1."""
+    low, width = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (mean, std))
+    return (images * width + low).clamp(0, 1)
+
+
 @torch.no_grad()
 def kept_token_pictures(
     model: nn.Module,
@@ -53,10 +59,7 @@ def kept_token_pictures(
         components as colours, zeros black.
     """
     kept, outputs = _look(model, expansion, images, noise)
-    channels = (1, 3, 1, 1)
-    plain = images * torch.tensor(std, device=images.device).view(channels)
-    plain = (plain + torch.tensor(mean, device=images.device).view(channels)).clamp(0, 1)
-    plain = enlarged(plain)
+    plain = enlarged(as_pictures(images, mean, std))
     shown = plain if kept is None else hatched(plain, kept_mask(kept, grid[0] * grid[1]), grid)
     if patch_targets is None:
         return shown

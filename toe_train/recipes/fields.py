@@ -60,9 +60,9 @@ def _absolute(path: str) -> str:
 
 
 def _weights(source: str) -> str:
-    return (
-        source if source in (TIMM, TIMM_OR_NEW, NEW) else _model(source) if source.startswith(HF) else _absolute(source)
-    )
+    if source in (TIMM, TIMM_OR_NEW, NEW):
+        return source
+    return _model(source) if source.startswith(HF) else _absolute(source)
 
 
 def _model(name: str) -> str:
