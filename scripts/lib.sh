@@ -4,6 +4,8 @@
 #   --cpu          of the proxy, a model and a schedule that a CPU does in minutes a run
 #   --smoke        of the proxy, runs of seconds on scikit-learn's digits (tableB1 on shapes, as with --cpu): whether all of it works
 #   --seeds N      runs of each row, with seeds 0 ... N-1 (default: 1); A-B for seeds A ... B
+#   --list         print the commands of the runs, one a line, and start none: for a scheduler of your own, or for
+#                  slurm_table.sh; where one starts from another (table5), it comes after it
 #   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
 #                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
 #   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own
@@ -35,13 +37,14 @@ absolute() {
     case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac
 }
 
-proxy='' scale=full seeds=1 output='' extra=()
+proxy='' scale=full seeds=1 list='' output='' extra=()
 labels=() # what LV-ViT alone takes
 while [ $# -gt 0 ]; do
     case $1 in
     --proxy) proxy=yes ;;
     --cpu) scale=cpu ;;
     --smoke) scale=smoke ;;
+    --list) list=yes ;;
     --seeds | --output)
         case ${2:-} in '' | -*) fail "$1 needs a value" ;; esac
         if [ "$1" = --seeds ]; then seeds=$2; else output=$(absolute "$2"); fi
@@ -77,6 +80,7 @@ mkdir -p "$output"
 output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
 script=$(basename "$self" .sh)
 runs=() # run folders, in the order of the table
+[ -z "$list" ] || exec 3>&1 >&2 # what else is told is not of the list
 note=''
 if [ "$scale" = smoke ]; then
     note="Smoke test on scikit-learn's digits, no result"
@@ -120,13 +124,18 @@ at_scale() {
 
 # start NAME FILE [KEY=VALUE ...]: the row NAME of a configuration file, which holds what is of this scale already.
 start() {
-    local name=$1 file=$2 seed folder
+    local name=$1 file=$2 seed folder command
     shift 2
     for ((seed = first; seed <= last; seed++)); do
         folder=$output/$name-s$seed
         runs+=("$folder")
-        echo "== $folder"
-        toe-train --config "$file" --output "$folder" "${@//\{seed\}/$seed}" seed="$seed"
+        command=(toe-train --config "$file" --output "$folder" "${@//\{seed\}/$seed}" seed="$seed")
+        if [ -n "$list" ]; then
+            echo "${command[*]@Q}" >&3
+        else
+            echo "== $folder"
+            "${command[@]}"
+        fi
     done
 }
 
@@ -204,6 +213,10 @@ shapes() {
 # token_labels: makes the proxy's label files, once, by one teacher of seed 0 for the runs of all seeds.
 token_labels() {
     local first=0 last=0 runs=() root
+    if [ -n "$list" ]; then
+        case "${labels[*]}" in *token_labels.root=*) return ;; esac
+        fail "--list: the labels of LV-ViT's proxy come first; make them with this script without --list, then give token_labels.root=DIR"
+    fi
     train proxy_teacher proxy_teacher
     root=$(data_root "${runs[0]}")
     toe-tools labels --images "$root/train" --output "$output/labels" --workers 1 \
@@ -236,5 +249,6 @@ END
 
 # report TITLE: the table of the runs beside the paper's, printed and in $output/report/<script>.
 report() {
+    [ -z "$list" ] || return 0
     toe-tools report "${runs[@]}" --title "${note:+$note: }$1" --output "$output/report/$script"
 }

@@ -2,12 +2,14 @@
 # A run on several nodes under Slurm that goes on by itself at the end of its time limit, after a crash, and where Slurm
 # requeues it.
 #
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 scripts/slurm.sh configs/deit_base_toe_r05.yaml data.root=/path/to/imagenet
+#   sbatch --partition=gpu --account=me --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 --cpus-per-task=12 --time=24:00:00 \
+#       --output=logs/%x-%j.out --mail-type=END,FAIL scripts/slurm.sh configs/deit_base_toe_r05.yaml data.root=/path/to/imagenet
 #
-# One task a GPU. Two minutes before the end Slurm sends USR1 to this script: the run writes a checkpoint, and the job is
-# put back into the queue. TERM writes one too, and ends the job with exit code 75. A task that is lost ends the others,
-# and all are started again from the last checkpoint, at most three times. The run folder must lie on a disk that all
-# nodes share.
+# Slurm does not make the folder of --output. One task a GPU; its cores are --cpus-per-task (12, if not given).
+#
+# Two minutes before the end Slurm sends USR1 to this script: the run writes a checkpoint, and the job is put back into
+# the queue. TERM writes one too, and ends the job with exit code 75. A task that is lost ends the others, and all are
+# started again from the last checkpoint, at most three times. The run folder must lie on a disk that all nodes share.
 #SBATCH --job-name=toe-train
 #SBATCH --cpus-per-task=12
 #SBATCH --time=24:00:00

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,11 @@ from toe_train.recipes import RunConfig, load_config, plan_epochs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.sh"))
-RUNNING = [path.stem for path in SCRIPTS if path.stem not in ("lib", "slurm", "speed", "equal_compute", "finetune_cpu")]
+RUNNING = [
+    path.stem
+    for path in SCRIPTS
+    if path.stem not in ("lib", "slurm", "slurm_table", "speed", "equal_compute", "finetune_cpu")
+]
 PICTURES = ("fig2", "fig7")  # these draw, the others report
 SCALES = {
     "paper": [],
@@ -377,6 +382,42 @@ def plan_names(rows: list[str]) -> tuple[str, str]:
     """The run, and the row that was planned to equal it."""
     (made,) = (row for row in rows if row.endswith("_shorter"))
     return made.removesuffix("_shorter"), made
+
+
+@pytest.mark.parametrize("script", ["table2", "table5", "fig2"])
+def test_a_list_has_the_commands_of_the_runs_and_starts_none(desk, script):
+    given = ["--seeds", "2", f"data.root={desk.images}"]
+    started = desk.calls(script, *given).commands
+    desk.record.unlink()
+    job = desk.start(script, *given, "--list")
+    assert job.returncode == 0
+    assert [shlex.split(line) for line in job.stdout.splitlines()] == [run for run in started if run[0] == "toe-train"]
+    assert not desk.record.exists()
+
+
+def test_a_list_with_labels_needs_them_made(desk):
+    job = desk.start("table3", "--proxy", "--list", f"data.root={desk.images}")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert "give token_labels.root=DIR" in job.stderr
+    job = desk.start("table3", "--proxy", "--list", f"data.root={desk.images}", "token_labels.root=labels")
+    assert [line.count("token_labels.root=/") for line in job.stdout.splitlines()] == 3 * [1]
+
+
+def test_a_task_of_a_slurm_array_is_a_run_of_the_table(desk):
+    launcher = desk.root / "scripts/slurm.sh"
+    launcher.write_text('printf "%s\\n" "$@"\n')
+    given = ["table6", "--seeds", "2", f"data.root={desk.images}"]
+    listed = desk.start("slurm_table", *given, cwd=desk.root).stdout.splitlines()
+    assert len(listed) == 16
+    for number in (0, 9, 15):
+        job = desk.start("slurm_table", *given, cwd=desk.root, SLURM_ARRAY_TASK_ID=str(number))
+        assert ["toe-train", "--config", *job.stdout.splitlines()] == shlex.split(listed[number])
+    job = desk.start("slurm_table", *given, cwd=desk.root, SLURM_ARRAY_TASK_ID="16")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert "task 16, and there are 16 runs" in job.stderr
+    job = desk.start("slurm_table", "table66", cwd=desk.root)
+    assert (job.returncode, job.stdout) == (2, "")
+    assert "scripts/table66.sh" in job.stderr
 
 
 def test_equal_compute_names_a_configuration_that_is_not_there(desk):
