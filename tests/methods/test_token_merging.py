@@ -10,6 +10,8 @@ from golden_figures import by_rule, figures, meta, near
 from timm.models.vision_transformer import VisionTransformer
 from torch._dynamo.testing import CompileCounter
 
+from toe_train import ExpansionSchedule, TokenExpansion
+from toe_train import attach as expand
 from toe_train.methods import token_merging
 from toe_train.methods.token_merging import TokenMergingMethod, attach, counts, merge
 from toe_train.models import create_model
@@ -204,6 +206,14 @@ def test_similarity_is_in_float32_under_autocast():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+def test_double_precision_stays():
+    x, metric = torch.randn(1, 33, 8, dtype=torch.float64), torch.randn(1, 33, 8, dtype=torch.float64)
+    y, size, row = merge(x, metric, None, 8)
+    means = torch.zeros_like(y).index_add_(1, row[0], x) / size
+    torch.testing.assert_close(y, means, rtol=1e-13, atol=1e-13)
+    assert not torch.equal(y, merge(x.float(), metric.float(), None, 8)[0].double())
+
+
 def test_lvvit_answers_for_every_patch():
     torch.manual_seed(0)
     options = {"patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -246,6 +256,32 @@ def test_attaching_twice_is_refused():
     attach(model)
     with pytest.raises(ValueError, match=r"call remove\(\)"):
         attach(model)
+
+
+def test_a_model_drops_or_merges_tokens_and_not_both():
+    expansion = TokenExpansion(ExpansionSchedule([0, 1], [0.5, 1.0], initial_keep_rate=0.25), num_prefix_tokens=1)
+    model = model_of("deit")
+    dropping = expand(model, expansion)
+    with pytest.raises(ValueError, match=r"drops tokens by a token expansion: .* remove\(\)"):
+        attach(model)
+    dropping.remove()
+    attach(model)
+    with pytest.raises(ValueError, match=r"MergingBlock.* cannot run on a subset"):
+        expand(model, expansion)
+
+
+@pytest.mark.parametrize("name", ["forward_intermediates", "get_intermediate_layers"])
+def test_feature_maps_are_refused_while_tokens_are_merged(name):
+    model, images = model_of("deit").eval(), torch.randn(2, 3, 32, 32)
+    expected = getattr(model, name)(images)
+    handle = attach(model)
+    for refusing in (model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=rf"{name} gives feature maps, and merged tokens .*remove\(\)"):
+            getattr(refusing, name)(images)
+    handle.merging.on = False
+    torch.testing.assert_close(getattr(model, name)(images), expected)
+    handle.remove()
+    torch.testing.assert_close(getattr(model, name)(images), expected)
 
 
 def test_the_method_says_how_many_tokens_are_left_and_that_evaluation_merges():

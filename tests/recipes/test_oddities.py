@@ -53,6 +53,12 @@ CASES = {
         "the last stage begins at epoch 21, after the end of the run, which has epochs=20: training never sees images",
         {"curriculum": {**IMAGES, "stage_shares": ["0", "1/2"]}},
     ),
+    "a growth after the end": (
+        {"epochs": 20, "method": {"kind": "depth_growth", "depths": [3, 6, 12], "from_epochs": [0, 38, 90]}},
+        "last_stage_not_reached",
+        'training never sees the 12 blocks; write "method.from_epochs=[0, 6, 13]"',
+        {"method": {"kind": "depth_growth", "depths": [3, 6, 12], "from_epochs": [0, 6, 13]}},
+    ),
     "more stages than epochs": (
         {"epochs": 2, "expansion": TOE, "schedule": {"warmup_epochs": 0}},
         "last_stage_not_reached",

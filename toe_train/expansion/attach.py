@@ -19,15 +19,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from toe_train.expansion.hooks import Beside, ExpandInput, GatherInput, Pass, RestoreGrid, WholeMaps
+from toe_train.expansion.hooks import Beside, ExpandInput, GatherInput, Pass, RestoreGrid, guard_maps
 from toe_train.expansion.layout import Layout, innermost_with, named
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import RESTORES, check_option
 from toe_train.expansion.suitable import masks_padding, require_suitable
 
 NAME = "token_expansion"
-# Methods by which a model (timm's) gives out the tokens after its blocks, laid out as the image's grid.
-_MAP_METHODS = ("forward_intermediates", "get_intermediate_layers")
 
 
 class Attachment:
@@ -57,11 +55,7 @@ class Attachment:
             self._hooks.append(norm.register_forward_hook(RestoreGrid(expansion, copy)))
         expansion.remember_owner = copy
         model.add_module(NAME, expansion.train(model.training))
-        self._replaced = [
-            (owner, name) for owner in layout.owners for name in _MAP_METHODS if hasattr(type(owner), name)
-        ]
-        for owner, name in self._replaced:
-            setattr(owner, name, WholeMaps(owner, expansion, name))
+        self._replaced = guard_maps(layout.owners, expansion)
 
     def remove(self) -> None:
         """Make the model the plain one again. Does nothing when called twice."""

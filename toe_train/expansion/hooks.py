@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -149,30 +150,46 @@ def _differ(before: _Arguments, after: _Arguments) -> bool:
     )
 
 
+# Methods by which a model (timm's) gives out the tokens after its blocks, laid out as the image's grid.
+_MAP_METHODS = ("forward_intermediates", "get_intermediate_layers")
+
+
+class Fewer(Protocol):
+    """What makes a model's patch tokens fewer."""
+
+    @property
+    def why_no_maps(self) -> str | None:
+        """Why the tokens cannot be laid out as a grid now, and what to do; None where they can."""
+
+
 class WholeMaps:
-    """A model's method that gives feature maps, refused while tokens are dropped.
+    """A model's method that gives feature maps, refused while the model has no token for each patch.
 
     The model holds it, so it must not hold the model: its memory would be free only after a garbage collection.
     """
 
-    def __init__(self, model: nn.Module, expansion: TokenExpansion, name: str) -> None:
+    def __init__(self, model: nn.Module, fewer: Fewer, name: str) -> None:
         self.model = weakref.ref(model)
-        self.expansion = expansion
+        self.fewer = fewer
         self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WholeMaps, (self.model(), self.expansion, self.name)  # so that a copied model's is bound to the copy
+        return WholeMaps, (self.model(), self.fewer, self.name)  # so that a copied model's is bound to the copy
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """What the model's own method gives, or ValueError."""
-        if self.expansion.drops:
-            raise ValueError(
-                f"{self.name} gives feature maps, and in stage {self.expansion.stage} of its training the model keeps "
-                "a part of the patch tokens, in no grid's order: call model.eval() before it, or ask for no maps while "
-                "tokens are dropped"
-            )
+        if self.fewer.why_no_maps:
+            raise ValueError(f"{self.name} gives feature maps, and {self.fewer.why_no_maps}")
         model = self.model()
         return getattr(type(model), self.name)(model, *args, **options)
+
+
+def guard_maps(owners: Iterable[nn.Module], fewer: Fewer) -> list[tuple[nn.Module, str]]:
+    """Puts `WholeMaps` in the place of each such method; the places, whose attributes are deleted to undo it."""
+    places = [(owner, name) for owner in owners for name in _MAP_METHODS if hasattr(type(owner), name)]
+    for owner, name in places:
+        setattr(owner, name, WholeMaps(owner, fewer, name))
+    return places
 
 
 class RestoreGrid:

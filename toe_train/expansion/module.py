@@ -112,6 +112,16 @@ class TokenExpansion(nn.Module):
         """Whether forward drops tokens now: in training mode, in a stage that keeps a part of them."""
         return self.training and not self.schedule.is_dense(self.stage)
 
+    @property
+    def why_no_maps(self) -> str | None:
+        """Why feature maps cannot be made now, and what to do; None where they can."""
+        if not self.drops:
+            return None
+        return (
+            f"in stage {self.stage} of its training the model keeps a part of the patch tokens, in no grid's order: "
+            "call model.eval() before it, or ask for no maps while tokens are dropped"
+        )
+
     def num_kept(self, num_tokens: int, stage: int | None = None) -> int:
         """Patch tokens that training keeps in a stage (None: the current one), out of `num_tokens`."""
         stage = self.stage if stage is None else stage

@@ -49,11 +49,11 @@ def merge(
     with torch.autocast(x.device.type, enabled=False):
         stay, leave, into = match(metric, r, num_prefix_tokens)  # (B, A-r), (B, r), (B, r)
         size = size.float()
-        weighted = x.float() * size  # (B, T, D)
+        weighted = x.to(_at_least_single(x)) * size  # (B, T, D)
         joins = F.one_hot(into, tokens // 2).transpose(1, 2).to(weighted.dtype)  # (B, T-A, r)
         leaving = take(weighted[:, 0::2], leave)  # (B, r, D)
         sums = weighted[:, 1::2] + joins @ leaving  # (B, T-A, D), a product adds in the same order on every run
-        sizes = size[:, 1::2] + joins @ take(size[:, 0::2], leave)  # (B, T-A, 1)
+        sizes = size[:, 1::2] + joins.float() @ take(size[:, 0::2], leave)  # (B, T-A, 1)
         y = torch.cat([take(x[:, 0::2], stay), (sums / sizes).to(x.dtype)], dim=1)  # (B, T-r, D)
         size = torch.cat([take(size[:, 0::2], stay), sizes], dim=1)  # (B, T-r, 1)
     row = _rows(stay, leave, into, tokens)
@@ -65,7 +65,7 @@ def merge(
 
 @torch.no_grad()
 def match(metric: Tensor, r: int, num_prefix_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Who leaves, and into whom, by cosine similarity in float32.
+    """Who leaves, and into whom, by cosine similarity in float32, of float64 in float64.
 
     Args:
         metric: (B, T, d).
@@ -75,7 +75,7 @@ def match(metric: Tensor, r: int, num_prefix_tokens: int) -> tuple[Tensor, Tenso
     Returns:
         stay (B, A-r), leave (B, r): numbers of even places, 0 ... A-1; into (B, r): numbers of odd places.
     """
-    metric = metric.float()
+    metric = metric.to(_at_least_single(metric))
     metric = metric / metric.norm(dim=2, keepdim=True)
     scores = metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)  # (B, A, T-A)
     scores[:, : (num_prefix_tokens + 1) // 2] = -torch.inf
@@ -91,6 +91,10 @@ def match(metric: Tensor, r: int, num_prefix_tokens: int) -> tuple[Tensor, Tenso
 def take(x: Tensor, places: Tensor) -> Tensor:
     """Tokens (B, n, D) of `x` at `places` (B, n)."""
     return x.gather(1, places.unsqueeze(2).expand(-1, -1, x.shape[2]))
+
+
+def _at_least_single(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _rows(stay: Tensor, leave: Tensor, into: Tensor, tokens: int) -> Tensor:

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from toe_train.expansion.attach import NAME as EXPANSION
+from toe_train.expansion.hooks import guard_maps
 from toe_train.methods.merge import counts, merge, take
 from toe_train.methods.merging_block import Between, MergingBlock
 from toe_train.methods.method import Method
@@ -36,6 +38,11 @@ class TokenMerging(nn.Module):
         super().__init__()
         self.num_prefix_tokens = num_prefix_tokens
         self.on = True
+
+    @property
+    def why_no_maps(self) -> str | None:
+        """Why feature maps cannot be made now, and what to do; None where they can."""
+        return "merged tokens are in no grid: call remove() on the handle of the merging before it" if self.on else None
 
     def forward(self, x: Tensor, metric: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `merge`."""
@@ -82,6 +89,7 @@ class Attachment:
         for index, (block, count, before, after) in enumerate(parts):
             blocks[index] = MergingBlock(block, self.merging, count, before, after, proportional_attention)
         model.add_module(NAME, self.merging)
+        self._guarded = guard_maps([model], self.merging)
         self._hooks = []
         if getattr(model, "dense_output", False):
             norm: Any = model.norm
@@ -108,6 +116,8 @@ class Attachment:
                 blocks[index] = block.train(blocks[index].training)
             for hook in self._hooks:
                 hook.remove()
+            for owner, method in self._guarded:
+                delattr(owner, method)  # the class's method comes to light again
             delattr(self._model, NAME)
             self._model = None
 
@@ -132,6 +142,10 @@ def attach(
     name = type(model).__name__
     if getattr(model, NAME, None) is not None:
         raise ValueError(f"{name} merges tokens already: call remove() on its handle first")
+    if getattr(model, EXPANSION, None) is not None:
+        raise ValueError(
+            f"{name} drops tokens by a token expansion: take one of the two, and call remove() on its handle"
+        )
     blocks = blocks_of(model)
     if reason := why_not_plain(model):
         raise ValueError(f"{reason}; use timm's plain vision transformers (ViT, DeiT) or LV-ViT")

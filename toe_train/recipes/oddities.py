@@ -58,7 +58,7 @@ def _growth(config: RunConfig) -> Oddity | None:
     if not isinstance(section, DepthGrowthConfig) or section.from_epochs[-1] < config.epochs:
         return None
     starts = section.from_epochs
-    near = [start * (config.epochs - 1) // starts[-1] for start in starts]
+    near = [config.epochs * index // len(starts) for index in range(len(starts))]  # equal parts
     return Oddity(
         "last_stage_not_reached",
         f"method.from_epochs={list(starts)}: the last growth is at epoch {starts[-1] + 1}, after the end of the run, "
