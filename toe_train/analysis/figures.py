@@ -167,7 +167,7 @@ def _scale(axes: Any, costs: Sequence[float]) -> None:
     if costs and max(costs) > 8 * min(costs):
         axes.set_xscale("log")
     if costs and max(costs) > 1e6:
-        axes.xaxis.set_major_formatter(EngFormatter(places=1))
+        axes.xaxis.set_major_formatter(EngFormatter(places=2))
         axes.tick_params(axis="x", labelsize="small")
 
 

@@ -20,6 +20,8 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em;
 table {{ border-collapse: collapse; }}
 td, th {{ border-bottom: 1px solid #ddd; padding: .3em .6em; text-align: right; vertical-align: bottom; }}
 td {{ white-space: nowrap; }}
+th {{ min-width: 4em; }}
+td.words, th.words {{ text-align: left; }}
 td:first-child, th:first-child {{ text-align: left; position: sticky; left: 0; background: #fff; }}
 p, li {{ overflow-wrap: anywhere; }}
 figure {{ margin: 1em 0; }}
@@ -38,7 +40,7 @@ def page(
 
     Args:
         title: over it.
-        notes: paragraphs, in which **words** are bold and `words` are code.
+        notes: paragraphs, in which **words** are bold, *words* lean and `words` are code.
         tables: in order.
         made: how each row was made, as `notes`.
         figures: in order.
@@ -57,13 +59,19 @@ def page(
 
 
 def _marked(text: str) -> str:
-    """Markdown's bold words and code, as HTML."""
+    """Markdown's bold and leaning words and code, as HTML."""
     bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(text))
-    return re.sub(r"`(.+?)`", r"<code>\1</code>", bold)
+    leaning = re.sub(r"(?<!\*)\*([^*\s][^*]*)\*", r"<i>\1</i>", bold)
+    return re.sub(r"`(.+?)`", r"<code>\1</code>", leaning)
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    of_words = [any(cell[:1].isalpha() for cell in column) for column in zip(*rows, strict=True)] or [False] * len(
+        heads
+    )
+
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        begin = [f'<{tag} class="words">' if words else f"<{tag}>" for words in of_words]
+        return "<tr>" + "".join(f"{b}{html.escape(c)}</{tag}>" for b, c in zip(begin, cells, strict=True)) + "</tr>"
 
     return "\n".join(["<table>", line(heads, "th"), *(line(row, "td") for row in rows), "</table>"])

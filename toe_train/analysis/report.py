@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from toe_train.analysis.box_scores import box_scores
 from toe_train.analysis.comparison import MOST_SEEDS, Comparison, baseline_of, comparisons
 from toe_train.analysis.figures import Figure, figures, png, rates_figure
+from toe_train.analysis.kept_pictures import kept_figures
 from toe_train.analysis.origins import how_made
 from toe_train.analysis.page import Table, page
 from toe_train.analysis.paper import PaperRow
@@ -93,7 +94,8 @@ class Report:
         """Those that the rows give."""
         found = figures(self.rows, self._score_words())
         rates = self._rates()
-        return [*found, rates_figure(rates, self._score_words())] if len(rates) > 1 else found
+        found += [rates_figure(rates, self._score_words())] if len(rates) > 1 else []
+        return found + kept_figures(self.rows)
 
     def write(self, folder: Path) -> None:
         """Writes report.md, report.html and the figures as PNG.

@@ -35,12 +35,14 @@ class Run:
         config: the resolved configuration.
         starts: lines of its starts, one at least.
         epochs: lines of its epochs.
+        tensorboard: where its curves and pictures lie, if they came along.
     """
 
     folder: str
     config: RunConfig
     starts: list[Record]
     epochs: list[Record]
+    tensorboard: Path
 
     @property
     def name(self) -> str:
@@ -271,4 +273,5 @@ def _read(root: Path) -> Run:
     for note in tell_broken(folder.metrics):
         print(note, file=sys.stderr)
     starts = read_metrics(folder.metrics, "start")
-    return Run(folder.root.name, load_saved(folder.config), starts or [{}], read_metrics(folder.metrics, "epoch"))
+    epochs = read_metrics(folder.metrics, "epoch")
+    return Run(folder.root.name, load_saved(folder.config), starts or [{}], epochs, folder.tensorboard)
