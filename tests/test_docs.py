@@ -76,5 +76,5 @@ def test_every_command_of_the_readme_is_run_or_says_why_not():
 
 def test_the_readme_is_short():
     lines = README.splitlines()
-    assert len(lines) <= 220
-    assert [line for line in lines if len(line) > 125] == []
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 120] == []
