@@ -65,6 +65,8 @@ def locate(asked: Asked) -> Path:
         UserError: there is no such file, or nothing of the kind in the folder.
     """
     path = Path(asked.path).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        raise asked.fault("is a configuration and no trained model; give the run folder, such as runs/" + path.stem)
     if path.is_file():
         return path
     if not path.is_dir():
