@@ -93,7 +93,7 @@ class Checkpoints:
         return False
 
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint that `resume` (auto, never, or the path of one or of a run) asks for, or None to start anew."""
+        """The checkpoint that `resume` (auto, never, or a path, of a run too) asks for, or None to start anew."""
         if resume == "never" or (resume == "auto" and not self.last.exists()):
             return None
         path = self.last if resume == "auto" else newest_in(Path(resume))

@@ -66,7 +66,8 @@ def locate(asked: Asked) -> Path:
     """
     path = Path(asked.path).expanduser()
     if path.suffix in (".yaml", ".yml"):
-        raise asked.fault("is a configuration and no trained model; give the run folder, such as runs/" + path.stem)
+        run = path.parent if (path.parent / "checkpoints").is_dir() else Path("runs") / path.stem
+        raise asked.fault(f"is a configuration and no trained model; give its run folder, such as {run}")
     if path.is_file():
         return path
     if not path.is_dir():
