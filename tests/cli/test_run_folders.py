@@ -7,6 +7,7 @@ import yaml
 
 from toe_train.cli.train import main
 from toe_train.recipes import load_config
+from toe_train.runs.checkpoints import newest_in
 from toe_train.runs.log import read_metrics
 
 
@@ -45,16 +46,16 @@ def test_benchmarks_name_runs_by_their_folders(trained, said, tmp_path):
     other = shutil.copytree(trained, tmp_path / "other")
     code, out, err = said("bench", "--config", trained, "--beside", other, "--rounds", 1, "--batch", 2)
     assert code == 0, err
-    assert "| run " in out
-    assert "| other " in out
+    assert "|   run |" in out
+    assert "| other |" in out
 
 
 def test_a_run_as_a_checkpoint(trained, said, tmp_path, capsys):
     given = ["--config", str(trained / "config.yaml"), "--output", str(tmp_path / "next"), "epochs=2"]
-    for path in (trained, trained / "checkpoints"):
-        assert main([*given, "--resume", str(path)]) == 0
-        assert "continuing at epoch 2 of 2" in capsys.readouterr().out
-        shutil.rmtree(tmp_path / "next")
+    assert main([*given, "--resume", str(trained)]) == 0
+    assert "continuing at epoch 2 of 2" in capsys.readouterr().out
+    for path in (trained, trained / "checkpoints", trained / "checkpoints/last.pt"):
+        assert newest_in(path) == trained / "checkpoints/last.pt"
 
 
 def test_each_tool_takes_the_model_first_or_behind_checkpoint(trained, said, tmp_path):

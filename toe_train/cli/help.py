@@ -61,8 +61,8 @@ EXAMPLES: dict[str, dict[str, str]] = {  # of a command: what is typed, and what
         "toe-tools pack --images photos_split --output photos_tar --to tar": "archives, for data.kind=tar",
     },
     "labels": {
-        "toe-tools labels --images /data/imagenet/train --output labels --teacher nfnet_l0": "by a model of timm",
-        "toe-tools labels --images photos_split/train --output labels --teacher-weights runs/teacher": "by a run",
+        "toe-tools labels --images imagenet/train --output maps --teacher nfnet_l0": "by a model of timm",
+        "toe-tools labels --images train --output maps --teacher-weights runs/teacher": "by a run",
     },
     "plan": {
         "toe-tools plan --config deit_tiny_toe_r05": "a row of the paper",

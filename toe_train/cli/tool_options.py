@@ -60,6 +60,7 @@ def _bench(sub: argparse.ArgumentParser) -> None:
         "--what",
         choices=("step", "expansion", "loader", "reading", "start", "end-to-end", "saving"),
         default="step",
+        metavar="WHAT",
         help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
         "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
         "images, beside timm's loader; reading: stored images at random, nothing decoded; start: listing the images, "
