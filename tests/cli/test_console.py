@@ -1,5 +1,6 @@
 """A console that goes away ends no command: a reader that stops, a terminal that is closed, a full disk behind it."""
 
+import io
 import os
 import signal
 import subprocess
@@ -7,8 +8,11 @@ import sys
 
 import pytest
 
+from toe_train import __version__
+from toe_train.cli.console import tell_begun
 from toe_train.runs.log import read_metrics
 
+FIRST_LINE = f"toe-train {__version__}: loading PyTorch, which takes some seconds\n"
 TOOLS = "from toe_train.cli.tools import main; raise SystemExit(main())"
 
 
@@ -86,7 +90,52 @@ def test_ctrl_c_while_the_libraries_are_loaded_is_one_line(command, given):
     script = heard + INTERRUPTED_WHILE.format(name="torch", command=command, given=given)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     said = "interrupted: while the libraries were loaded; nothing was begun\n"
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
+    begun = FIRST_LINE if command == "train" else ""
+    assert (done.returncode, done.stdout, done.stderr) == (130, begun, said)
+
+
+def test_the_first_line_stands_before_the_libraries_are_loaded():
+    """So that it comes within two seconds: what is imported before it is of Python itself, and the options."""
+    script = """
+import io, sys
+class First(io.StringIO):
+    def write(self, text):
+        if text.startswith("toe-train"):
+            foreign = {name.partition(".")[0] for name in sys.modules} & {"torch", "numpy", "timm", "yaml", "pydantic"}
+            sys.exit(f"{text.strip()}; loaded: {foreign or None}")
+sys.stdout = First()
+from toe_train.cli.train import main
+main(["--config", "none.yaml"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stderr == f"{FIRST_LINE.strip()}; loaded: None\n"
+
+
+class Stream(io.StringIO):
+    def __init__(self, is_terminal):
+        super().__init__()
+        self.isatty = lambda: is_terminal
+
+
+@pytest.mark.parametrize(
+    ("loaded", "rank", "where_seen", "is_terminal", "says"),
+    [
+        (False, None, False, False, True),
+        (False, None, True, True, True),
+        (False, None, True, False, False),  # read by a program
+        (False, "0", False, True, False),  # under torchrun, which has taken its seconds
+        (True, None, False, True, False),
+    ],
+)
+def test_when_a_command_says_that_it_has_begun(monkeypatch, loaded, rank, where_seen, is_terminal, says):
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    stream = Stream(is_terminal)
+    tell_begun("toe-train", stream, where_seen)
+    assert stream.getvalue() == (FIRST_LINE if says else "")
 
 
 def test_ctrl_c_that_is_ignored_stays_so():

@@ -1,4 +1,4 @@
-"""What the console shows of an epoch, and logs behind one."""
+"""Metric lines, and logs behind one."""
 
 import inspect
 import json
@@ -6,32 +6,7 @@ import json
 import pytest
 import torch
 
-from toe_train.runs.log import Console, JsonLines, RunLog, Several, broken_lines, tell_broken
-
-RECORD = {
-    "epoch": 1,
-    "stage": 0,
-    "tokens_kept": 8,
-    "lr": 1e-3,
-    "train_loss": 2.0,
-    "train_seconds": 10.0,
-    "data_wait_seconds": 1.0,
-    "images_per_second": 100.0,
-}
-
-
-@pytest.mark.parametrize(
-    ("scores", "line"),
-    [
-        ({"score": 50.0, "score_full": 60.0, "other": None}, "loss 2.000  score  50.00  at full size  60.00  100 im"),
-        ({"score": 50.0, "score_full": 50.0, "other": 1.0}, "loss 2.000  score  50.00  other   1.00  100 images/s"),
-        ({"score": None, "score_full": None}, "loss 2.000  100 images/s"),
-    ],
-)
-def test_scores_of_an_epoch(capsys, scores, line):
-    shown = [("score", "score"), ("at full size", "score_full"), ("other", "other")]
-    Console(3, shown).epoch({**RECORD, **scores})
-    assert line in capsys.readouterr().out
+from toe_train.runs.log import JsonLines, RunLog, Several, broken_lines, tell_broken
 
 
 def test_several_pass_everything_on():

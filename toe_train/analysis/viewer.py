@@ -130,7 +130,7 @@ def open_viewer(trained: Trained, paths: Sequence[Path]) -> Viewer:
     config = trained.built_as
     if config.method is not None:
         raise UserError(
-            f"--checkpoint {trained.weights.path}: its run has method.kind={config.method.kind}, and pictures are of "
+            f"{trained.weights.path}: its run has method.kind={config.method.kind}, and pictures are of "
             "Token Expansion alone; to see what that would do with these weights, export them and give the folder"
         )
     config = config.model_copy(update={"expansion": config.expansion or USUAL})

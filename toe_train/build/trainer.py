@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from toe_train.build.task import build_task
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, config_at, dump_config, plan_epochs, side_of
 from toe_train.runs.checkpoints import Checkpoints
+from toe_train.runs.console import Console
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.log import Console, JsonLines, RunLog, Several, tell_broken
+from toe_train.runs.log import JsonLines, RunLog, Several, read_metrics, tell_broken
 from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
 from toe_train.runs.tensorboard import TensorBoard, groups_of
@@ -124,7 +126,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
     notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
-    trainer.log = _log(run, found, progress, task, notes)
+    trainer.log = _log(run, found, progress, task, trainer.evaluation, notes)
     return trainer
 
 
@@ -167,7 +169,9 @@ def _evaluation(
     return Evaluation(task, inputs.val, step.processes, step.autocast, sizes, config.checkpoint.best_metric)
 
 
-def _log(run: Setting, found: Found | None, progress: Progress, task: Task, notes: list[str]) -> RunLog:
+def _log(
+    run: Setting, found: Found | None, progress: Progress, task: Task, evaluation: Evaluation, notes: list[str]
+) -> RunLog:
     """The run's log, with what is to be said of its beginning; nothing but on the main process."""
     if not run.processes.is_main:
         return RunLog()
@@ -178,12 +182,21 @@ def _log(run: Setting, found: Found | None, progress: Progress, task: Task, note
         [
             JsonLines(run.folder.metrics, progress.epoch, progress.step),
             _tensorboard(run, progress, task),
-            Console(run.config.epochs, task.shown),
+            Console(run.config.epochs, task.shown, evaluation.best_name, _best(run, progress, evaluation)),
         ]
     )
     for line in notes:
         log.note(line)
     return log
+
+
+def _best(run: Setting, progress: Progress, evaluation: Evaluation) -> tuple[int | None, float] | None:
+    """The best epoch before this start, None where the folder's lines do not tell it, and its score."""
+    if progress.best == -math.inf:
+        return None
+    score = evaluation.score_of(progress.best)
+    epochs = read_metrics(run.folder.metrics, "epoch")
+    return next((line["epoch"] for line in epochs if line.get(evaluation.best_name) == score), None), score
 
 
 def _tensorboard(run: Setting, progress: Progress, task: Task) -> TensorBoard:

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
+from toe_train._version import __version__
+
 INTERRUPTED = 130  # exit code, as of a shell
 
 
@@ -61,6 +63,21 @@ class LastingStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def tell_begun(program: str, stream: TextIO, where_seen: bool = False) -> None:
+    """Says, before libraries are imported, that a command has begun: their import takes seconds.
+
+    Not under torchrun, which has imported them already and would say it in each process.
+
+    Args:
+        program: name of the command.
+        stream: to write to.
+        where_seen: only where that is a terminal.
+    """
+    if "torch" in sys.modules or "RANK" in os.environ or (where_seen and not stream.isatty()):
+        return
+    print(f"{program} {__version__}: loading PyTorch, which takes some seconds", file=stream, flush=True)
 
 
 @contextmanager

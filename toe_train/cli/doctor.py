@@ -15,6 +15,7 @@ from toe_train.cli.exits import USER_ERROR
 from toe_train.cli.tool_options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.recipes import load_saved
+from toe_train.runs.folder import RunFolder
 
 NAMING = {"coco": "the annotations", "list": "the lists"}  # what names the images of a kind
 
@@ -93,6 +94,8 @@ def _asked(options: argparse.Namespace) -> _Asked:
             raise UserError(
                 "name what to look at: toe-tools doctor FOLDER, which holds train/ and val/, or --config FILE"
             )
+        if RunFolder(folder).holds_a_run():
+            raise UserError(f"{folder} is a run folder; for its data set: toe-tools doctor --config {folder}")
         return _Asked(_kind_at(folder), folder)
     config = load_saved(options.config, overrides)
     section, labels = config.data, config.token_labels

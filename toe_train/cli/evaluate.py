@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ from toe_train import data
 from toe_train.analysis.mistakes import ClassScore, class_scores, write_mistakes
 from toe_train.analysis.tables import table
 from toe_train.build.evaluation import evaluate_boxes, evaluate_trained
-from toe_train.build.weights.trained import Trained, open_trained
+from toe_train.build.weights.trained import Trained
+from toe_train.cli.asked import open_asked
 from toe_train.cli.tool_options import MOST_CLASSES
 from toe_train.errors import UserError
 from toe_train.runs.processes import processes
@@ -19,11 +19,9 @@ from toe_train.runs.processes import processes
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Evaluates; returns the exit code."""
-    name, overrides = _asked(options)
     output = Path(options.output) if options.output else None
     with processes() as here:
-        option = "--checkpoint" if options.checkpoint else ""
-        trained = open_trained(name, options.weights, options.config, overrides, option)
+        trained = open_asked(options, "eval")
         if trained.config.task_kind == "detection":
             if output is not None:
                 raise UserError("--output holds a classifier's mistakes, and this model finds boxes; leave it out")
@@ -47,18 +45,6 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
                 write_mistakes(found, output)
                 print(f"{output}: accuracy by class, confusion matrix, worst images, as CSV and pictures")
     return 0
-
-
-def _asked(options: argparse.Namespace) -> tuple[str, list[str]]:
-    """What is to be evaluated, and the overrides."""
-    named = [text for text in options.overrides if "=" not in text or os.path.exists(text)]
-    overrides = [text for text in options.overrides if text not in named]
-    if options.checkpoint:
-        named.insert(0, options.checkpoint)
-    if len(named) != 1:
-        told = f"{' and '.join(named)} are given" if named else "none is given"
-        raise UserError(f"eval takes one run folder, checkpoint or file of weights, and {told}: toe-tools eval RUN")
-    return named[0], overrides
 
 
 def _by_class(scores: Sequence[ClassScore]) -> str:

@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 
 from toe_train.build.export import export
-from toe_train.build.weights.trained import open_trained
+from toe_train.cli.asked import open_asked
 from toe_train.recipes import HF
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Exports the model; returns the exit code."""
     folder = Path(options.output)
-    trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
+    trained = open_asked(options, "export")
     with_onnx = options.format == "onnx"
     told = export(trained, folder, options.license, with_onnx)
     print("\n  ".join([f"{trained.weights.path} ({options.weights})", *told]))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from toe_train.analysis.folders import run_folders
 from toe_train.analysis.report import read_report
 from toe_train.errors import UserError
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
     """Reports the runs; returns the exit code."""
-    report = read_report([Path(path) for path in options.runs], options.title)
+    found = run_folders([Path(path) for path in options.runs])
+    for line in found.passed_over:
+        print(line, file=sys.stderr)  # since the report may go to a file
+    report = read_report(found.runs, options.title)
     text = report.markdown()
     print(text, end="")
     if options.output:

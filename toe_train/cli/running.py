@@ -49,12 +49,13 @@ def carry_out(options: argparse.Namespace, unknown: list[str], given: list[str])
 
 
 def _output(options: argparse.Namespace) -> Path:
-    """The run folder: a run's own where its config.yaml is given."""
+    """The run folder: a run's own where it or its config.yaml is given."""
     config = Path(options.config)
     if options.output:
         return Path(options.output)
-    own = RunFolder(config.parent)
-    return own.root if config.resolve() == own.config and own.metrics.exists() else Path("runs") / config.stem
+    own = RunFolder(config if config.is_dir() else config.parent)
+    is_own = config.resolve() in (own.config, own.root) and own.metrics.exists()
+    return own.root if is_own else Path("runs") / config.stem
 
 
 def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool]) -> int:

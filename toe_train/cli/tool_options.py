@@ -11,27 +11,33 @@ MOST_CLASSES = 30  # that doctor lists unasked
 NPROC = "processes on this machine (default: one per GPU)"
 
 
-def _of_a_run(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--config", required=True, metavar="FILE", help="YAML file of the run")
-    sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
-
-
+CONFIG = "YAML file, the name of a shipped one such as deit_tiny_toe_r05, or a run folder"
 TRAINED = "a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights"
 
 
+def _of_a_run(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("the run")
+    group.add_argument("--config", required=True, metavar="FILE|RUN", help=CONFIG)
+    group.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as with toe-train")
+
+
 def _of_a_trained_model(sub: argparse.ArgumentParser) -> None:
-    """`KEY=VALUE` may stand after them."""
-    sub.add_argument("--checkpoint", required=True, metavar="PATH", help=TRAINED)
-    _of_its_weights(sub)
-    sub.set_defaults(overrides=[])
+    """`KEY=VALUE` may stand after them; see `cli.asked`."""
+    group = sub.add_argument_group("the model")
+    group.add_argument("overrides", nargs="*", metavar="RUN|KEY=VALUE", help=f"{TRAINED}; overrides as with toe-train")
+    group.add_argument("--checkpoint", metavar="PATH", help="the same, in place of RUN")
+    _of_its_weights(group)
+    sub.set_defaults(takes_folder=True)
 
 
-def _of_its_weights(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
+def _of_its_weights(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--weights", choices=("model", "ema"), default="model", help="raw or averaged weights (default: model)"
     )
-    sub.add_argument(
-        "--config", metavar="FILE", help="YAML file of a run with the model, where the weights do not bring their own"
+    group.add_argument(
+        "--config",
+        metavar="FILE|RUN",
+        help="configuration of a run with the model, where the weights do not bring their own",
     )
 
 
@@ -49,41 +55,45 @@ def _plan(sub: argparse.ArgumentParser) -> None:
 
 def _bench(sub: argparse.ArgumentParser) -> None:
     _of_a_run(sub)
-    sub.add_argument(
+    what = sub.add_argument_group("what is timed")
+    what.add_argument(
         "--what",
         choices=("step", "expansion", "loader", "reading", "start", "end-to-end", "saving"),
         default="step",
+        metavar="WHAT",
         help="step: the training step of each stage and the whole schedule, beside the full-token step; expansion: "
         "dropping and merging alone, beside a literal version of its steps and the full-token step; loader: augmented "
         "images, beside timm's loader; reading: stored images at random, nothing decoded; start: listing the images, "
         "seconds and memory; end-to-end: the step with loading, on the run's images, beside the plain run; saving: a "
         "checkpoint (default: step)",
     )
-    sub.add_argument(
+    what.add_argument(
         "--beside",
         nargs="+",
         default=[],
-        metavar="FILE|DIR",
+        metavar="FILE|RUN|DIR",
         help="of step: further runs of the same model, whose steps take turns with the plain step and with those of "
         "--config; KEY=VALUE holds for all of them; of reading: a folder of the same images, with train/ and val/",
     )
-    sub.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
-    sub.add_argument(
+    what.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
+    step = sub.add_argument_group("the step")
+    step.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="images of step and expansion (default: 32)")
+    step.add_argument(
         "--sizes", type=_numbers, default=[], metavar="N[,N...]", help="image sizes of step (default: the run's)"
     )
-    sub.add_argument(
+    step.add_argument(
         "--graph",
         choices=("blocks", "model"),
         help="of step, where it is compiled: a graph for each kind of block, as in a run, or one of the model",
     )
-    sub.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
-    sub.add_argument("--rounds", type=int, default=20, metavar="N", help="timed repeats (default: 20)")
-    sub.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
-    sub.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
+    step.add_argument("--profile", metavar="FILE", help="also write a Chrome trace of a step of each stage there")
+    files = sub.add_argument_group("files")
+    files.add_argument("--output", metavar="DIR", help="where saving writes (default: runs)")
+    files.add_argument("--json", metavar="FILE", help="also write the figures, device and versions there")
 
 
 def _doctor(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--config", metavar="FILE", help="YAML file of a run, whose data set is looked at")
+    sub.add_argument("--config", metavar="FILE|RUN", help="of a run, whose data set is looked at")
     sub.add_argument(
         "overrides",
         nargs="*",
@@ -101,13 +111,10 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("overrides", nargs="*", metavar="RUN|KEY=VALUE", help=f"{TRAINED}; overrides as with toe-train")
-    sub.add_argument("--checkpoint", metavar="PATH", help="the same, in place of RUN")
-    _of_its_weights(sub)
+    _of_a_trained_model(sub)
     sub.add_argument(
         "--output", metavar="DIR", help="new folder for accuracy by class, confusion matrix and worst images"
     )
-    sub.set_defaults(takes_folder=True)
 
 
 def _export(sub: argparse.ArgumentParser) -> None:
@@ -122,21 +129,31 @@ def _export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--license", metavar="NAME", help="of the weights, e.g. cc-by-4.0 (default: none is named)")
 
 
+class _StandsFirst(argparse.Action):
+    """Refuses `--checkpoint` where the model stands before the images."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: object) -> None:
+        parser.error("--checkpoint: predict takes the model first: toe-tools predict RUN IMAGE ...")
+
+
 def _predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", metavar="RUN", help=TRAINED)
     sub.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders, archives (.tar), and - for paths on stdin"
     )
-    _of_its_weights(sub)
-    sub.add_argument(
+    sub.add_argument("--checkpoint", action=_StandsFirst, help=argparse.SUPPRESS)
+    _of_its_weights(sub.add_argument_group("the model"))
+    answers = sub.add_argument_group("the answers")
+    answers.add_argument(
         "--top", type=int, metavar="K", help="classes told of each image (default: 5, or all); boxes (all)"
     )
-    sub.add_argument("--min-score", type=float, metavar="S", help="of a detector's boxes (default: 0.5)")
-    sub.add_argument("--pictures", metavar="DIR", help="of a detector: new folder that gets the images with boxes")
-    sub.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
-    sub.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
-    sub.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
-    sub.add_argument("--workers", type=int, metavar="N", help="loader processes (default: the run's data.workers)")
+    answers.add_argument("--min-score", type=float, metavar="S", help="of a detector's boxes (default: 0.5)")
+    answers.add_argument("--pictures", metavar="DIR", help="of a detector: new folder that gets the images with boxes")
+    answers.add_argument("--output", metavar="FILE", help="new file, .csv or .jsonl (default: CSV on stdout)")
+    answers.add_argument("--format", choices=("csv", "jsonl"), help="of stdout, or of an output of another suffix")
+    speed = sub.add_argument_group("speed")
+    speed.add_argument("--batch", type=int, metavar="N", help="images at a time (default: the run's evaluate.batch)")
+    speed.add_argument("--workers", type=int, metavar="N", help="loader processes (default: the run's data.workers)")
 
 
 def _labels(sub: argparse.ArgumentParser) -> None:
@@ -147,40 +164,47 @@ def _labels(sub: argparse.ArgumentParser) -> None:
         help="folder of class folders, e.g. /data/imagenet/train, or an archive",
     )
     sub.add_argument("--output", required=True, metavar="DIR", help="gets <class>/<image>.pt; continued if it is there")
-    sub.add_argument("--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own")
-    sub.add_argument(
+    teacher = sub.add_argument_group("the teacher")
+    teacher.add_argument(
+        "--teacher", metavar="NAME", help="a timm classifier; a checkpoint of toe-train brings its own"
+    )
+    teacher.add_argument(
         "--teacher-weights",
         default="pretrained",
         metavar="pretrained|random|PATH",
         help="timm's, none, or a run folder, a checkpoint, an exported folder or a state_dict (default: pretrained)",
     )
-    sub.add_argument("--teacher-averaged", action="store_true", help="of a file's weights, the averaged ones")
-    sub.add_argument("--image-size", type=int, metavar="N", help="side of the teacher's input (default: its own)")
-    sub.add_argument(
+    teacher.add_argument("--teacher-averaged", action="store_true", help="of a file's weights, the averaged ones")
+    teacher.add_argument("--image-size", type=int, metavar="N", help="side of the teacher's input (default: its own)")
+    maps = sub.add_argument_group("the maps")
+    maps.add_argument(
         "--geometry",
         choices=("full", "center_crop"),
         default="full",
         help="what a map covers: the whole image, squashed to a square, or its central square, as LV-ViT's own "
         "generator (default: full); token_labels.geometry of the run must be the same",
     )
-    sub.add_argument(
+    maps.add_argument(
         "--exif-orientation",
         choices=("ignore", "apply"),
         default="ignore",
         help="turn images as their EXIF blocks say (default: ignore); as data.exif_orientation of the run",
     )
-    sub.add_argument("--batch", type=int, default=64, metavar="N", help="images per process at a time (default: 64)")
-    sub.add_argument("--workers", type=int, default=8, metavar="N", help="loader processes per process (default: 8)")
-    sub.add_argument(
+    speed = sub.add_argument_group("speed")
+    speed.add_argument("--batch", type=int, default=64, metavar="N", help="images per process at a time (default: 64)")
+    speed.add_argument("--workers", type=int, default=8, metavar="N", help="loader processes per process (default: 8)")
+    speed.add_argument(
         "--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the teacher; on a CPU fp16 is fp32"
     )
-    sub.add_argument("--nproc", default="auto", metavar="auto|N", help=NPROC)
+    speed.add_argument("--nproc", default="auto", metavar="auto|N", help=NPROC)
 
 
 def _pack(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images")
-    sub.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
-    sub.add_argument(
+    images = sub.add_argument_group("the images")
+    images.add_argument(
+        "--images", required=True, metavar="DIR", help="folder with train/ and val/, or any above images"
+    )
+    images.add_argument(
         "--from",
         dest="kind",
         choices=("image_folder", "tar", "list", "parquet"),
@@ -188,20 +212,24 @@ def _pack(sub: argparse.ArgumentParser) -> None:
         help="what --images holds, as data.kind of a run; or parquet files of the Hugging Face hub (default: "
         "image_folder)",
     )
-    sub.add_argument(
+    for split in ("train", "val"):
+        images.add_argument(f"--{split}-list", metavar="FILE", help=f"as data.{split}_list of a run")
+    images.add_argument("--label-key", metavar="NAME", help="of shards or parquet files (default: label)")
+    copy = sub.add_argument_group("the copy")
+    copy.add_argument("--output", required=True, metavar="DIR", help="gets the copy; continued if it is there")
+    copy.add_argument(
         "--to",
         choices=("folder", "tar"),
         default="folder",
         help="folders, or archives, for data.kind=tar (default: folder)",
     )
-    for split in ("train", "val"):
-        sub.add_argument(f"--{split}-list", metavar="FILE", help=f"as data.{split}_list of a run")
-    sub.add_argument("--label-key", metavar="NAME", help="of shards or parquet files (default: label)")
-    sub.add_argument(
+    copy.add_argument(
         "--short-side", type=int, default=256, metavar="N", help="pixels; smaller images stay (default: 256)"
     )
-    sub.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
-    sub.add_argument("--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one a core)")
+    copy.add_argument("--quality", type=int, default=95, metavar="N", help="of the JPEGs, 1 to 100 (default: 95)")
+    copy.add_argument(
+        "--workers", type=int, default=usable_cores(), metavar="N", help="processes (default: one a core)"
+    )
 
 
 def _split(sub: argparse.ArgumentParser) -> None:
@@ -220,10 +248,21 @@ def _split(sub: argparse.ArgumentParser) -> None:
 
 
 def _report(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders; those ending in -s0, -s1, ... are one row")
+    runs = "run folders, or folders of them; those ending in -s0, -s1, ... are one row"
+    sub.add_argument("runs", nargs="+", metavar="RUN", help=runs)
     sub.add_argument("--title", default="Runs", help="of the report")
     sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
     sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
+
+
+def _clean(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    sub.add_argument("--dry-run", action="store_true", help="list it, and remove nothing")
+    sub.add_argument(
+        "--set-aside",
+        action="store_true",
+        help="also earlier runs that --resume never set aside (RUN.old-N), and checkpoints that were found damaged",
+    )
 
 
 def _view(sub: argparse.ArgumentParser) -> None:
@@ -243,24 +282,18 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "doctor": (
-        "Look over a whole data set: every file is opened, every fault listed. Ends with 0 where a run would work.",
-        _doctor,
-    ),
-    "plan": ("Print the stages of a run: tokens, learning rate, FLOPs, predicted speed-up.", _plan),
-    "eval": (
-        "Evaluate a trained model on its run's validation images, or on others (data.root=PATH), on all tokens; a "
-        "run with Token Merging merges them as in its own evaluation.",
-        _evaluate,
-    ),
-    "predict": ("Say which classes images are of, or what objects they show; all tokens are seen.", _predict),
-    "bench": ("Time what a run spends its time on, in one go.", _bench),
-    "export": ("Write a trained model as safetensors in the layout of timm and the Hugging Face hub.", _export),
-    "labels": ("Make token labels: what a teacher sees in each part of each image of a folder.", _labels),
-    "models": ("Try which families of models tokens can be dropped in, and say why not in others.", _models),
-    "pack": ("Copy images as smaller ones, which load faster, into folders or archives.", _pack),
-    "split": ("Split a folder of photos by class into train/ and val/, equal images on one side.", _split),
-    "report": ("Put runs into a table beside the paper's figures.", _report),
-    "view": ("Draw what Token Expansion keeps and merges of images, and where its tokens lie.", _view),
+TOOLS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "doctor": _doctor,
+    "plan": _plan,
+    "eval": _evaluate,
+    "predict": _predict,
+    "bench": _bench,
+    "export": _export,
+    "labels": _labels,
+    "models": _models,
+    "pack": _pack,
+    "split": _split,
+    "report": _report,
+    "clean": _clean,
+    "view": _view,
 }

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from toe_train.cli.console import importing, lasting_console
+from toe_train.cli.console import importing, lasting_console, tell_begun
 from toe_train.cli.options import tools_parser
 from toe_train.cli.threads import take_threads
 
@@ -28,6 +28,7 @@ def _main(given: list[str]) -> int:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}{_meant(unknown) if takes_overrides else ''}")
     if takes_overrides:
         options.overrides += rest
+    tell_begun("toe-tools", sys.stderr, where_seen=True)  # whose output may be read by a program
     # Not at the top: what a tool needs takes seconds to import, and --help needs none of it.
     with importing():
         from toe_train.cli.exits import guarded

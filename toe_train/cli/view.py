@@ -11,7 +11,7 @@ from toe_train.analysis.tables import table
 from toe_train.analysis.view import draw_kept
 from toe_train.analysis.viewer import open_viewer
 from toe_train.build.weights.asked import listed
-from toe_train.build.weights.trained import open_trained
+from toe_train.cli.asked import open_asked
 from toe_train.cli.found import least_score
 from toe_train.errors import UserError
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     images = [Path(path) for path in options.images]
     if missing := [str(path) for path in images if not path.is_file()]:
         raise UserError(f"--images {listed(missing)}: there is no such file; give image files")
-    trained = open_trained(options.checkpoint, options.weights, options.config, options.overrides)
+    trained = open_asked(options, "view")
     least = least_score(options.min_score, trained)
     viewer = open_viewer(trained, images)
     print("".join(f"  {line}\n" for line in viewer.told), end="")

@@ -22,6 +22,8 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes the keys of anot
 WRITER = "written_by"  # first key of a file that the program wrote, with its version
 INSTEAD = {EPOCHS: SHARES, SHARES: EPOCHS}
 SHIPPED = Path(__file__).parents[1] / "configs"  # a link in a checkout, files in an installation
+OF_A_RUN = ("config.yaml", "metrics.jsonl")  # what a run folder holds
+OF_WEIGHTS = (".pt", ".pth", ".safetensors", ".bin")  # suffixes
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,18 @@ def overridden(values: Values, overrides: Sequence[str]) -> Layer:
     return typed
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return all((folder / name).is_file() for name in OF_A_RUN)
+
+
 def _or_shipped(path: Path, given: str) -> Path:
-    """The file; where there is none and only a name was given, the package's file of it, with or without `.yaml`."""
+    """The file; of a run folder its configuration.
+
+    Where there is none and only a name was given, the package's file of it, with or without `.yaml`.
+    """
+    if is_run(path):
+        return path / OF_A_RUN[0]
     shipped = SHIPPED / f"{given.removesuffix('.yaml')}.yaml"
     return shipped if not path.exists() and Path(given).name == given and shipped.is_file() else path
 
@@ -121,7 +133,7 @@ def _read(path: Path, asked_by: Path | None) -> Values:
     origin = f" (extended by {asked_by})" if asked_by else ""
     if path.is_dir():
         names = sorted(file.name for file in path.glob("*.yaml"))
-        hint = f"; name a file in it, such as {path / names[0]}" if names else ""
+        hint = f"; name a file in it, such as {path / names[0]}" if names else _run_above(path)
         raise UserError(f"config {path} is a folder, not a YAML file{origin}{hint}")
     if not path.is_file():
         neighbours = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
@@ -132,6 +144,9 @@ def _read(path: Path, asked_by: Path | None) -> Values:
             or (f"; {path.parent} has no YAML files" if path.parent.is_dir() else f"; there is no folder {path.parent}")
         )
         raise UserError(f"config file {path} does not exist{origin}{hint}")
+    if path.suffix in OF_WEIGHTS:
+        hint = _run_above(path) or "; name the YAML file, or the run folder, that goes with them"
+        raise UserError(f"config {path} holds weights and is no YAML file{origin}{hint}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -156,6 +171,12 @@ def _read(path: Path, asked_by: Path | None) -> Values:
     if odd := [key for key in values if not isinstance(key, str)]:
         raise UserError(f"{path}{origin}: the key {odd[0]!r} is no word; remove its line, or quote it")
     return values
+
+
+def _run_above(path: Path) -> str:
+    """A hint at the run folder that a path lies in; empty where there is none."""
+    found = next((folder for folder in path.absolute().parents[:2] if is_run(folder)), None)
+    return f"; name its run folder: {found}" if found else ""
 
 
 def _merged(base: Values, changes: Values) -> Values:

@@ -28,6 +28,8 @@ def read(path: str | Path) -> dict[str, Any]:
         UserError: no such file, damaged or truncated, or not one of this program's checkpoints.
     """
     path = Path(path)
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"checkpoint {path} is a configuration; give a run folder, or a .pt file in its checkpoints/")
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder; name a file in it{_others(path / 'last.pt')}")
     if not path.is_file():
@@ -42,6 +44,11 @@ def read(path: str | Path) -> dict[str, Any]:
             f"file from a run folder's checkpoints/"
         )
     return state
+
+
+def newest_in(path: Path) -> Path:
+    """The newest checkpoint of a run folder, or of its `checkpoints/`; any other path as it is."""
+    return next((file for file in (path / "checkpoints/last.pt", path / "last.pt") if file.is_file()), path)
 
 
 class Checkpoints:
@@ -86,10 +93,10 @@ class Checkpoints:
         return False
 
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint that `resume` (auto, never or a path) asks for, or None to start anew."""
+        """The checkpoint that `resume` (auto, never, or a path, of a run too) asks for, or None to start anew."""
         if resume == "never" or (resume == "auto" and not self.last.exists()):
             return None
-        path = self.last if resume == "auto" else Path(resume)
+        path = self.last if resume == "auto" else newest_in(Path(resume))
         if not path.exists() and (near := difflib.get_close_matches(resume, ("auto", "never"), cutoff=0.6)):
             raise UserError(f"--resume {resume}: there is no such checkpoint; did you mean --resume {near[0]}?")
         return path, read(path)

@@ -103,6 +103,17 @@ class RunFolder:
             self.has_locks = False
         self._lock = file
 
+    def require_idle(self) -> None:
+        """Refuses a folder in which a process trains, and keeps others from beginning to, as `lock` does.
+
+        Raises:
+            UserError: one trains there.
+        """
+        try:
+            self.lock()
+        except UserError:
+            raise UserError(f"a process trains in {self.root}; wait for its end, or end it, and try again") from None
+
     def holds_a_run(self) -> bool:
         """Whether there are files of an earlier run."""
         return self.metrics.exists() or self.checkpoints.exists()

@@ -1,6 +1,6 @@
-"""What a run tells: `metrics.jsonl` and the console, behind one interface that does nothing by default.
+"""What a run tells: `metrics.jsonl`, behind an interface that does nothing by default.
 
-TensorBoard is another of its kind: tensorboard.py.
+Others of its kind: console.py, tensorboard.py.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 Record = dict[str, Any]
 KEYS: dict[str, tuple[str, ...]] = {
@@ -90,71 +88,6 @@ class JsonLines(RunLog):
     def _write(self, kind: str, record: Record) -> None:
         self.file.write(_line({"kind": kind, **record}))
         self.file.flush()
-
-
-class Console(RunLog):
-    """A progress bar while an epoch runs (on a terminal only) and one line when it is done.
-
-    Args:
-        epochs: of the whole run.
-        shown: the scores in an epoch's line: words, and the name in the record. One whose name ends in `_full` is shown
-            where it differs from the one without that ending.
-    """
-
-    def __init__(self, epochs: int, shown: Sequence[tuple[str, str]]) -> None:
-        self.epochs = epochs
-        self.shown = shown
-        self.bar: tqdm[Any] | None = None
-        self._left_out = 0
-
-    def epoch_begins(self, epoch: int, stage: int, tokens: str, steps: int) -> None:
-        self.bar = tqdm(
-            total=steps,
-            desc=f"epoch {epoch + 1}/{self.epochs} stage {stage} tokens {tokens}",
-            unit="step",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
-
-    def rewind(self, epoch: int, step: int) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def step(self, record: Record) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(
-                f"loss {_loss(record)}, {record['images_per_second']:.0f} images/s, "
-                f"data wait {100 * record['data_wait_share']:.0f} %, run ends in {_duration(record['eta_seconds'])}",
-                refresh=False,
-            )
-
-    def advance(self) -> None:
-        if self.bar is not None:
-            self.bar.update()
-
-    def epoch(self, record: Record) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        scores = "".join(f"  {words} {record[name]:6.2f}" for words, name in self.shown if _is_shown(record, name))
-        left_out = record.get("skipped_images", 0)
-        at_the_end = f"  left out {left_out}" if left_out else ""
-        wait = 100 * record["data_wait_seconds"] / record["train_seconds"]
-        self.note(
-            f"epoch {record['epoch'] + 1:>{len(str(self.epochs))}}/{self.epochs}  stage {record['stage']}  "
-            f"tokens {record['tokens_kept']:>3}  lr {record['lr']:.2e}  loss {_loss(record)}{scores}  "
-            f"{record['images_per_second']:.0f} images/s  data wait {wait:.0f} %{at_the_end}"
-        )
-        if left_out > self._left_out:
-            self.note(
-                f"{left_out} images that cannot be read are left out so far: skipped_images.jsonl in the run folder "
-                "lists them"
-            )
-        self._left_out = left_out
-
-    def note(self, text: str) -> None:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
 
 
 class Several(RunLog):
@@ -238,19 +171,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _is_shown(record: Record, name: str) -> bool:
-    """Whether there is such a score that tells more than the one of the plain name."""
-    value, plain = record.get(name), name.removesuffix("_full")
-    return value is not None and (plain == name or value != record.get(plain))
-
-
-def _loss(record: Record) -> str:
-    return "not finite" if record["train_loss"] is None else f"{record['train_loss']:.3f}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

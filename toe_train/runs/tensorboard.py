@@ -89,7 +89,7 @@ class TensorBoard(RunLog):
 
     def epoch(self, record: Record) -> None:
         for name, value in record.items():
-            if name != "epoch" and isinstance(value, (int, float)):
+            if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._writer.add_scalar(self._tag(name), value, record["epoch"] + 1)
         self._flush()
 

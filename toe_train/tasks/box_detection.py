@@ -39,7 +39,7 @@ class BoxDetection(Task):
 
     scores = (*REPORTED, *TERMS, "images")
     headline = "ap"
-    shown = (("AP", "val_ap"), ("AP50", "val_ap50"), ("EMA AP", "ema_ap"))
+    shown = (("AP", "val_ap"), ("EMA", "ema_ap"), ("AP50", "val_ap50"))
     loss_terms = TERMS
 
     def __init__(

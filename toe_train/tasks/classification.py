@@ -95,9 +95,9 @@ class Classification(Task):
     headline = "top1"
     shown = (
         ("top-1", "val_top1"),
-        ("at full size", "val_top1_full"),
+        ("full size", "val_top1_full"),
+        ("EMA", "ema_top1"),
         ("top-5", "val_top5"),
-        ("EMA top-1", "ema_top1"),
     )
 
     def __init__(self, mixing: Callable[..., tuple[Tensor, Any]], class_weights: Tensor | None = None) -> None:

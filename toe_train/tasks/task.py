@@ -21,7 +21,7 @@ class Task(ABC):
         scores: names of what `score` finds of a model.
         headline: the score of them that tells which of two models is better.
         higher_is_better: how it tells.
-        shown: what a person reads of an epoch's scores, as (words, name in the epoch's record).
+        shown: what a person reads of an epoch's scores, the most important first: words, and the name in its record.
         loss_terms: names of what the loss is made of and the log tells beside it.
     """
 

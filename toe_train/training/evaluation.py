@@ -30,6 +30,9 @@ class Evaluation:
         autocast: of the forward pass.
         sizes: where the model is for smaller images than the run ends with.
         best_name: name of the score that the best checkpoint is chosen by.
+
+    Attributes:
+        best_name: the same; of the score at full size where the model is for smaller images.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class Evaluation:
         self._averaged_name = f"ema_{task.headline}"
         assert best_name in self.none(), best_name
         # Averaged weights are not evaluated at full size, and scores at another size do not compare.
-        self._best_name = best_name if sizes is None else f"{best_name}_full"
+        self.best_name = best_name if sizes is None else f"{best_name}_full"
 
     def none(self) -> Record:
         """The scores of an epoch that is not evaluated."""
@@ -88,9 +91,15 @@ class Evaluation:
         record[self._averaged_name] = found.get(f"ema_{headline}")
         return record
 
-    def worth(self, record: Record) -> float | None:
-        """What is compared for the best checkpoint, more is better; None where nothing can be."""
-        value = record.get(self._best_name)
-        if value is None:
-            return None
+    def better(self, record: Record, best: float) -> float:
+        """The best so far with an epoch's record: more is better, and what cannot be compared is not."""
+        value = record.get(self.best_name)
+        return best if value is None else max(best, self._signed(value))
+
+    def score_of(self, best: float) -> float:
+        """The score that `better` made of, as a record has it."""
+        return self._signed(best)
+
+    def _signed(self, value: float) -> float:
+        """A score as what is more where it is better, and back."""
         return float(value) if self._task.higher_is_better else -float(value)

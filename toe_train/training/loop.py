@@ -133,8 +133,12 @@ class Trainer:
         record = self.train_epoch(plan)
         self.recovery.require_finite(self.progress)  # before an evaluation of what would be thrown away
         record.update(self.validate(plan), skipped_images=self.inputs.num_skipped())
-        self.log.epoch(record)
-        self._end_epoch(plan, record)
+        row = self.step.guard.counts().running
+        best = self.progress.best if row else self.evaluation.better(record, self.progress.best)
+        is_best = best > self.progress.best
+        self.log.epoch({**record, "is_best": is_best})
+        self.progress = self.progress.after_epoch(best)
+        self._end_epoch(plan, row, is_best)
         gc.collect()  # here rather than within a step of the next one
 
     def train_epoch(self, plan: EpochPlan) -> dict[str, Any]:
@@ -226,13 +230,9 @@ class Trainer:
         self.inputs.require_few_skipped(self.processes)
         return scores
 
-    def _end_epoch(self, plan: EpochPlan, record: dict[str, Any]) -> None:
-        """Writes a checkpoint where one is due, where a stage ends, or where it is the best so far."""
-        row, more = self.step.guard.counts().running, self.cadence.is_for(plan.epoch + 1)
-        worth, best = self.evaluation.worth(record), self.progress.best
-        is_best = worth is not None and worth > best and not row
-        self.progress = self.progress.after_epoch(best=worth if worth is not None and is_best else best)
-        if row and more:  # as within an epoch; a stop waits for the first good step, another trainer does not
+    def _end_epoch(self, plan: EpochPlan, row: int, is_best: bool) -> None:
+        """Writes a checkpoint where one is due, where a stage ends, or of the best; not after a `row` of bad steps."""
+        if row and self.cadence.is_for(plan.epoch + 1):  # a stop waits for the first good step, another trainer not
             self.log.note(f"no checkpoint after epoch {plan.epoch + 1}: its last {row} steps are not finite")
             return
         stop = self.processes.max(self.stop.signal) and not self.cadence.is_last(plan.epoch)

@@ -65,6 +65,9 @@ def locate(asked: Asked) -> Path:
         UserError: there is no such file, or nothing of the kind in the folder.
     """
     path = Path(asked.path).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        run = path.parent if (path.parent / "checkpoints").is_dir() else Path("runs") / path.stem
+        raise asked.fault(f"is a configuration and no trained model; give its run folder, such as {run}")
     if path.is_file():
         return path
     if not path.is_dir():

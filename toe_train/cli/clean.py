@@ -1,0 +1,53 @@
+"""`toe-tools clean`: removes what runs no longer need."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from toe_train.errors import UserError
+from toe_train.runs.folder import RunFolder
+from toe_train.runs.leftovers import Leftover, bytes_freed, find, remove
+
+
+def run(options: argparse.Namespace, given: list[str]) -> int:
+    """Lists and removes it, run by run, once all may be; returns the exit code."""
+    folders = [RunFolder(Path(path)) for path in dict.fromkeys(options.runs)]
+    for folder in folders:
+        if not folder.holds_a_run():
+            raise UserError(
+                f"{folder.root} is no run folder: it holds neither metrics.jsonl nor checkpoints/; name one"
+            )
+        folder.require_idle()
+    for folder in folders:
+        found = find(folder)
+        going = [one for one in found if options.set_aside or not one.set_aside]
+        for one in going:
+            print(f"{_size(one.bytes):>9}  {one.path}: {one.why}")
+        freed = _size(bytes_freed(going))  # which files that are gone could not tell
+        if not going:
+            print(f"{folder.root}: nothing to remove")
+        elif options.dry_run:
+            print(f"{folder.root}: {freed} would be freed; nothing is removed")
+        else:
+            remove(going)
+            print(f"{folder.root}: {freed} freed")
+        _tell_left([one for one in found if one not in going])
+        if not folder.has_locks:
+            print("note: this file system has no locks, so a run may be under way: temporary files are left alone")
+    return 0
+
+
+def _tell_left(left: list[Leftover]) -> None:
+    if left:
+        print(f"  set aside and left: {', '.join(str(one.path) for one in left)}; --set-aside removes that too")
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    size, unit = float(count), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{count} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
