@@ -210,6 +210,7 @@ class Trainer:
         """Writes a checkpoint of what is finite."""
         self.recovery.require_finite(self.progress)
         self.keeper.save(self.state(), is_best)
+        self.log.saved()
 
     def _work(self, plan: EpochPlan) -> int:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
@@ -266,6 +267,7 @@ class Trainer:
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
         self.step.guard.forget()
+        self.log.rewind(self.progress.epoch, self.progress.step)
         # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self.cadence.is_for(self.progress.epoch):
             require_same_everywhere(self.step.tensors(), self.processes)
@@ -273,7 +275,6 @@ class Trainer:
         else:
             state["progress"]["rollbacks"] = done + 1
             self.keeper.save(state)
-        self.log.rewind(self.progress.epoch, self.progress.step)
         limits = self.recovery.limits
         self.log.note(
             f"{fault}: back to after step {self.progress.step} of epoch {self.progress.epoch + 1}, and on in another "
