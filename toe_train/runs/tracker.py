@@ -36,10 +36,12 @@ class Service:
     Attributes:
         name: of the library.
         where: of the run that was begun: an address or a path, for the reader.
+        settles: seconds after which what was sent is kept, even if this process is killed.
     """
 
     name = ""
     where = ""
+    settles = 0.0
 
     def begin(self, run: str | None) -> str:
         """Opens a new run, or goes on in one; its id. Called again after a fault.
@@ -62,9 +64,10 @@ class Service:
 
 @dataclass
 class _Curve:
-    """A run of the library: what it has, and what it is to get."""
+    """A run of the library: how many lines it keeps for sure, how many it was sent, and what it is to get."""
 
     run: str | None = None
+    kept: int = 0
     sent: int = 0
     waiting: list[Point] = field(default_factory=list)
 
@@ -87,7 +90,7 @@ class Tracker(RunLog):
         self._opened: _Curve | None = None
         self._held: list[Point] = []
         self._lock = Lock()  # of the curve, never held while the library is at work
-        self._awake = Event()
+        self._awake, self._ending = Event(), Event()
         self._status: Status | None = None
         self._fault = ""
         self._thread = Thread(target=self._work, name=service.name, daemon=True)
@@ -118,6 +121,7 @@ class Tracker(RunLog):
         if not self._thread.ident:
             return
         self._status = status
+        self._ending.set()
         self._awake.set()
         self._thread.join(PATIENCE_SECONDS)
         with self._lock:
@@ -151,6 +155,9 @@ class Tracker(RunLog):
                 self._send()
                 if status is not None:
                     self._service.finish(status)
+                elif self._ending.wait(self._service.settles):
+                    continue
+                self._keep(self._opened)
             except Exception as fault:  # of another's library: nothing of it may end the run
                 self._tell_fault(fault)
             else:
@@ -173,8 +180,13 @@ class Tracker(RunLog):
             with self._lock:
                 curve.sent += len(batch)
                 del curve.waiting[: len(batch)]
-                if curve is self._curve:
-                    _write(self._kept, curve)
+
+    def _keep(self, curve: _Curve | None) -> None:
+        """Writes down what the library has; what is sent twice after a kill is the same point."""
+        with self._lock:
+            if curve is not None and curve is self._curve:
+                curve.kept = curve.sent
+                _write(self._kept, curve)
 
     def _begin(self, curve: _Curve) -> None:
         if self._opened is not None:
@@ -203,7 +215,7 @@ class Tracker(RunLog):
 def _read(kept: Path) -> _Curve:
     try:
         values = json.loads(kept.read_text(encoding="utf-8"))
-        return _Curve(str(values["run"]), int(values["lines"]))
+        return _Curve(str(values["run"]), int(values["lines"]), int(values["lines"]))
     except (OSError, ValueError, KeyError, TypeError):  # none, or torn
         return _Curve()
 
@@ -211,5 +223,5 @@ def _read(kept: Path) -> _Curve:
 def _write(kept: Path, curve: _Curve) -> None:
     kept.parent.mkdir(exist_ok=True)
     temporary = kept.with_name(f".{kept.name}.tmp")
-    temporary.write_text(json.dumps({"run": curve.run, "lines": curve.sent}) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps({"run": curve.run, "lines": curve.kept}) + "\n", encoding="utf-8")
     os.replace(temporary, kept)

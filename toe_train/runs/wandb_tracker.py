@@ -19,6 +19,8 @@ from toe_train.errors import UserError
 from toe_train.runs.curves import BY_STEP, Point
 from toe_train.runs.tracker import PATIENCE_SECONDS, Service, Status
 
+FLUSH_SECONDS = 1.0  # after which wandb writes to its file what it was given; 15 by default
+
 
 class Wandb(Service):
     """A run of wandb.
@@ -30,6 +32,7 @@ class Wandb(Service):
     """
 
     name = "wandb"
+    settles = 5.0  # FLUSH_SECONDS, and for its own process
 
     def __init__(self, title: str, folder: Path, settings: Mapping[str, Any]) -> None:
         self._title, self._folder, self._settings = title, folder, settings
@@ -49,14 +52,17 @@ class Wandb(Service):
             dir=None if "WANDB_DIR" in os.environ else str(self._folder),
             config=dict(self._settings),
             allow_val_change=True,
-            settings=wandb.Settings(finish_timeout=PATIENCE_SECONDS, **chosen),
+            settings=wandb.Settings(
+                finish_timeout=PATIENCE_SECONDS, x_transaction_log_flush_interval=FLUSH_SECONDS, **chosen
+            ),
         )
         self._run.define_metric("epoch", hidden=True)
         self._run.define_metric("step", hidden=True)
         for group in ("accuracy", "loss", "speed", "system"):
             self._run.define_metric(f"{group}/*", step_metric="epoch")
         self._run.define_metric(f"{BY_STEP}/*", step_metric="step")
-        self.where = self._run.url or f"offline: wandb sync {Path(self._run.dir).parent}"
+        files = Path(self._run.dir).parent
+        self.where = f"offline: wandb sync {files}" if self._run.offline else str(self._run.url)
         return str(self._run.id)
 
     def send(self, points: Sequence[Point], first: int) -> None:
