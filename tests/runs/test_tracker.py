@@ -1,4 +1,4 @@
-"""What a tracker is told: the lines of metrics.jsonl, each once, up to the last checkpoint, whatever its library does."""
+"""What a tracker is told: the lines of metrics.jsonl, each once, up to the last checkpoint, whatever happens."""
 
 import json
 import threading
@@ -57,7 +57,9 @@ class Run:
     def epoch(self, epoch, loss=1.0, from_step=0):
         for step in range(from_step, STEPS):
             self.step(epoch, step, loss)
-        self.log.epoch({"epoch": epoch, "train_loss": loss, "val_top1": 50, "lr": 0.1, "skipped_steps": 0, "gone": None})
+        self.log.epoch(
+            {"epoch": epoch, "train_loss": loss, "val_top1": 50, "lr": 0.1, "skipped_steps": 0, "gone": None}
+        )
 
     def end(self, status="finished"):
         self.log.close()
@@ -188,7 +190,7 @@ def test_a_library_that_hangs_does_not_hold_up_the_run(tmp_path, runs, monkeypat
     run.log.saved()
     run.end()
     assert time.monotonic() - begin < 5
-    assert "noting: 3 lines did not come to it" in capsys.readouterr().out
+    assert "noting: 3 lines, or the run's end, did not come to it; metrics.jsonl has them\n" in capsys.readouterr().out
     assert run.tracker._thread.daemon
 
 

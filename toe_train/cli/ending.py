@@ -17,8 +17,12 @@ from toe_train.runs.log import read_metrics
 SECONDS = 60  # that the command may take
 LAUNCHED = "TOE_LAUNCHED"  # set for processes whose end is told by the `toe-train` that started them
 RESTARTS_LEFT = "TOE_RESTARTS_LEFT"  # set by scripts/slurm.sh: how often it will start the processes again
-# Of torchrun and of us; the command is none of their processes.
-OF_PROCESSES = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TOE_")
+# What says which process of a run this is: the command is none.
+OF_PROCESSES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", LAUNCHED, RESTARTS_LEFT),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"),
+)
 
 
 class Ending:
@@ -79,7 +83,7 @@ def _is_last(code: int) -> bool:
 
 
 def _plain_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(OF_PROCESSES)}
+    return {name: value for name, value in os.environ.items() if name not in OF_PROCESSES}
 
 
 def _carried_out(command: str, environment: Mapping[str, str]) -> str:

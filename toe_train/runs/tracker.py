@@ -127,7 +127,8 @@ class Tracker(RunLog):
         with self._lock:
             left = len(self._curve.waiting)
         if left or self._thread.is_alive():
-            self._tell(f"{left} lines did not come to it, or its end; metrics.jsonl has them, and a resume sends them")
+            later = "" if status == "finished" else ", and a resume sends them"
+            self._tell(f"{left} lines, or the run's end, did not come to it; metrics.jsonl has them{later}")
 
     def _take_up(self) -> None:
         """What `metrics.jsonl` holds now is of the past: what of it the library lacks is to be sent."""
@@ -155,7 +156,7 @@ class Tracker(RunLog):
                 self._send()
                 if status is not None:
                     self._service.finish(status)
-                elif self._ending.wait(self._service.settles):
+                elif self._curve.sent > self._curve.kept and self._ending.wait(self._service.settles):
                     continue
                 self._keep(self._opened)
             except Exception as fault:  # of another's library: nothing of it may end the run
