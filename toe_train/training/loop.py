@@ -267,14 +267,15 @@ class Trainer:
             self.step.scaler.update(min(scale, self.step.scaler.get_scale()))
         self.progress.rollbacks = done + 1
         self.step.guard.forget()
-        self.log.rewind(self.progress.epoch, self.progress.step)
         # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self.cadence.is_for(self.progress.epoch):
             require_same_everywhere(self.step.tensors(), self.processes)
-            self._save()
+            self.recovery.require_finite(self.progress)
+            self.keeper.save(self.state())  # of which the log, not yet rewound, learns nothing
         else:
             state["progress"]["rollbacks"] = done + 1
             self.keeper.save(state)
+        self.log.rewind(self.progress.epoch, self.progress.step)
         limits = self.recovery.limits
         self.log.note(
             f"{fault}: back to after step {self.progress.step} of epoch {self.progress.epoch + 1}, and on in another "
