@@ -46,6 +46,7 @@ for crashes in 0 1 2 3; do
     [ -z "$leaving$stopped" ] || break
     # Another port than that of the processes before; and --resume never|PATH counts for the first start alone.
     export MASTER_PORT=$((20000 + (4 * SLURM_JOB_ID + crashes) % 20000)) SLURM_RESTART_COUNT=$((starts_before + crashes))
+    export TOE_RESTARTS_LEFT=$((3 - crashes)) # log.on_end waits for the last one
     rm -f "$ENDINGS"/*
     srun --kill-on-bad-exit=1 bash -c "$task" toe-train "$config" "$@" &
     step=$!

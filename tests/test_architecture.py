@@ -16,7 +16,7 @@ ALLOWED = {
     "expansion": ({"expansion"}, {"torch"}),
     "models": ({"expansion", "models"}, {"torch", "timm", "huggingface_hub"}),
     "methods": ({"expansion", "models", "methods"}, {"torch"}),
-    "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm"}),
+    "runs": ({"runs"}, {"torch", "torchvision.__version__", "timm.__version__", "numpy", "tqdm", "wandb", "mlflow"}),
     "data": ({"data"}, {"torch", "torchvision", "timm.data", "numpy", "PIL", "sklearn", "tqdm", "scipy.io", "pyarrow"}),
     "recipes": ({"recipes", "expansion.schedule"}, {"yaml", "pydantic"}),
     "tasks": (

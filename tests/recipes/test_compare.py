@@ -21,6 +21,8 @@ INCIDENTAL = [
     "checkpoint.every_steps=9",
     "checkpoint.every_minutes=null",
     "checkpoint.best_metric=ema_top1",
+    "log.trackers=[wandb]",
+    "log.on_end='echo'",
     "allow=[peak_not_reached]",
 ]
 DECISIVE = [

@@ -8,7 +8,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from toe_train.runs.tensorboard import TensorBoard, groups_of
+from toe_train.runs.curves import groups_of
+from toe_train.runs.tensorboard import TensorBoard
 
 GROUPS = groups_of(["val_top1"], ["train_loss", "val_loss"])
 

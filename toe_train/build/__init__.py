@@ -9,6 +9,7 @@ task.py             what is learned
 inputs.py           data sets, transforms, the split of the batch, loaders
 step.py             the training step, and the micro-batch that fits
 resume.py           whether a checkpoint may continue a run, and what differs
+tracking.py         trackers, over all trainers of a run
 pictures.py         what TensorBoard shows of a run
 evaluation.py       scores of a checkpoint
 prediction.py       what a trained model says of images; box_prediction.py: what a detector finds

@@ -23,6 +23,7 @@ from toe_train.build.model import (
 from toe_train.build.preflight import dry_build, require_outside_data
 from toe_train.build.resume import Found, belonging, require_same_experiment, resume_point
 from toe_train.build.step import MicroBatches, micro_batches
+from toe_train.build.tracking import Tracking, build_tracking
 from toe_train.build.trainer import Setting, build_trainer
 from toe_train.recipes import (
     MethodSection,
@@ -148,24 +149,32 @@ def complete(
     """
     if here.from_main(lambda: Checkpoints(folder.checkpoints).is_of_any(restarted_jobs())):
         resume = "auto"  # else it would begin there again each time
-    while True:
-        try:
-            run = open_run(config, folder, resume, here, given, stop)
-            opened(run.num_classes)
-            if run.trainer is not None:
-                run.train()
-                return True
-            return False
-        except memory.RanOut as fault:
-            if here.world_size > 1:  # the others wait for this process in vain, and end with it
-                raise
-            print(fault)
-        memory.release()
-        resume = "auto"
+    tracking = build_tracking(config, folder, here)
+    with tracking.watching():
+        while True:
+            try:
+                run = open_run(config, folder, resume, here, given, stop, tracking)
+                opened(run.num_classes)
+                if run.trainer is not None:
+                    run.train()
+                    return True
+                return False
+            except memory.RanOut as fault:
+                if here.world_size > 1:  # the others wait for this process in vain, and end with it
+                    raise
+                print(fault)
+            memory.release()
+            resume = "auto"
 
 
 def open_run(
-    config: RunConfig, folder: RunFolder, resume: str, here: Processes, given: list[str], stop: StopRequest
+    config: RunConfig,
+    folder: RunFolder,
+    resume: str,
+    here: Processes,
+    given: list[str],
+    stop: StopRequest,
+    tracking: Tracking,
 ) -> Run:
     """All that comes before the first step; all processes call it together.
 
@@ -176,6 +185,7 @@ def open_run(
         here: this process.
         given: the command's arguments, to be written down.
         stop: looked at where little is lost.
+        tracking: trackers of the run.
 
     Raises:
         UserError: what the user must mend, before anything is written over.
@@ -195,7 +205,7 @@ def open_run(
     here.main_only(lambda: _open_folder(folder, resume))
     limits = _fit_to_memory(config, folder, here, len(images[0].classes))
     stop.leave(here, "in start-up")
-    setting = Setting(config, folder, here, images, belonging(config, images), limits)
+    setting = Setting(config, folder, here, images, belonging(config, images), limits, tracking)
     found = find_checkpoint(setting, resume)
     if found is not None and Progress(**found[1]["progress"]).epoch >= config.epochs:
         return Run(setting, None, stop)

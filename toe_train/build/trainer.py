@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -17,15 +17,17 @@ from toe_train.build.pictures import build_pictures
 from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
 from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step, choose_convolutions
 from toe_train.build.task import build_task
+from toe_train.build.tracking import Tracking
 from toe_train.errors import UserError
 from toe_train.recipes import EpochPlan, RunConfig, config_at, dump_config, plan_epochs, side_of
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.console import Console
+from toe_train.runs.curves import groups_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import JsonLines, RunLog, Several, read_metrics, tell_broken
 from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
-from toe_train.runs.tensorboard import TensorBoard, groups_of
+from toe_train.runs.tensorboard import TensorBoard
 from toe_train.tasks.task import Task
 from toe_train.training.cadence import Cadence
 from toe_train.training.evaluation import Evaluation
@@ -37,7 +39,7 @@ from toe_train.training.resolution import BothSizes
 from toe_train.training.step import TrainStep
 
 # Sections that TensorBoard does not compare runs by: they say where a run reads and writes.
-NOT_COMPARED = ("data", "checkpoint", "allow")
+NOT_COMPARED = ("data", "checkpoint", "log", "allow")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Setting:
         images: train and val.
         belongs_to: what its checkpoints belong to.
         limits: micro-batches that the device holds; None for those of the configuration.
+        tracking: trackers that are told beside the run folder.
     """
 
     config: RunConfig
@@ -59,6 +62,7 @@ class Setting:
     images: Images
     belongs_to: dict[str, Any]
     limits: MicroBatches | None = None
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 def build_trainer(run: Setting, found: Found | None) -> Trainer:
@@ -126,7 +130,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
             raise UserError(does_not_fit(*found, error)) from None
     # Last of all, since it drops the metric lines of what came later.
     notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
-    trainer.log = _log(run, found, progress, task, trainer.evaluation, notes)
+    trainer.log = _log(run, found, trainer, task, order.steps_per_epoch, notes)
     return trainer
 
 
@@ -169,20 +173,20 @@ def _evaluation(
     return Evaluation(task, inputs.val, step.processes, step.autocast, sizes, config.checkpoint.best_metric)
 
 
-def _log(
-    run: Setting, found: Found | None, progress: Progress, task: Task, evaluation: Evaluation, notes: list[str]
-) -> RunLog:
+def _log(run: Setting, found: Found | None, trainer: Trainer, task: Task, steps: int, notes: list[str]) -> RunLog:
     """The run's log, with what is to be said of its beginning; nothing but on the main process."""
     if not run.processes.is_main:
         return RunLog()
     if found is not None:
         notes = [*kept_aside(run.folder, found, run.belongs_to), *notes, *changes(found[1], run.belongs_to)]
     notes = [*tell_broken(run.folder.metrics), *notes]
+    progress = trainer.progress
     log = Several(
         [
             JsonLines(run.folder.metrics, progress.epoch, progress.step),
             _tensorboard(run, progress, task),
-            Console(run.config.epochs, task.shown, evaluation.best_name, _best(run, progress, evaluation)),
+            run.tracking.log(_settings(run.config, but=("log",)), _groups(task), steps),
+            Console(run.config.epochs, task.shown, trainer.evaluation.best_name, _best(run, trainer)),
         ]
     )
     for line in notes:
@@ -190,32 +194,40 @@ def _log(
     return log
 
 
-def _best(run: Setting, progress: Progress, evaluation: Evaluation) -> tuple[int | None, float] | None:
+def _best(run: Setting, trainer: Trainer) -> tuple[int | None, float] | None:
     """The best epoch before this start, None where the folder's lines do not tell it, and its score."""
-    if progress.best == -math.inf:
+    evaluation, best = trainer.evaluation, trainer.progress.best
+    if best == -math.inf:
         return None
-    score = evaluation.score_of(progress.best)
+    score = evaluation.score_of(best)
     epochs = read_metrics(run.folder.metrics, "epoch")
     return next((line["epoch"] for line in epochs if line.get(evaluation.best_name) == score), None), score
 
 
 def _tensorboard(run: Setting, progress: Progress, task: Task) -> TensorBoard:
-    values = run.config.model_dump(mode="json")
-    sections = {name: value for name, value in values.items() if name not in NOT_COMPARED}
-    losses = {"loss", *task.loss_terms}
-    best, headline = [name for name in task.scores if name not in losses and name != "images"], task.headline
     return TensorBoard(
         run.folder.tensorboard,
         progress.epoch,
         progress.step,
-        groups_of(
-            [*(f"val_{name}" for name in best), f"val_{headline}_full", f"ema_{headline}"],
-            [f"{split}_{name}" for split in ("train", "val") for name in losses],
-        ),
+        _groups(task),
         dump_config(run.config),
-        dict(_flat(sections)),
-        f"val_{headline}",
+        _settings(run.config, but=NOT_COMPARED),
+        f"val_{task.headline}",
     )
+
+
+def _groups(task: Task) -> dict[str, str]:
+    losses = {"loss", *task.loss_terms}
+    best, headline = [name for name in task.scores if name not in losses and name != "images"], task.headline
+    return groups_of(
+        [*(f"val_{name}" for name in best), f"val_{headline}_full", f"ema_{headline}"],
+        [f"{split}_{name}" for split in ("train", "val") for name in losses],
+    )
+
+
+def _settings(config: RunConfig, but: Sequence[str]) -> dict[str, bool | float | str]:
+    """Single values of the configuration by their dotted paths, without some sections."""
+    return dict(_flat({name: value for name, value in config.model_dump(mode="json").items() if name not in but}))
 
 
 def _flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, bool | float | str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from toe_train.build.inputs import batch_layout, describe_split, listing_notes, 
 from toe_train.build.lifecycle import complete
 from toe_train.build.preflight import begins, dry_build, require_place
 from toe_train.build.preprocessing import FromWeights
+from toe_train.build.tracking import require_trackers
+from toe_train.cli.ending import LAUNCHED, Ending
 from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
@@ -36,6 +39,7 @@ def carry_out(options: argparse.Namespace, unknown: list[str], given: list[str])
     print_any_name()
     folder = RunFolder(_output(options))
     saved = Checkpoints(folder.checkpoints).watch()
+    ending = Ending(folder, saved)
 
     def again() -> str:
         from_its_own = options.resume == "auto" or not saved()
@@ -43,9 +47,9 @@ def carry_out(options: argparse.Namespace, unknown: list[str], given: list[str])
 
     def run() -> int:
         require_understood(given, unknown, options.overrides)
-        return _run(options, given, folder, saved)
+        return _run(options, given, folder, saved, ending)
 
-    return guarded(run, again)
+    return ending.after(lambda: guarded(run, again))
 
 
 def _output(options: argparse.Namespace) -> Path:
@@ -58,7 +62,9 @@ def _output(options: argparse.Namespace) -> Path:
     return own.root if is_own else Path("runs") / config.stem
 
 
-def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool]) -> int:
+def _run(
+    options: argparse.Namespace, given: list[str], folder: RunFolder, saved: Callable[[], bool], ending: Ending
+) -> int:
     if options.output == "":
         raise UserError("--output is empty; name a folder, or leave it out")
     if options.resume == "":
@@ -68,11 +74,12 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
     def load() -> RunConfig:
         return load_config(options.config, options.overrides, from_weights)
 
-    load_config(options.config, options.overrides)  # in every process: what is wrong with it is no matter of weights
+    asked = load_config(options.config, options.overrides)  # in every process: what is wrong is no matter of weights
     if options.dry_run:
         config = load()
         print("".join(f"{line}\n" for line in from_weights.lines), end="")
         return _dry_run(config, process_count(options.nproc), folder, options.resume)
+    ending.of(asked)
     take_threads()
     tell_if_busy()
     stop = StopRequest()
@@ -81,9 +88,14 @@ def _run(options: argparse.Namespace, given: list[str], folder: RunFolder, saved
             config = load()
             dry_build(config, count, begins=begins(folder, options.resume))
             require_place(config, folder, options.resume)
+            require_trackers(config)
         if stop.signal:
             raise preempted("in start-up")
-        return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
+        os.environ[LAUNCHED] = "1"  # for the processes
+        try:
+            return launch(count, _for_each_process(options, options.resume), again=_restarts(options, saved))
+        finally:
+            del os.environ[LAUNCHED]
     with stop.listening(), processes() as here:
         config = here.from_main(load)
         print("".join(f"{line}\n" for line in from_weights.lines), end="")
@@ -121,6 +133,7 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
 def _dry_run(config: RunConfig, world_size: int, folder: RunFolder, resume: str) -> int:
     images, started_from = dry_build(config, world_size, begins=begins(folder, resume))
     require_place(config, folder, resume)
+    require_trackers(config)
     config = of_data(config, images)
     print(dump_config(config))
     print(started_from or "", end="\n" if started_from else "")

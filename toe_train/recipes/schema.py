@@ -11,6 +11,7 @@ from toe_train.recipes.data import DataConfig
 from toe_train.recipes.detection import DetectionConfig, TaskConfig, TaskKind
 from toe_train.recipes.fields import HF, INCIDENTAL, Integer, Section
 from toe_train.recipes.finetuning_rules import FINETUNING_CHECKS
+from toe_train.recipes.log import LogConfig
 from toe_train.recipes.methods import DepthGrowthConfig, OtherMethod
 from toe_train.recipes.sections import (
     AugmentConfig,
@@ -52,6 +53,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
     allow: Annotated[tuple[Allowed, ...], INCIDENTAL] = ()
 
     @model_validator(mode="before")

@@ -11,7 +11,11 @@ In reading order:
     progress.py: where a run stands.
     jobs.py: what started this command, and whether it did so again by itself
     log.py: what a run tells: metrics.jsonl and the console.
+    curves.py: the points that an epoch's and a step's numbers are of curves.
     tensorboard.py: the same as curves, and pictures.
+    tracker.py: the same for a library of others, from a thread of its own.
+    wandb_tracker.py: Weights & Biases.
+    mlflow_tracker.py: MLflow.
     polling.py: when the processes tell each other what only one of them may know.
     preemption.py: being asked to stop by a signal.
     memory.py: running out of device memory, answered by smaller micro-batches.

@@ -29,6 +29,7 @@ class RunFolder:
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
         self.tensorboard = self.root / "tensorboard"
+        self.trackers = self.root / "trackers"
         self.checkpoints = self.root / "checkpoints"
         self.skipped = self.root / "skipped_images.jsonl"
         self.micro_batch = self.root / "micro_batch"

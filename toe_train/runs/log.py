@@ -43,6 +43,9 @@ class RunLog:
     def rewind(self, epoch: int, step: int) -> None:
         """The run goes back to after `step` steps of `epoch`: what came later did not happen."""
 
+    def saved(self) -> None:
+        """A checkpoint holds all that was told so far: it will not be taken back by a resume."""
+
     def picture(self, tag: str, picture: Tensor, epoch: int) -> None:
         """A picture (3, H, W) in 0..1, of an epoch from 0."""
 
@@ -112,9 +115,9 @@ for _name in vars(RunLog):
         setattr(Several, _name, _to_each(_name))
 
 
-def read_metrics(path: Path, kind: str) -> list[Record]:
-    """The records of one kind in a `metrics.jsonl`, in order; what is no whole line of a run is left out."""
-    return [record for record in _records(path) if record.get("kind") == kind]
+def read_metrics(path: Path, *kinds: str) -> list[Record]:
+    """The records of these kinds in a `metrics.jsonl`, in order; what is no whole line of a run is left out."""
+    return [record for record in _records(path) if record.get("kind") in kinds]
 
 
 def _records(path: Path) -> list[Record]:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from toe_train.runs.curves import BY_STEP, of_epoch, of_step, tag_of
 from toe_train.runs.log import Record, RunLog
-
-BY_STEP = "steps"
-# Of each number of an epoch but the scores and the losses, the group in which it stands.
-GROUPS = {
-    "lr": "loss",
-    **dict.fromkeys(("images_per_second", "train_seconds", "data_wait_seconds", "compute_seconds"), "speed"),
-    **dict.fromkeys(("save_seconds", "gpu_hours", "gpu_hours_with_loading"), "speed"),
-    **dict.fromkeys(("tokens", "tokens_kept", "stage", "image_size"), "speed"),
-}
-OTHERS = "system"
-
-
-def groups_of(scores: Iterable[str], losses: Iterable[str]) -> dict[str, str]:
-    """The group of each name in an epoch's record: accuracy, loss, speed; what is not named is of the system.
-
-    Args:
-        scores: that say how good a model is; names in the record.
-        losses: that training and evaluation tell; names in the record.
-    """
-    return {**GROUPS, **dict.fromkeys(scores, "accuracy"), **dict.fromkeys(losses, "loss")}
 
 
 class TensorBoard(RunLog):
@@ -41,7 +22,7 @@ class TensorBoard(RunLog):
     Args:
         folder: of the event files.
         epoch, step: where the run begins or goes on, from 0.
-        groups: see `groups_of`.
+        groups: see `curves.groups_of`.
         text: the configuration.
         settings: of it, what is compared between runs.
         compared: name in the record of the score by which runs are.
@@ -65,7 +46,7 @@ class TensorBoard(RunLog):
         self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
         self._writer.add_text("configuration", "".join(f"    {line}\n" for line in text.splitlines()), 0)
         file = self._writer._get_file_writer()
-        for summary in hparams(dict(settings), {self._tag(compared): 0.0}):
+        for summary in hparams(dict(settings), {tag_of(compared, groups): 0.0}):
             file.add_summary(summary)  # not `add_hparams`, which would make a run of its own
 
     def epoch_begins(self, epoch: int, stage: int, tokens: str, steps: int) -> None:
@@ -82,15 +63,14 @@ class TensorBoard(RunLog):
 
     def step(self, record: Record) -> None:
         assert self._by_step is not None
-        number = record["epoch"] * self._steps + record["step"] + 1
-        for name in ("train_loss", "lr"):
-            if record[name] is not None:
-                self._by_step.add_scalar(f"loss/{name}", record[name], number)
+        point = of_step(record, self._steps)
+        for tag, value in point.values.items():
+            self._by_step.add_scalar(tag, value, point.at)
 
     def epoch(self, record: Record) -> None:
-        for name, value in record.items():
-            if name != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._writer.add_scalar(self._tag(name), value, record["epoch"] + 1)
+        point = of_epoch(record, self._groups)
+        for tag, value in point.values.items():
+            self._writer.add_scalar(tag, value, point.at)
         self._flush()
 
     def picture(self, tag: str, picture: Tensor, epoch: int) -> None:
@@ -105,6 +85,3 @@ class TensorBoard(RunLog):
         self._writer.flush()
         if self._by_step is not None:
             self._by_step.flush()
-
-    def _tag(self, name: str) -> str:
-        return f"{self._groups.get(name, OTHERS)}/{name}"

@@ -214,6 +214,7 @@ class Trainer:
         """Writes a checkpoint of what is finite."""
         self.recovery.require_finite(self.progress)
         self.keeper.save(self.state(), is_best)
+        self.log.saved()
 
     def _work(self, plan: EpochPlan) -> int:
         """Patch tokens that an epoch keeps of an image, whose size may be another stage's of the curriculum."""
@@ -269,7 +270,8 @@ class Trainer:
         # So that a run that is killed again and again counts its roll-backs all the same, and another trainer this one.
         if self.cadence.is_for(self.progress.epoch):
             require_same_everywhere(self.step.tensors(), self.processes)
-            self._save()
+            self.recovery.require_finite(self.progress)
+            self.keeper.save(self.state())  # of which the log, not yet rewound, learns nothing
         else:
             state["progress"]["rollbacks"] = done + 1
             self.keeper.save(state)
