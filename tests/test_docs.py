@@ -29,7 +29,7 @@ RUN_BY = {
     "-m toe_train": "the line before",
     "sbatch": "needs Slurm; tests/runs/test_slurm.py has stand-ins for srun and scontrol",
     "configs/deit_base_toe_r05.yaml": "the line before",
-    "toe-tools report runs/deit_tiny": "needs these runs; tests/analysis/test_report.py",
+    "toe-tools report runs --output": "tests/analysis/test_folders.py",
 }
 
 

@@ -305,6 +305,20 @@ def test_rows_are_compared_seed_by_seed_with_plain_training_and_with_what_costs_
     assert "`expansion={stage_epochs: [0, 2, 4], keep_rates: [0.6, 0.8, 1.0], initial_keep_rate: 0.3}`" in how["toe"]
 
 
+def test_expansion_is_compared_with_the_other_methods_where_it_has_most_of_their_seeds(made):
+    merging = (*SHORT, "method={kind: token_merging, r: 3}")
+    folders = [made(f"tome-s{seed}", "proxy", *merging, f"seed={seed}", top1=40.0) for seed in (0, 1)]
+    folders += [made(f"half-s{seed}", "proxy_toe_r05", *STAGES, f"seed={seed}", top1=41.0 + seed) for seed in (0, 1)]
+    dearer = ("expansion.keep_rates=[0.6,0.8,1.0]", "expansion.initial_keep_rate=0.3")
+    folders.append(made("nearer-s0", "proxy_toe_r05", *STAGES, *dearer, top1=50.0))
+    folders += [made(f"random-s{seed}", "proxy_random", *STAGES, f"seed={seed}", top1=45.0) for seed in (0, 1)]
+    lines = lines_of(read_report(folders, "Some"), "Differences, seed by seed")
+    assert [(line["run"], line["seeds"], line["difference"]) for line in lines if line["against"] == "tome"] == [
+        ("half", "2", "+1.50")
+    ]
+    assert lines[-1]["against"] == "tome"
+
+
 def test_times_of_what_ran_beside_others_are_left_out(made):
     steady, restless = (100, 100, 101, 99, 100, 100), (100, 100, 30, 100, 40, 90)
     plain = made("plain-s0", "proxy", *SHORT, rates=steady)

@@ -102,15 +102,32 @@ def simple_equals(row: Row, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def against_rivals(rows: Sequence[Row]) -> list[Comparison]:
+    """Token Expansion against each compared method: of its rows the one with most of its seeds, then of next FLOPs."""
+    found = []
+    for rival in (row for row in rows if row.config.method is not None):
+        expanding = [row for row in rows if row.expands and row.recipe == rival.recipe]
+        macs = rival.costs.whole_macs
+        pairs = [compared(row, rival) for row in expanding]
+        found += sorted(
+            (pair for pair in pairs if pair.differences),
+            key=lambda pair: (-len(pair.differences), abs(math.log(pair.row.costs.whole_macs / macs))),
+        )[:1]
+    return found
+
+
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Each row against its baseline, and against the simple ones that cost the same; finished rows alone."""
+    """Each row against its baseline, and against the simple ones that cost the same; then the compared methods.
+
+    Finished rows alone.
+    """
     finished = [row for row in rows if all(run.is_finished for run in row.counted)]
     found = []
     for row in finished:
         base = baseline_of(row, finished)
         others = [*([base] if base else []), *(equal for equal in simple_equals(row, finished) if equal is not base)]
         found += [compared(row, other) for other in others]
-    return found
+    return found + against_rivals(finished)
 
 
 def _number(value: float | None) -> float:

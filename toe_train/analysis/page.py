@@ -7,7 +7,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from toe_train.analysis.figures import Figure, png
+from toe_train.analysis.figures import Figure
 
 Table = tuple[str, Sequence[str], list[tuple[str, ...]]]  # title, heads, cells
 
@@ -34,7 +34,11 @@ figcaption {{ color: #555; }}
 
 
 def page(
-    title: str, notes: Sequence[str], tables: Sequence[Table], made: Sequence[str], figures: Sequence[Figure]
+    title: str,
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    made: Sequence[str],
+    figures: Sequence[tuple[Figure, bytes]],
 ) -> str:
     """The page.
 
@@ -43,14 +47,14 @@ def page(
         notes: paragraphs, in which **words** are bold, *words* lean and `words` are code.
         tables: in order.
         made: how each row was made, as `notes`.
-        figures: in order.
+        figures: in order, each with its picture as PNG.
     """
     body = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{_marked(note)}</p>" for note in notes)]
     for name, heads, cells in tables:
         body += [f"<h2>{html.escape(name)}</h2>"] if name else []
         body.append(f'<div class="wide">{_table(heads, cells)}</div>')
-    for figure in figures:
-        picture, alt = base64.b64encode(png(figure)).decode(), html.escape(figure.title)
+    for figure, encoded in figures:
+        picture, alt = base64.b64encode(encoded).decode(), html.escape(figure.title)
         caption = f"<figcaption>{html.escape(figure.caption)}</figcaption>" if figure.caption else ""
         body.append(f'<h2>{alt}</h2><figure><img alt="{alt}" src="data:image/png;base64,{picture}">{caption}</figure>')
     items = "\n".join(f"<li>{_marked(line)}</li>" for line in made)

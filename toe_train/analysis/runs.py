@@ -200,6 +200,11 @@ class Row:
         return self.config.expansion is None and self.config.method is None and self.config.curriculum is None
 
     @property
+    def expands(self) -> bool:
+        """Whether Token Expansion alone makes it cheaper, and does more than drop tokens at random."""
+        return self.config.expansion is not None and self.config.curriculum is None and not self.is_simple
+
+    @property
     def is_simple(self) -> bool:
         """Whether it is what a method has to beat: plain training, smaller images, or random dropping of tokens."""
         section = self.config.expansion

@@ -7,10 +7,12 @@ In reading order:
     sealed.py: files that are whole or absent, and that know when they were damaged.
     folder.py: the run folder, and what a run writes of its own origin.
     checkpoints.py: the checkpoints of a run, found whole.
+    leftovers.py: what lies beside a run and it no longer needs.
     clock.py: where an epoch's time goes.
     progress.py: where a run stands.
     jobs.py: what started this command, and whether it did so again by itself
-    log.py: what a run tells: metrics.jsonl and the console.
+    log.py: what a run tells: metrics.jsonl.
+    console.py: the same for a person at a terminal.
     curves.py: the points that an epoch's and a step's numbers are of curves.
     tensorboard.py: the same as curves, and pictures.
     tracker.py: the same for a library of others, from a thread of its own.
