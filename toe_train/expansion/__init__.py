@@ -1,6 +1,7 @@
 """Token Expansion itself: the schedule, the selection of tokens, the module, and attaching it to a model."""
 
 from toe_train.expansion.attach import NAME, Attachment, attach
+from toe_train.expansion.hooks import guard_maps
 from toe_train.expansion.layout import Layout, find_layout
 from toe_train.expansion.module import TokenExpansion
 from toe_train.expansion.schedule import EXPANSIONS, INITIALIZATIONS, METRICS, RESTORES, ExpansionSchedule
@@ -18,6 +19,7 @@ __all__ = [
     "TokenExpansion",
     "attach",
     "find_layout",
+    "guard_maps",
     "kept_mask",
     "restore",
 ]

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toe_train.expansion.attach import NAME as EXPANSION
-from toe_train.expansion.hooks import guard_maps
+from toe_train.expansion import NAME as EXPANSION
+from toe_train.expansion import guard_maps
 from toe_train.methods.merge import counts, merge, take
 from toe_train.methods.merging_block import Between, MergingBlock
 from toe_train.methods.method import Method
