@@ -86,21 +86,30 @@ def test_a_link_goes_and_what_is_behind_it_stays(folder, said, tmp_path):
     assert (tmp_path / "elsewhere/x").exists()
 
 
-def test_a_temporary_file_that_may_be_the_only_whole_one_stays(folder):
+def test_what_may_be_the_only_whole_checkpoint_stays(folder, said):
     for path in folder.checkpoints.glob("*.pt"):
         path.unlink()
         path.write_bytes(b"damaged")
-    folder.lock()
-    assert {one.why for one in find(folder)} == {"kept when the run wrote over it"}
+    before = names(folder.root)
+    code, out, _ = said("clean", folder.root, "--set-aside")
+    assert code == 0
+    assert names(folder.root) - {".lock"} == before
+    assert sealed.read(folder.checkpoints / "last.pt.kept-1") == {"number": 2}
+    assert out.startswith(f"{folder.root}: nothing to remove\n  left: ")
+    kept = folder.checkpoints / "last.pt.kept-1"
+    assert f"  left: {kept}: no checkpoint of the run is whole, and one of these may be\n" in out
 
 
 def test_a_temporary_file_stays_where_nobody_can_tell_whether_a_run_is_under_way(folder):
     folder.has_locks = False
-    assert {one.why for one in find(folder)} == {"kept when the run wrote over it"}
+    going = {one.path.name for one in find(folder) if not one.stays}
+    assert going == {f"{name}.kept-1" for name in ("last.pt", "previous.pt", "best.pt", "metrics.jsonl")}
+    assert {one.path.name for one in find(folder) if one.stays} == {".last.pt.77.tmp", ".metrics.jsonl.tmp"}
 
 
-def test_a_folder_in_which_a_process_trains_is_refused_before_anything_is_removed(folder, said, tmp_path):
-    other = RunFolder(tmp_path / "other")
+@pytest.mark.parametrize("name", ["other", "run.old-1"])
+def test_a_folder_in_which_a_process_trains_is_refused_before_anything_is_removed(folder, said, tmp_path, name):
+    other = RunFolder(tmp_path / name)
     other.create()
     other.metrics.touch()
     before = names(folder.root)
@@ -112,7 +121,8 @@ def test_a_folder_in_which_a_process_trains_is_refused_before_anything_is_remove
     )
     try:
         holder.stdout.readline()
-        code, out, err = said("clean", folder.root, other.root)
+        named = [other.root] if name == "other" else ["--set-aside"]
+        code, out, err = said("clean", folder.root, *named)
     finally:
         holder.communicate(b"")
     assert (code, out) == (2, "")

@@ -1,6 +1,9 @@
 """The command of log.on_end: when it runs, what it learns, and that its own fault changes nothing."""
 
+import json
 import os
+import signal
+import threading
 import time
 
 import pytest
@@ -110,6 +113,41 @@ def test_it_has_a_limit_of_time(ended, capfd, monkeypatch):
     assert ended(0, "sleep 30; sleep 30")[0] == 0
     assert time.monotonic() - begin < 10
     assert capfd.readouterr().err == "note: log.on_end: not done after 0.1 s, ended: sleep 30; sleep 30\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "fault"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, ""), (signal.SIGUSR1, "")]
+)
+def test_signals_while_it_runs_leave_the_exit_code(ended, capfd, number, fault):
+    def launchers(number, frame):
+        raise ZeroDivisionError
+
+    before = signal.signal(number, launchers)
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
+        assert ended(75, "sleep 0.6")[0] == 75
+        assert signal.getsignal(number) is launchers
+    finally:
+        signal.signal(number, before)
+    assert capfd.readouterr().err == (f"note: log.on_end: {fault}: sleep 0.6\n" if fault else "")
+
+
+def test_the_best_is_that_of_best_pt(ended, tmp_path):
+    metrics = tmp_path / "run/metrics.jsonl"
+    scores = [(40, 30, True), (50, 20, False), (None, None, False)]  # of a curriculum: at its size, at full size
+    lines = [
+        {"kind": "epoch", "epoch": epoch, "val_top1": own, "val_top1_full": full, "is_best": is_best}
+        for epoch, (own, full, is_best) in enumerate(scores)
+    ]
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert ended(0)[1]["TOE_BEST"] == "val_top1=30"
+
+
+def test_lines_that_cannot_be_read_keep_nobody_from_being_told(ended, tmp_path):
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/metrics.jsonl").mkdir()
+    _, told = ended(3)
+    assert (told["TOE_BEST"], told["TOE_EPOCHS"]) == ("", "0/3")
 
 
 def test_a_run_and_what_is_refused_once_its_configuration_is_read(tiny, tmp_path, monkeypatch, capsys):

@@ -148,6 +148,7 @@ class MlflowStandIn(ModuleType):
         return self.active
 
     def start_run(self, run_id, run_name):
+        assert self.active is None, "MLflow refuses a second active run"
         self.started.append((run_id, run_name))
         run_id = run_id or "new"
         self.runs.setdefault(run_id, SimpleNamespace(params={}, metrics=[], status="RUNNING"))
@@ -196,6 +197,18 @@ def test_mlflow_is_given_each_point_once_even_where_it_is_sent_again(monkeypatch
     told = [(metric.key, metric.step, metric.value) for metric in run.metrics]
     assert told == [(tag, point.at, value) for point in POINTS for tag, value in point.values.items()]
     assert run.status == "FINISHED"
+
+
+def test_mlflow_goes_on_in_a_run_whose_beginning_failed(monkeypatch):
+    module = MlflowStandIn()
+    monkeypatch.setitem(sys.modules, "mlflow", module)
+    service = Mlflow("deit", SETTINGS)
+    get_run, module.get_run = module.get_run, lambda run_id: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        service.begin(None)
+    module.get_run = get_run
+    assert service.begin(None) == "new"
+    assert len(module.started) == 1
 
 
 def wandb_records(path):

@@ -9,7 +9,7 @@ import pytest
 from toe_train.runs import tracker as tracking
 from toe_train.runs.curves import groups_of
 from toe_train.runs.log import JsonLines, Several
-from toe_train.runs.tracker import Service, Tracker
+from toe_train.runs.tracker import Service, Tracker, end_all
 
 GROUPS = groups_of(["val_top1"], ["train_loss"])
 STEPS = 2
@@ -18,15 +18,16 @@ STEPS = 2
 class Noting(Service):
     """Keeps what it is told, by run; `faults` are raised by the next calls of `send`."""
 
-    name, where = "noting", "here"
+    name, where, is_open = "noting", "here", None
 
     def __init__(self, runs):
         self.runs, self.faults, self.statuses, self.gate = runs, [], [], None
 
     def begin(self, run):
+        assert self.is_open is None or self.is_open == run, "another run is open"
         run = run or f"run-{len(self.runs) + 1}"
         self.runs.setdefault(run, {})
-        self.now = run
+        self.now = self.is_open = run
         return run
 
     def send(self, points, first):
@@ -40,6 +41,7 @@ class Noting(Service):
 
     def finish(self, status):
         self.statuses.append(status)
+        self.is_open = None
 
 
 class Run:
@@ -63,7 +65,7 @@ class Run:
 
     def end(self, status="finished"):
         self.log.close()
-        self.tracker.end(status)
+        end_all([self.tracker], status)
 
 
 def points(folder):
@@ -192,6 +194,61 @@ def test_a_library_that_hangs_does_not_hold_up_the_run(tmp_path, runs, monkeypat
     assert time.monotonic() - begin < 5
     assert "noting: 3 lines, or the run's end, did not come to it; metrics.jsonl has them\n" in capsys.readouterr().out
     assert run.tracker._thread.daemon
+
+
+def test_an_older_checkpoint_while_lines_are_on_their_way(tmp_path, runs):
+    service = Noting(runs)
+    service.gate = threading.Event()
+    run = Run(tmp_path, service)
+    run.epoch(0, loss=9.0)
+    run.log.saved()
+    wait_for(lambda: run.tracker._curve.given == 3)
+    run.log.rewind(0, 0)
+    run.epoch(0)
+    run.log.saved()
+    service.gate.set()
+    run.end()
+    assert runs["run-2"] == points(tmp_path)
+    assert service.statuses == ["preempted", "finished"]
+
+
+def test_an_older_checkpoint_after_a_fault_closes_the_former_run(tmp_path, runs, monkeypatch):
+    service = Noting(runs)
+    run = Run(tmp_path, service)
+    run.epoch(0, loss=9.0)
+    run.log.saved()
+    wait_for(lambda: len(runs.get("run-1", ())) == 3)
+    service.faults = [ConnectionError("no network")]
+    run.epoch(1)
+    run.log.saved()
+    wait_for(lambda: run.tracker._fault)
+    run.log.rewind(0, 0)
+    run.epoch(0)
+    run.log.saved()
+    run.end()
+    assert runs["run-2"] == points(tmp_path)
+
+
+def test_several_share_the_patience_and_a_fault_at_the_end_promises_nothing(tmp_path, runs, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "HURRY_SECONDS", 0.3)
+    services = [Noting(runs) for _ in range(3)]
+    trackers = []
+    for number, service in enumerate(services):
+        (tmp_path / str(number)).mkdir()
+        service.gate = threading.Event()
+        run = Run(tmp_path / str(number), service)
+        run.step(0, 0)
+        run.log.saved()
+        trackers.append(run.tracker)
+    begin = time.monotonic()
+    end_all(trackers, "preempted")
+    assert 0.3 <= time.monotonic() - begin < 0.8
+    assert capsys.readouterr().out.count("did not come to it") == 3
+    services[0].faults = [ConnectionError("no network")]
+    for service in services:
+        service.gate.set()
+    trackers[0]._thread.join(5)
+    assert "noting: no network; metrics.jsonl has all lines\n" in capsys.readouterr().out
 
 
 def test_what_is_not_kept_for_sure_is_sent_again(tmp_path, runs):

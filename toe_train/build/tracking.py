@@ -12,7 +12,7 @@ from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import RunLog, Several
 from toe_train.runs.mlflow_tracker import Mlflow, require_mlflow
 from toe_train.runs.processes import Processes
-from toe_train.runs.tracker import Service, Status, Tracker
+from toe_train.runs.tracker import Service, Status, Tracker, end_all
 from toe_train.runs.wandb_tracker import Wandb, require_wandb
 
 CHECKS: dict[str, Callable[[], None]] = {"wandb": require_wandb, "mlflow": require_mlflow}
@@ -66,8 +66,7 @@ class Tracking:
             status = "preempted"
             raise
         finally:
-            for tracker in self._trackers:
-                tracker.end(status)
+            end_all(self._trackers, status)
 
 
 def build_tracking(config: RunConfig, folder: RunFolder, here: Processes) -> Tracking:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toe_train.errors import UserError
 from toe_train.runs.folder import RunFolder
-from toe_train.runs.leftovers import Leftover, bytes_freed, find, remove
+from toe_train.runs.leftovers import Leftover, bytes_freed, earlier_runs, find, remove
 
 
 def run(options: argparse.Namespace, given: list[str]) -> int:
@@ -19,9 +19,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
                 f"{folder.root} is no run folder: it holds neither metrics.jsonl nor checkpoints/; name one"
             )
         folder.require_idle()
+        for earlier in earlier_runs(folder) if options.set_aside else ():
+            RunFolder(earlier).require_idle()
     for folder in folders:
         found = find(folder)
-        going = [one for one in found if options.set_aside or not one.set_aside]
+        going = [one for one in found if not one.stays and (options.set_aside or not one.set_aside)]
         for one in going:
             print(f"{_size(one.bytes):>9}  {one.path}: {one.why}")
         freed = _size(bytes_freed(going))  # which files that are gone could not tell
@@ -33,14 +35,15 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             remove(going)
             print(f"{folder.root}: {freed} freed")
         _tell_left([one for one in found if one not in going])
-        if not folder.has_locks:
-            print("note: this file system has no locks, so a run may be under way: temporary files are left alone")
     return 0
 
 
 def _tell_left(left: list[Leftover]) -> None:
-    if left:
-        print(f"  set aside and left: {', '.join(str(one.path) for one in left)}; --set-aside removes that too")
+    for one in left:
+        if one.stays:
+            print(f"  left: {one.path}: {one.stays}")
+    if aside := [str(one.path) for one in left if not one.stays]:
+        print(f"  set aside and left: {', '.join(aside)}; --set-aside removes that too")
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR
 from toe_train.recipes import RunConfig
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import read_metrics
+from toe_train.runs.preemption import SIGNALS
 
 SECONDS = 60  # that the command may take
 LAUNCHED = "TOE_LAUNCHED"  # set for processes whose end is told by the `toe-train` that started them
@@ -59,9 +60,13 @@ class Ending:
             print(f"note: log.on_end: {fault}: {command}", file=sys.stderr, flush=True)
 
     def _facts(self, config: RunConfig, code: int) -> dict[str, str]:
-        epochs = read_metrics(self._folder.metrics, "epoch")
+        try:
+            epochs = read_metrics(self._folder.metrics, "epoch")
+        except OSError:  # perhaps the very disk that ended the run
+            epochs = []
         name = config.checkpoint.best_metric
-        scores = [record[name] for record in epochs if record.get(name) is not None]
+        best = [record.get(f"{name}_full", record.get(name)) for record in epochs if record.get("is_best", True)]
+        scores = [score for score in best if score is not None]
         return {
             "TOE_RUN": str(self._folder.root),
             "TOE_STATUS": {0: "finished", PREEMPTED: "preempted", INTERRUPTED: "preempted"}.get(code, "failed"),
@@ -88,7 +93,11 @@ def _plain_environment() -> dict[str, str]:
 
 def _carried_out(command: str, environment: Mapping[str, str]) -> str:
     """Runs a command in a session of its own, which a launcher that ends this process does not reach; its fault."""
-    former = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: None)
+    if former[signal.SIGINT] != signal.SIG_IGN:  # a launcher's own handler would end this process instead
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with subprocess.Popen(
             command, shell=True, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
@@ -101,5 +110,6 @@ def _carried_out(command: str, environment: Mapping[str, str]) -> str:
     except OSError as error:
         return f"it cannot be started ({error})"
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return f"it ended with code {code}" if code else ""

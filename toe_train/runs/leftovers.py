@@ -26,11 +26,13 @@ class Leftover:
         path: of it.
         why: it is there.
         set_aside: whether it was put away for a person to look at, and goes only where one asks for that.
+        stays: why it has to stay for now, in words; empty where it can go.
     """
 
     path: Path
     why: str
     set_aside: bool = False
+    stays: str = ""
 
     @property
     def bytes(self) -> int:
@@ -45,10 +47,10 @@ class Leftover:
 
 
 def find(folder: RunFolder) -> list[Leftover]:
-    """What can go. `last.pt`, `previous.pt` and `best.pt` never can.
+    """What can go, and what cannot yet. `last.pt`, `previous.pt` and `best.pt` never can.
 
-    A temporary file stays where no checkpoint is whole, since it may be the only one that is, and where the file system
-    has no locks, since it may be in use.
+    Where none of them is whole, kept and temporary files stay, since one of them may be the only checkpoint that is;
+    and temporary ones where the file system has no locks, since they may be in use.
 
     Args:
         folder: of a run, locked, so that nobody trains in it.
@@ -56,15 +58,22 @@ def find(folder: RunFolder) -> list[Leftover]:
     checkpoints = Checkpoints(folder.checkpoints)
     names = sorted(path for place in (folder.root, folder.checkpoints) if place.is_dir() for path in place.iterdir())
     files = [path for path in names if path.is_symlink() or not path.is_dir()]
-    found = [Leftover(path, "kept when the run wrote over it") for path in files if KEPT.fullmatch(path.name)]
-    temporary = [path for path in files if TEMPORARY.fullmatch(path.name)]
+    kept, temporary = ([path for path in files if kind.fullmatch(path.name)] for kind in (KEPT, TEMPORARY))
     regular = (checkpoints.last, checkpoints.previous, checkpoints.best)
-    if temporary and folder.has_locks and any(path.exists() and sealed.is_whole(path) for path in regular):
-        found += [Leftover(path, "of a write that was broken off") for path in temporary]
+    is_safe = bool(kept + temporary) and any(path.exists() and sealed.is_whole(path) for path in regular)
+    stays = "" if is_safe else "no checkpoint of the run is whole, and one of these may be"
+    in_use = "" if folder.has_locks else "this file system has no locks, so a run may be under way and writing it"
+    found = [Leftover(path, "kept when the run wrote over it", stays=stays) for path in kept]
+    found += [Leftover(path, "of a write that was broken off", stays=stays or in_use) for path in temporary]
     found += [Leftover(path, "a damaged checkpoint", set_aside=True) for path in files if DAMAGED.fullmatch(path.name)]
-    aside = re.compile(re.escape(folder.root.name) + r"\.old-\d+")  # see `RunFolder.set_aside`
-    return found + [
-        Leftover(path, "an earlier run of this folder", set_aside=True)
+    return found + [Leftover(path, "an earlier run of this folder", set_aside=True) for path in earlier_runs(folder)]
+
+
+def earlier_runs(folder: RunFolder) -> list[Path]:
+    """Folders of the runs that `RunFolder.set_aside` renamed."""
+    aside = re.compile(re.escape(folder.root.name) + r"\.old-\d+")
+    return [
+        path
         for path in sorted(folder.root.parent.iterdir())
         if aside.fullmatch(path.name) and path.is_dir() and RunFolder(path).holds_a_run()
     ]

@@ -42,8 +42,8 @@ class Mlflow(Service):
     def begin(self, run: str | None) -> str:
         import mlflow  # an extra
 
-        active = mlflow.active_run()  # of this thread
-        if active is None or active.info.run_id != run:
+        active = mlflow.active_run()  # of this thread: begun before a fault
+        if active is None:
             title = None if run is not None or "MLFLOW_RUN_NAME" in os.environ else self._title
             active = mlflow.start_run(run_id=run, run_name=title)
         self._run, self._goes_on, self._there = active.info.run_id, run is not None, {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ Status = Literal["finished", "failed", "preempted"]
 
 RETRY_SECONDS = 60.0  # after a fault of the library
 PATIENCE_SECONDS = 30.0  # for what is left at the run's end
+HURRY_SECONDS = 10.0  # where a signal stopped it: schedulers kill after about 30 s, and a resume sends what is left
 BATCH = 200  # points that are sent together
 
 
@@ -44,9 +46,9 @@ class Service:
     settles = 0.0
 
     def begin(self, run: str | None) -> str:
-        """Opens a new run, or goes on in one; its id. Called again after a fault.
+        """Opens a new run, or goes on in one; its id. Called again after a fault; no other run is open then.
 
-        run: id of a former one; None for a new one.
+        run: id of a former one; None for a new one, or for that of a call before which failed.
         """
         raise NotImplementedError
 
@@ -64,11 +66,12 @@ class Service:
 
 @dataclass
 class _Curve:
-    """A run of the library: how many lines it keeps for sure, how many it was sent, and what it is to get."""
+    """A run of the library: lines that it keeps for sure, was sent, has perhaps; and what it is to get."""
 
     run: str | None = None
     kept: int = 0
     sent: int = 0
+    given: int = 0  # at least those sent: a call that is under way, or failed, has perhaps brought some
     waiting: list[Point] = field(default_factory=list)
 
 
@@ -88,6 +91,7 @@ class Tracker(RunLog):
         self._groups, self._steps = groups, steps
         self._curve = _read(kept)
         self._opened: _Curve | None = None
+        self._is_sound = False  # whether no fault came since it was opened
         self._held: list[Point] = []
         self._lock = Lock()  # of the curve, never held while the library is at work
         self._awake, self._ending = Event(), Event()
@@ -117,17 +121,20 @@ class Tracker(RunLog):
         self._awake.set()
 
     def end(self, status: Status) -> None:
-        """Waits for what is left, a little; `close` does nothing, since a run has a trainer after another."""
-        if not self._thread.ident:
-            return
+        """Nothing more will come; `close` does nothing, since a run has a trainer after another."""
         self._status = status
         self._ending.set()
         self._awake.set()
-        self._thread.join(PATIENCE_SECONDS)
+
+    def wait(self, until: float) -> None:
+        """After `end`: for what is left, and no longer than up to a time of `time.monotonic`."""
+        if not self._thread.ident:
+            return
+        self._thread.join(max(0.0, until - time.monotonic()))
         with self._lock:
             left = len(self._curve.waiting)
         if left or self._thread.is_alive():
-            later = "" if status == "finished" else ", and a resume sends them"
+            later = "" if self._status == "finished" else ", and a resume sends them"
             self._tell(f"{left} lines, or the run's end, did not come to it; metrics.jsonl has them{later}")
 
     def _take_up(self) -> None:
@@ -135,7 +142,7 @@ class Tracker(RunLog):
         lines = read_metrics(self._metrics, "step", "epoch")
         points = [self._point(record, record["kind"]) for record in lines]
         with self._lock:
-            if len(points) < self._curve.sent:
+            if len(points) < self._curve.given:
                 self._tell(f"run {self._curve.run} has lines after this place and stays as it is; a new one is begun")
                 self._curve = _Curve(waiting=points)
             else:
@@ -172,9 +179,11 @@ class Tracker(RunLog):
     def _send(self) -> None:
         while True:
             curve = self._curve
-            if self._opened is not curve:
+            if self._opened is not curve or not self._is_sound:
                 self._begin(curve)
-            batch = curve.waiting[:BATCH]
+            with self._lock:
+                batch = curve.waiting[:BATCH]
+                curve.given = max(curve.given, curve.sent + len(batch))
             if not batch:
                 return
             self._service.send(batch, curve.sent + 1)
@@ -190,22 +199,23 @@ class Tracker(RunLog):
                 _write(self._kept, curve)
 
     def _begin(self, curve: _Curve) -> None:
-        if self._opened is not None:
-            self._service.finish("preempted")
+        if self._opened is not None and self._opened is not curve:
             self._opened = None
+            self._service.finish("preempted")
         curve.run = self._service.begin(curve.run)
         with self._lock:
             if curve is self._curve:
                 _write(self._kept, curve)
-        self._opened = curve
+        self._opened, self._is_sound = curve, True
         if not self._fault:
             self._tell(f"run {curve.run}, {self._service.where}")
 
     def _tell_fault(self, fault: Exception) -> None:
-        self._opened = None
+        self._is_sound = False
         if not self._fault:
             said = (str(fault).strip() or repr(fault)).splitlines()[0][:200]
-            self._tell(f"{said}; the run goes on, and it is tried again; metrics.jsonl has all lines")
+            again = "" if self._status is not None else "; the run goes on, and it is tried again"
+            self._tell(f"{said}{again}; metrics.jsonl has all lines")
         self._fault = type(fault).__name__
 
     def _tell(self, text: str) -> None:
@@ -213,10 +223,20 @@ class Tracker(RunLog):
         sys.stdout.flush()
 
 
+def end_all(trackers: Sequence[Tracker], status: Status) -> None:
+    """Tells them how the run ended, and waits a little, for all of them together."""
+    until = time.monotonic() + (HURRY_SECONDS if status == "preempted" else PATIENCE_SECONDS)
+    for tracker in trackers:
+        tracker.end(status)
+    for tracker in trackers:
+        tracker.wait(until)
+
+
 def _read(kept: Path) -> _Curve:
     try:
         values = json.loads(kept.read_text(encoding="utf-8"))
-        return _Curve(str(values["run"]), int(values["lines"]), int(values["lines"]))
+        lines = int(values["lines"])
+        return _Curve(str(values["run"]), lines, lines, lines)
     except (OSError, ValueError, KeyError, TypeError):  # none, or torn
         return _Curve()
 

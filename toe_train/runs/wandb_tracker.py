@@ -41,7 +41,7 @@ class Wandb(Service):
     def begin(self, run: str | None) -> str:
         import wandb  # an extra
 
-        if self._run is not None and self._run.id == run:
+        if self._run is not None:  # begun before a fault
             return str(self._run.id)
         own = {"console": ("WANDB_CONSOLE", "off"), "silent": ("WANDB_SILENT", True)}
         chosen = {key: value for key, (variable, value) in own.items() if variable not in os.environ}
@@ -70,10 +70,10 @@ class Wandb(Service):
             self._run.log({**point.values, point.axis: point.at}, step=number, commit=True)
 
     def finish(self, status: Status) -> None:
+        run, self._run = self._run, None
         if status == "preempted":
-            self._run.mark_preempting()  # and with an exit code it counts as preempted
-        self._run.finish(exit_code=0 if status == "finished" else 1)
-        self._run = None
+            run.mark_preempting()  # and with an exit code it counts as preempted
+        run.finish(exit_code=0 if status == "finished" else 1)
 
 
 def require_wandb() -> None:
