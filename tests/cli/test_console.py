@@ -36,6 +36,7 @@ def test_a_run_goes_on_when_the_reader_of_its_output_is_gone(tiny, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux alone has one")
+@pytest.mark.slow
 def test_a_full_disk_behind_the_console_ends_no_run(tiny, tmp_path):
     with open("/dev/full", "w") as full:
         job = started(tmp_path, "-m", "toe_train", "--config", tiny, stdout=full, stderr=full)
@@ -43,12 +44,14 @@ def test_a_full_disk_behind_the_console_ends_no_run(tiny, tmp_path):
     assert len(read_metrics(tmp_path / "runs/tiny/metrics.jsonl", "epoch")) == 3
 
 
+@pytest.mark.slow
 def test_a_run_without_any_console(tiny, tmp_path):
     command = f"exec {sys.executable} -m toe_train --config {tiny} >&- 2>&-"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, timeout=100).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_ends_no_run(tiny, tmp_path, start):
     metrics = tmp_path / "run/metrics.jsonl"
     job = start("--config", tiny, "--output", "run", "epochs=20")

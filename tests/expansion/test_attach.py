@@ -154,7 +154,12 @@ def test_a_deep_copy_has_its_own_expansion():
 
 
 @pytest.mark.parametrize(
-    ("backend", "stages"), [("aot_eager", (1, 2, 3)), pytest.param("inductor", (1,), marks=pytest.mark.slow)]
+    ("backend", "stages"),
+    [
+        ("aot_eager", (1,)),
+        pytest.param("aot_eager", (1, 2, 3), marks=pytest.mark.slow),
+        pytest.param("inductor", (1,), marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_model_equals_eager(backend, stages):
     torch.compiler.reset()
@@ -296,7 +301,8 @@ def test_the_grid_is_restored_inside_a_wrapper_too(restore):
     assert torch.equal(model(x), bare(x))
 
 
-@pytest.mark.parametrize("restore", [pytest.param("zero", marks=pytest.mark.slow), "copy"])
+@pytest.mark.slow
+@pytest.mark.parametrize("restore", ["zero", "copy"])
 def test_compiled_dense_outputs_equal_eager(restore):
     torch.compiler.reset()
     model = dense_model()

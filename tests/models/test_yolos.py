@@ -131,6 +131,7 @@ def test_other_dtypes(dtype):
     assert [value.dtype for value in build().to(dtype)(images().to(dtype))] == [dtype, dtype]
 
 
+@pytest.mark.slow
 def test_compiled_model_equals_eager():
     torch.compiler.reset()
     model = build().train()

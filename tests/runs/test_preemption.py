@@ -87,7 +87,11 @@ def ask_while_saving(trainer):
 
 @pytest.mark.parametrize(
     ("ask", "place"),
-    [(ask_in_step, (1, 3)), (ask_in_evaluation, (1, 5)), (ask_while_saving, (1, 1))],
+    [
+        (ask_in_step, (1, 3)),
+        (ask_in_evaluation, (1, 5)),
+        pytest.param(ask_while_saving, (1, 1), marks=pytest.mark.slow),
+    ],
 )
 def test_asked_at_any_time(trainer_in, monkeypatch, ask, place):
     monkeypatch.setattr("toe_train.runs.polling.MOST_STEPS", 1)
@@ -177,6 +181,7 @@ def test_a_loader_process_that_is_killed_ends_the_run_with_a_message(tiny, tmp_p
     assert "Traceback" not in job.stderr
 
 
+@pytest.mark.slow
 def test_a_loader_process_of_one_process_that_is_killed_is_told_once(tiny, tmp_path, start):
     """The other process, whose neighbour is gone, learns that the cause is told."""
     job = start("--config", tiny, "--output", "run", "epochs=400", "data.workers=1", processes=2)
@@ -189,6 +194,7 @@ def test_a_loader_process_of_one_process_that_is_killed_is_told_once(tiny, tmp_p
     assert "run failed: a loader process is gone (process " in job.stderr
 
 
+@pytest.mark.slow
 def test_a_run_with_loader_processes_that_fails_ends(tiny, start):
     """The loader processes hold copies of what signals are read from."""
     arguments = ["optim.lr=1e30", "optim.name=sgd", "schedule.warmup_epochs=0", "data.workers=2"]

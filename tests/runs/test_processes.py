@@ -183,6 +183,7 @@ def test_alone_nothing_is_lost():
         raise RuntimeError("bare")
 
 
+@pytest.mark.slow
 def test_in_the_steps_the_others_are_waited_for_in_minutes_and_longer_before(in_two):
     script = """
 import time

@@ -86,6 +86,7 @@ def test_what_stands_at_dropped_positions_reaches_the_loss(lvvit, tmp_path, rest
     assert alike <= 8 * 24 + (restore != "copy")
 
 
+@pytest.mark.slow
 def test_compiled_training_has_the_same_statistics(lvvit, tmp_path, graphs):
     """Nothing that is tried beforehand reaches the batch norm's statistics or the boxes."""
     runs = []

@@ -33,7 +33,7 @@ def losses(tiny, tmp_path):
         ((), 1 + 3 + 2, 3, 2, 2),
         pytest.param(("train.precision=bf16",), 1 + 3 + 2, 3, 2, 2, marks=pytest.mark.slow),
         pytest.param(("expansion=null",), 2, 1, 0, 0, marks=pytest.mark.slow),
-        ((f"curriculum={STAGES}",), 2 + 3 + 2, 3, 2, 2),
+        pytest.param((f"curriculum={STAGES}",), 2 + 3 + 2, 3, 2, 2, marks=pytest.mark.slow),
         pytest.param(
             ("model.kwargs.depth=5", "expansion.stage_epochs=[0, 1, 8]"), 1 + 2 + 2, 2, 2, 3, marks=pytest.mark.slow
         ),

@@ -101,7 +101,7 @@ def test_a_beginning_that_is_not_finite_is_told(tiny, tmp_path):
         trainer.fit()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_more_steps_than_allowed_take_the_run_back_and_on_in_another_order(
     tiny, tmp_path, poison, monkeypatch, capsys, workers
 ):
