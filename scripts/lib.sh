@@ -76,6 +76,9 @@ if [ -z "$output" ]; then
     *) output=$PWD/runs/proxy-$scale ;;
     esac
 fi
+if [ -z "$list" ] && ! command -v toe-train >/dev/null; then
+    fail "toe-train is not installed here: make quickstart, or activate its environment (source .venv/bin/activate)"
+fi
 mkdir -p "$output"
 output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
 script=$(basename "$self" .sh)

@@ -18,8 +18,17 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-config=${1:?usage: sbatch [options] scripts/slurm.sh CONFIG [KEY=VALUE ...]}
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+config=${1:-}
+[ -n "$config" ] || fail "no configuration: sbatch [options] scripts/slurm.sh CONFIG [KEY=VALUE ...]"
 shift
+[ -n "${SLURM_JOB_ID:-}" ] && command -v srun >/dev/null || fail "this is no Slurm job: start it by sbatch (docs/cluster.md)"
+python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("toe_train") is None)' 2>/dev/null ||
+    fail "python here has no toe_train: activate its environment before sbatch (source .venv/bin/activate)"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ENDINGS=$(mktemp -d) # exit codes of the first node's tasks, since srun's own hides all but the highest

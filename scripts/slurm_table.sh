@@ -18,23 +18,28 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-name=${1:?usage: sbatch --array=0-N [options] scripts/slurm_table.sh SCRIPT [its options], e.g. table2 --seeds 3}
-script=scripts/${name%.sh}.sh
-if [ ! -f "$script" ]; then
-    echo "error: there is no $script here; submit from the top of the checkout" >&2
+fail() {
+    echo "error: $1" >&2
     exit 2
+}
+
+name=$(basename "${1:-}" .sh)
+script=scripts/$name.sh
+[ -n "$name" ] || fail "no script: scripts/slurm_table.sh SCRIPT [its options], such as table2 --seeds 3"
+[ -d scripts ] || fail "there is no scripts/ here; submit from the top of the checkout"
+if [ "$name" = lib ] || ! grep -qs '/lib\.sh"$' "$script"; then
+    fail "$1 is none of scripts/ that trains a table's runs; such are table1 ... table10, tableB1, fig3, fig4, proxy"
 fi
 shift
 tasks=$(bash "$script" "$@" --list)
-if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
+number=${SLURM_ARRAY_TASK_ID:-}
+if [ -z "$number" ]; then
     echo "$tasks"
     exit
 fi
-task=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" <<<"$tasks")
-if [ -z "$task" ]; then
-    echo "error: --array has a task $SLURM_ARRAY_TASK_ID, and there are $(wc -l <<<"$tasks") runs, from 0" >&2
-    exit 2
-fi
+[[ $number =~ ^[0-9]+$ ]] || fail "SLURM_ARRAY_TASK_ID=$number: tasks are numbered from 0"
+task=$(sed -n "$((10#$number + 1))p" <<<"$tasks")
+[ -n "$task" ] || fail "--array has a task $number, and there are $(wc -l <<<"$tasks") runs, from 0"
 eval "set -- $task"  # toe-train --config FILE ...
 shift 2
 exec bash scripts/slurm.sh "$@" # in the place of this shell, which Slurm signals

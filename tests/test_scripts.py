@@ -417,7 +417,47 @@ def test_a_task_of_a_slurm_array_is_a_run_of_the_table(desk):
     assert "task 16, and there are 16 runs" in job.stderr
     job = desk.start("slurm_table", "table66", cwd=desk.root)
     assert (job.returncode, job.stdout) == (2, "")
-    assert "scripts/table66.sh" in job.stderr
+    assert "table66 is none of scripts/ that trains a table's runs" in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "number", "words"),
+    [
+        ([], "", "no script: scripts/slurm_table.sh SCRIPT"),
+        (["lib"], "", "lib is none of scripts/"),
+        (["slurm"], "", "slurm is none of scripts/"),
+        (["--help"], "", "--help is none of scripts/"),
+        (["scripts/fig3.sh"], "-1", "SLURM_ARRAY_TASK_ID=-1: tasks are numbered from 0"),
+        (["fig3"], "abc", "SLURM_ARRAY_TASK_ID=abc"),
+    ],
+)
+def test_an_array_that_cannot_be_is_told(desk, given, number, words):
+    job = desk.start("slurm_table", *given, cwd=desk.root, SLURM_ARRAY_TASK_ID=number)
+    assert (job.returncode, job.stdout, len(job.stderr.splitlines())) == (2, "", 1)
+    assert words in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "variables", "words"),
+    [
+        ([], {}, "no configuration: sbatch"),
+        (["configs/deit_tiny.yaml"], {}, "this is no Slurm job: start it by sbatch"),
+        (["configs/deit_tiny.yaml"], {"SLURM_JOB_ID": "1"}, "this is no Slurm job: start it by sbatch"),  # no srun
+    ],
+)
+def test_a_slurm_job_that_cannot_be_is_told(desk, given, variables, words):
+    job = desk.start("slurm", *given, **variables)
+    assert (job.returncode, job.stdout, len(job.stderr.splitlines())) == (2, "", 1)
+    assert words in job.stderr
+
+
+def test_programs_that_are_not_installed_are_told(desk):
+    for name in ("toe-train", "toe-tools"):
+        (Path(desk.environment["PATH"].split(os.pathsep)[0]) / name).unlink()
+    job = desk.start("table2", PATH="/usr/bin:/bin")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert "toe-train is not installed here: make quickstart" in job.stderr
+    assert not (desk.root / "runs").exists()
 
 
 def test_equal_compute_names_a_configuration_that_is_not_there(desk):

@@ -134,6 +134,8 @@ def test_what_is_no_run_is_refused(said, tmp_path):
     code, _, err = said("clean", tmp_path)
     assert code == 2
     assert f"{tmp_path} is no run folder" in err
+    (tmp_path / "a_run/checkpoints").mkdir(parents=True)
+    assert f"name those in it: {tmp_path / 'a_run'}\n" in said("clean", tmp_path)[2]
 
 
 def test_kept_files_are_second_names_and_copies_where_there_are_no_links(tmp_path, monkeypatch):

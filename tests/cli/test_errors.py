@@ -537,4 +537,12 @@ def test_the_installed_command_ends_with_the_code(tmp_path):
         [sys.executable, "-m", "toe_train", "--config", "none.yaml"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "error: config file none.yaml does not exist; . has no YAML files\n"
+    assert done.stderr.startswith("error: config file none.yaml does not exist; name a YAML file, or one of the ")
+    assert done.stderr.endswith(" shipped ones, such as quickstart, photos, deit_tiny_toe_r05\n")
+
+
+def test_a_fault_of_epochs_is_one(refused):
+    for value in ("zehn", "-3", "0", "true"):
+        told = refused(f"epochs={value}", "expansion.stage_shares=[0, 1/3, 2/3]", "expansion.stage_epochs=null")
+        assert "epochs" in told
+        assert "stage" not in told

@@ -174,7 +174,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(trained, said, image_
     assert [row["image"] for row in rows_of(out)] == [str(folder / "grey.png"), str(folder / "no suffix")]
     assert "2 of 4 images left out:" in err
     assert f"{folder / 'broken.jpg'} cannot be read as an image" in err
-    assert f"{tmp_path / 'none.png'} cannot be read as an image" in err
+    assert f"image {tmp_path / 'none.png'} does not exist" in err
     assert "notes.txt" in err
     code, out, err = said("predict", trained, folder / "broken.jpg")
     assert code == 2

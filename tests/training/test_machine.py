@@ -30,7 +30,7 @@ def test_bf16_on_a_cpu_without_it_is_float32_and_said(tmp_path, monkeypatch, fla
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     assert precision_on(CPU, "bf16") == ("bf16" if has else "fp32")
     assert precision_on(torch.device("cuda"), "bf16") == "bf16"
-    told = "train.precision is bf16, which this CPU has no instructions for: running in fp32 on this CPU"
+    told = "train.precision is bf16, which this CPU has no instructions for: running in fp32"
     assert describe_precision(CPU, "bf16") == ("precision bf16 on cpu" if has else told)
 
 
@@ -42,7 +42,7 @@ def test_bf16_on_a_gpu_that_imitates_it_is_float32_and_said(monkeypatch, has):
     device = torch.device("cuda")
     assert precision_on(device, "bf16") == ("bf16" if has else "fp32")
     assert precision_on(device, "fp16") == "fp16"
-    told = "train.precision is bf16, which this GPU has no instructions for: running in fp32 on this GPU"
+    told = "train.precision is bf16, which this GPU has no instructions for: running in fp32"
     assert describe_precision(device, "bf16") == ("precision bf16 on cuda" if has else told)
     precision.gpu_has_bf16.cache_clear()
 

@@ -16,7 +16,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     for folder in folders:
         if not folder.holds_a_run():
             raise UserError(
-                f"{folder.root} is no run folder: it holds neither metrics.jsonl nor checkpoints/; name one"
+                f"{folder.root} is no run folder: it holds neither metrics.jsonl nor checkpoints/; {_runs_in(folder)}"
             )
         folder.require_idle()
         for earlier in earlier_runs(folder) if options.set_aside else ():
@@ -36,6 +36,13 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
             print(f"{folder.root}: {freed} freed")
         _tell_left([one for one in found if one not in going])
     return 0
+
+
+def _runs_in(folder: RunFolder) -> str:
+    """What to name in its place."""
+    inside = sorted(path for path in folder.root.iterdir() if path.is_dir()) if folder.root.is_dir() else []
+    runs = [str(path) for path in inside if RunFolder(path).holds_a_run()]
+    return f"name those in it: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else "name one"
 
 
 def _tell_left(left: list[Leftover]) -> None:

@@ -22,6 +22,7 @@ MERGE = "tag:yaml.org,2002:merge"  # of the key <<, which takes the keys of anot
 WRITER = "written_by"  # first key of a file that the program wrote, with its version
 INSTEAD = {EPOCHS: SHARES, SHARES: EPOCHS}
 SHIPPED = Path(__file__).parents[1] / "configs"  # a link in a checkout, files in an installation
+STARTERS = ("quickstart", "photos", "deit_tiny_toe_r05")  # of them, named where a name leads nowhere
 OF_A_RUN = ("config.yaml", "metrics.jsonl")  # what a run folder holds
 OF_WEIGHTS = (".pt", ".pth", ".safetensors", ".bin")  # suffixes
 
@@ -133,16 +134,17 @@ def _read(path: Path, asked_by: Path | None) -> Values:
     origin = f" (extended by {asked_by})" if asked_by else ""
     if path.is_dir():
         names = sorted(file.name for file in path.glob("*.yaml"))
-        hint = f"; name a file in it, such as {path / names[0]}" if names else _run_above(path)
+        hint = f"; name a file in it, such as {path / names[0]}" if names else _run_above(path) or "; name a YAML file"
         raise UserError(f"config {path} is a folder, not a YAML file{origin}{hint}")
     if not path.is_file():
         neighbours = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        shipped = [] if path.parts[1:] else [file.name for file in SHIPPED.glob("*.yaml")]
-        hint = (
-            nearest(path.name, neighbours)
-            or nearest(path.name, shipped, 0.8)
-            or (f"; {path.parent} has no YAML files" if path.parent.is_dir() else f"; there is no folder {path.parent}")
-        )
+        shipped = [] if path.parts[1:] else sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+        hint = nearest(path.name, neighbours) or nearest(path.stem, shipped, 0.8)
+        if not hint and shipped:
+            hint = f"; name a YAML file, or one of the {len(shipped)} shipped ones, such as {', '.join(STARTERS)}"
+        elif not hint:
+            hint = "has no YAML files" if path.parent.is_dir() else ""
+            hint = f"; {path.parent} {hint}" if hint else f"; there is no folder {path.parent}"
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     if path.suffix in OF_WEIGHTS:
         hint = _run_above(path) or "; name the YAML file, or the run folder, that goes with them"

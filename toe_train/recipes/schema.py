@@ -143,8 +143,10 @@ def _there_are_averages_to_copy(config: RunConfig) -> None:
 def _epochs_of_shares(name: str, section: dict[str, Any], epochs: Any) -> list[int]:
     """The stage_epochs that a section's stage_shares come to; made-up ones where its field or `epochs` is at fault."""
     shares, given = section["stage_shares"], section.get("stage_epochs")
-    if not isinstance(shares, (list, tuple)) or not isinstance(epochs, int):
+    if not isinstance(shares, (list, tuple)):
         return [0]
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        return list(range(len(shares)))
     try:
         for share in shares:
             share_of(share)

@@ -72,5 +72,5 @@ def describe_precision(device: torch.device, asked: Precision) -> str:
     if precision != asked:
         name = "CPU" if device.type == "cpu" else "GPU"
         needed = "needs a GPU" if asked == "fp16" else f"this {name} has no instructions for"
-        return f"train.precision is {asked}, which {needed}: running in {precision} on this {name}"
+        return f"train.precision is {asked}, which {needed}: running in {precision}"
     return f"precision {precision} on {device}"
