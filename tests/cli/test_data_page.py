@@ -1,4 +1,4 @@
-"""The commands of docs/data.md run as they are printed, on small data in the places that they name."""
+"""The commands of docs/data-and-speed.md run as they are printed, on small data in the places that they name."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from toe_train.cli.tools import main as tools
 from toe_train.cli.train import main as train
 
 REPOSITORY = Path(__file__).parents[2]
-PAGE = (REPOSITORY / "docs/data.md").read_text()
+PAGE = (REPOSITORY / "docs/data-and-speed.md").read_text()
 COMMANDS = re.findall(r"^    ((?:toe-|python ).*)$", PAGE, re.MULTILINE)
 
 
