@@ -132,7 +132,7 @@ def test_the_check_names_a_listed_image_that_is_not_there(image_root, tmp_path):
     text = "cat/cat_0.JPEG,cat\ndog/dog_0.JPEG,dog\nbird/none.png,bird\n"
     lists = Labelling(written(tmp_path / "train.csv", text))
     (fault,) = check_datasets("list", image_root, labelling=lists)
-    assert f"{image_root}/train/bird/none.png cannot be read as an image (" in fault
+    assert f"image {image_root}/train/bird/none.png does not exist: mend the path" in fault
 
 
 def devkit(names):

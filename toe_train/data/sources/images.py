@@ -35,9 +35,8 @@ def load_rgb(path: str | Path | Span, exif_orientation: ExifOrientation = "ignor
     except MemoryError:
         raise NoMemory(f"the memory does not hold {path} as an image") from None
     except FileNotFoundError:
-        raise UserError(
-            f"image {path} does not exist: name another; of a data set, data.relist=true lists anew"
-        ) from None
+        remedy = "mend the path or leave it out (data.relist=true lists a data set anew)"
+        raise UserError(f"image {path} does not exist: {remedy}") from None
     except Exception as fault:  # on broken bytes Pillow's decoders raise nearly any kind
         reason = str(fault).replace(repr(str(path)), "").strip() or type(fault).__name__
         if kind := kind_inside(path):
