@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toe_train.errors import UserError
 from toe_train.recipes import load_saved
-from toe_train.runs.folder import RunFolder
-
-SET_ASIDE = re.compile(r".+\.old-\d+")  # see `RunFolder.set_aside`
+from toe_train.runs.folder import SET_ASIDE, RunFolder
 
 
 @dataclass(frozen=True)

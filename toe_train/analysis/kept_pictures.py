@@ -9,8 +9,8 @@ from typing import Any
 
 from toe_train.analysis.figures import Figure
 from toe_train.analysis.runs import Row
+from toe_train.build.pictures import KEPT_TOKENS
 
-TAG = "kept_tokens"  # as build/pictures.py writes it
 CAPTION = (
     "Images as training sees them at the start of the stage; hatched: averaged into the kept patches, or left out."
 )
@@ -36,9 +36,9 @@ def _first(folder: Path) -> tuple[int, bytes] | None:
 
     events = EventAccumulator(str(folder), size_guidance={IMAGES: 0})
     events.Reload()
-    if TAG not in events.Tags()[IMAGES]:
+    if KEPT_TOKENS not in events.Tags()[IMAGES]:
         return None
-    first = min(events.Images(TAG), key=lambda event: event.step)
+    first = min(events.Images(KEPT_TOKENS), key=lambda event: event.step)
     return first.step, first.encoded_image_string
 
 

@@ -27,6 +27,7 @@ from toe_train.training.compiling import uncompiled
 from toe_train.training.pictures import Pictures, SeveralPictures
 from toe_train.training.precision import autocast_on
 
+KEPT_TOKENS = "kept_tokens"  # tag of the pictures of what ToE keeps
 PICTURES = 4  # images that are shown, large enough to be seen in TensorBoard's small cards
 BOX_SIDE = 320  # pixels of the shorter side of an image with boxes, at least
 LONGEST = 640  # of its longer side, at most
@@ -92,7 +93,7 @@ class KeptTokens(Pictures):
         with uncompiled():
             picture = self._draw()
         if picture is not None:
-            log.picture("kept_tokens", picture, plan.epoch)
+            log.picture(KEPT_TOKENS, picture, plan.epoch)
 
 
 class Scenes:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-from toe_train.errors import Preempted
+from toe_train.errors import Preempted, UserError
 from toe_train.recipes import RunConfig
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import RunLog, Several
-from toe_train.runs.mlflow_tracker import Mlflow, require_mlflow
+from toe_train.runs.mlflow_tracker import Mlflow
 from toe_train.runs.processes import Processes
 from toe_train.runs.tracker import Service, Status, Tracker, end_all
-from toe_train.runs.wandb_tracker import Wandb, require_wandb
-
-CHECKS: dict[str, Callable[[], None]] = {"wandb": require_wandb, "mlflow": require_mlflow}
+from toe_train.runs.wandb_tracker import Wandb, require_key
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -25,7 +24,14 @@ def require_trackers(config: RunConfig) -> None:
         UserError: saying what to do.
     """
     for name in config.log.trackers:
-        CHECKS[name]()
+        try:
+            import_module(name)  # an extra
+        except ImportError as error:
+            raise UserError(
+                f"log.trackers: {name} cannot be imported ({error}); pip install 'toe-train[{name}]', or leave it out"
+            ) from None
+    if "wandb" in config.log.trackers:
+        require_key()
 
 
 class Tracking:

@@ -142,9 +142,10 @@ def _read(path: Path, asked_by: Path | None) -> Values:
         hint = nearest(path.name, neighbours) or nearest(path.stem, shipped, 0.8)
         if not hint and shipped:
             hint = f"; name a YAML file, or one of the {len(shipped)} shipped ones, such as {', '.join(STARTERS)}"
+        elif not hint and path.parent.is_dir():
+            hint = f"; {path.parent} has no YAML files"
         elif not hint:
-            hint = "has no YAML files" if path.parent.is_dir() else ""
-            hint = f"; {path.parent} {hint}" if hint else f"; there is no folder {path.parent}"
+            hint = f"; there is no folder {path.parent}"
         raise UserError(f"config file {path} does not exist{origin}{hint}")
     if path.suffix in OF_WEIGHTS:
         hint = _run_above(path) or "; name the YAML file, or the run folder, that goes with them"

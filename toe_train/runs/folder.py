@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from torchvision import __version__ as torchvision_version
 
 from toe_train._version import __version__
 from toe_train.errors import UserError, is_text
+
+SET_ASIDE = re.compile(r"(.+)\.old-\d+")  # the name that `RunFolder.set_aside` gives, and the former one
 
 
 class RunFolder:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from toe_train.runs import sealed
 from toe_train.runs.checkpoints import Checkpoints
-from toe_train.runs.folder import RunFolder
+from toe_train.runs.folder import SET_ASIDE, RunFolder
 
 KEPT = re.compile(r".+\.kept-\d+")  # see `checkpoints.keep`
 DAMAGED = re.compile(r".+\.damaged-\d+")  # see `Checkpoints.heal`
@@ -71,11 +71,13 @@ def find(folder: RunFolder) -> list[Leftover]:
 
 def earlier_runs(folder: RunFolder) -> list[Path]:
     """Folders of the runs that `RunFolder.set_aside` renamed."""
-    aside = re.compile(re.escape(folder.root.name) + r"\.old-\d+")
     return [
         path
         for path in sorted(folder.root.parent.iterdir())
-        if aside.fullmatch(path.name) and path.is_dir() and RunFolder(path).holds_a_run()
+        if (name := SET_ASIDE.fullmatch(path.name))
+        and name[1] == folder.root.name
+        and path.is_dir()
+        and RunFolder(path).holds_a_run()
     ]
 
 

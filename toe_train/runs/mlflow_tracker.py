@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toe_train.errors import UserError
 from toe_train.runs.curves import Point
 from toe_train.runs.tracker import Service, Status
 
@@ -80,17 +79,3 @@ class Mlflow(Service):
             history = client.get_metric_history(self._run, tag) if self._goes_on else []
             self._there[tag] = {metric.step for metric in history}
         return self._there[tag]
-
-
-def require_mlflow() -> None:
-    """Refuses where MLflow is missing.
-
-    Raises:
-        UserError: saying what to do.
-    """
-    try:
-        import mlflow  # noqa: F401  # an extra
-    except ImportError as error:
-        raise UserError(
-            f"log.trackers: mlflow cannot be imported ({error}); pip install 'toe-train[mlflow]', or leave it out"
-        ) from None

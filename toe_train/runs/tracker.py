@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ HURRY_SECONDS = 10.0  # where a signal stopped it: schedulers kill after about 3
 BATCH = 200  # points that are sent together
 
 
-class Service:
+class Service(ABC):
     """What is done with a library; each call may take long, and raise anything.
 
     Attributes:
@@ -45,23 +46,23 @@ class Service:
     where = ""
     settles = 0.0
 
+    @abstractmethod
     def begin(self, run: str | None) -> str:
         """Opens a new run, or goes on in one; its id. Called again after a fault; no other run is open then.
 
         run: id of a former one; None for a new one, or for that of a call before which failed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def send(self, points: Sequence[Point], first: int) -> None:
         """Takes points over epochs and, under `steps/`, over steps.
 
         first: number of the first of them in the run, from 1.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, status: Status) -> None:
         """Nothing more will come."""
-        raise NotImplementedError
 
 
 @dataclass

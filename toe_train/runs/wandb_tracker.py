@@ -76,18 +76,14 @@ class Wandb(Service):
         run.finish(exit_code=0 if status == "finished" else 1)
 
 
-def require_wandb() -> None:
-    """Refuses where wandb is missing, or where it would ask for a key.
+def require_key() -> None:
+    """Refuses where wandb would ask for a key.
 
     Raises:
         UserError: saying what to do.
     """
-    try:
-        import wandb  # an extra
-    except ImportError as error:
-        raise UserError(
-            f"log.trackers: wandb cannot be imported ({error}); pip install 'toe-train[wandb]', or leave it out"
-        ) from None
+    import wandb  # an extra
+
     if wandb.setup().settings.mode in ("online", "shared") and not wandb.login(prompt=False):
         raise UserError(
             "log.trackers: wandb has no key for its server; run `wandb login`, set WANDB_API_KEY, or set "
