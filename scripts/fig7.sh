@@ -7,6 +7,7 @@ set -euo pipefail
 last=$first # one run will do
 run deit_tiny_toe_r05 proxy_toe_r05
 [ -z "$list" ] || exit 0
+finish
 root=$(data_root "${runs[0]}")
 mapfile -t images < <(find -L "$root/val" -type f | sort | awk 'NR % 31 == 1' | head -n 8)
 toe-tools view --checkpoint "${runs[0]}/checkpoints/last.pt" --images "${images[@]}" \

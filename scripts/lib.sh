@@ -4,11 +4,14 @@
 #   --cpu          of the proxy, a model and a schedule that a CPU does in minutes a run
 #   --smoke        of the proxy, runs of seconds on scikit-learn's digits (tableB1 on shapes, as with --cpu): whether all of it works
 #   --seeds N      runs of each row, with seeds 0 ... N-1 (default: 1); A-B for seeds A ... B
+#   --jobs N       with --cpu or --smoke: N runs at a time, each on a core of its own, seed by seed; what they print
+#                  goes to logs/ of the output, and the machine's load, once a minute, to load.log
 #   --list         print the commands of the runs, one a line, and start none: for a scheduler of your own, or for
 #                  slurm_table.sh; where one starts from another (table5), it comes after it
 #   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
 #                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
-#   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own
+#   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own.
+#                  With --cpu data.root is CIFAR-10, of which 4,000 images train (scripts/proxy_images.py)
 #
 # and continue where they were broken off: what is finished is passed over, what is not goes on from its checkpoint.
 # All of them share the output folder, in which a run has the same name in every script, so that none is trained twice:
@@ -37,7 +40,7 @@ absolute() {
     case $1 in /*) echo "$1" ;; *) echo "$here/$1" ;; esac
 }
 
-proxy='' scale=full seeds=1 list='' output='' extra=()
+proxy='' scale=full seeds=1 jobs='' list='' output='' source=() extra=()
 labels=() # what LV-ViT alone takes
 while [ $# -gt 0 ]; do
     case $1 in
@@ -45,13 +48,14 @@ while [ $# -gt 0 ]; do
     --cpu) scale=cpu ;;
     --smoke) scale=smoke ;;
     --list) list=yes ;;
-    --seeds | --output)
+    --seeds | --jobs | --output)
         case ${2:-} in '' | -*) fail "$1 needs a value" ;; esac
-        if [ "$1" = --seeds ]; then seeds=$2; else output=$(absolute "$2"); fi
+        case $1 in --seeds) seeds=$2 ;; --jobs) jobs=$2 ;; --output) output=$(absolute "$2") ;; esac
         shift
         ;;
     -*) usage "there is no option $1" ;;
-    data.root=?*) extra+=("data.root=$(absolute "${1#*=}")") ;;
+    data.root=?*) source+=("data.root=$(absolute "${1#*=}")") ;;
+    data.kind=?*) source+=("$1") ;;
     token_labels.root=?*) labels+=("token_labels.root=$(absolute "${1#*=}")") ;;
     token_labels.*=*) labels+=("$1") ;;
     *=*) extra+=("$1") ;;
@@ -62,12 +66,19 @@ done
 if [ "$scale" != full ] && [ -z "$proxy" ]; then
     fail "--cpu and --smoke are scales of --proxy; give it too"
 fi
+[ "$scale" != full ] || extra+=("${source[@]}") # at smaller scales the images are made of them, or are others
 if [[ $seeds =~ ^[1-9][0-9]{0,8}$ ]]; then
     first=0 last=$((seeds - 1))
 elif [[ $seeds =~ ^(0|[1-9][0-9]{0,8})-(0|[1-9][0-9]{0,8})$ ]] && [ "${seeds%-*}" -le "${seeds#*-}" ]; then
     first=${seeds%-*} last=${seeds#*-}
 else
     fail "--seeds $seeds: give the number of runs, at least 1, or the first and the last seed as A-B"
+fi
+if [ -n "$jobs" ]; then
+    [ "$scale" != full ] || fail "--jobs is for --cpu and --smoke; elsewhere a run takes all GPUs: start those of --list yourself"
+    if ! [[ $jobs =~ ^[1-9][0-9]?$ ]] || [ "$jobs" -gt "$(nproc)" ]; then
+        fail "--jobs $jobs: give the number of runs at a time, from 1 to the $(nproc) cores of this machine"
+    fi
 fi
 if [ -z "$output" ]; then
     case $proxy$scale in
@@ -83,6 +94,7 @@ mkdir -p "$output"
 output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
 script=$(basename "$self" .sh)
 runs=() # run folders, in the order of the table
+waiting=() # commands of runs that --jobs starts later, each behind its seed
 [ -z "$list" ] || exec 3>&1 >&2 # what else is told is not of the list
 note=''
 if [ "$scale" = smoke ]; then
@@ -135,11 +147,38 @@ start() {
         command=(toe-train --config "$file" --output "$folder" "${@//\{seed\}/$seed}" seed="$seed")
         if [ -n "$list" ]; then
             echo "${command[*]@Q}" >&3
+        elif [ -n "$jobs" ]; then
+            waiting+=("$seed ${command[*]@Q}")
         else
             echo "== $folder"
             "${command[@]}"
         fi
     done
+}
+
+# finish: trains the runs that wait, the first seed of every row before the second.
+finish() {
+    [ ${#waiting[@]} -gt 0 ] || return 0
+    local load
+    mkdir -p "$output/logs"
+    while kill -0 $$; do
+        echo "$(date -u +%FT%TZ) $(uptime | sed 's/.*average[s]*: *//')" >>"$output/load.log"
+        sleep 60
+    done >/dev/null 2>&1 &
+    load=$!
+    printf '%s\n' "${waiting[@]}" | sort -s -n -k 1,1 | cut -d ' ' -f 2- | tr '\n' '\0' |
+        OMP_NUM_THREADS=1 xargs -0 -n 1 -P "$jobs" bash -c '
+        eval "command=($2)"
+        folder=${command[4]}
+        log=$1/${folder##*/}.log
+        echo "== $folder, told in $log"
+        "${command[@]}" >>"$log" 2>&1 </dev/null && exit
+        echo "error: $folder failed; $log ends in:" >&2
+        tail -n 5 "$log" >&2
+        exit 255 # no further run is started
+    ' job "$output/logs" || { kill "$load"; fail "a run failed; after it is mended the same command continues"; }
+    kill "$load"
+    waiting=()
 }
 
 # scale_down CONFIG: adds to `given` what brings a configuration of the proxy to its scale; stages keep their shares.
@@ -149,15 +188,21 @@ scale_down() {
         return
         ;;
     esac
-    local thirds="[0, 5, 10]" fifths="[0, 3, 6, 9, 12]" batch=64 width=64 depth=6
-    local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=146
+    local thirds="[0, 5, 9]" fifths="[0, 3, 6, 8, 11]" batch=32 width=64 depth=6
+    local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=109
+    images
     if [ "$scale" = cpu ]; then
-        given+=(epochs=15 evaluate.every_epochs=5 optim.lr=1e-3)
+        given+=(epochs=14 evaluate.every_epochs=14 optim.lr=1e-3 model.drop_path=0)
+        given+=(augment.color_jitter=0 augment.mixup=0 augment.cutmix=0 augment.smoothing=0)
+        case $1 in # what nothing reads is left out
+        *_lvvit* | *_teacher) ;;
+        *_networkexpansion) given+=(train.ema_decay=0.99) ;;
+        *) given+=(train.ema_decay=null) ;;
+        esac
     else
         thirds="[0, 2, 4]" fifths="[0, 1, 2, 3, 4]" batch=128 width=32 depth=4
         halves="[0, 2]" half=2 doubled="[1, 2, 4]" doublings="[0, 1, 2]" merged=8 updates=5
-        digits
-        given+=(epochs=5 evaluate.every_epochs=1 data.root="$output/digits")
+        given+=(epochs=5 evaluate.every_epochs=1)
     fi
     given+=(train.precision=fp32 data.workers=0 schedule.warmup_epochs=1)
     given+=(train.global_batch="$batch")
@@ -181,8 +226,12 @@ scale_down() {
     esac
     case $1 in *_et | *_et_*)
         given+=("curriculum.stage_epochs=$fifths" "curriculum.micro_batches=[$batch, $batch, $batch, $batch, $batch]")
+        [ "$scale" != cpu ] || given+=("curriculum.rand_augments=[null, null, null, null, null]")
         ;;
-    *) given+=(augment.mix_group="$batch") ;;
+    *)
+        given+=(augment.mix_group="$batch")
+        [ "$scale" != cpu ] || given+=(augment.rand_augment=null)
+        ;;
     esac
 }
 
@@ -201,7 +250,7 @@ scale_yolos() {
         given+=(epochs=4 evaluate.every_epochs=1 "detection.short_sides=[64, 80]")
         given+=("detection.crop_from=[64, 80]" "detection.crop_sides=[48, 80]")
     fi
-    given+=(data.workers=0 data.root="$output/shapes" "model.image_size=[80, 96]")
+    given+=(data.workers=0 data.root="$output/shapes" "${source[@]}" "model.image_size=[80, 96]")
     given+=(train.global_batch="$batch" train.max_micro_batch="$batch" detection.same_size="$batch")
     given+=(detection.longest_side=133 detection.eval_short_side=80 detection.eval_longest_side=133)
     given+=("model.kwargs={embed_dim: $width, depth: $depth, num_heads: $heads, num_det_tokens: $queries, init_size: [80, 96], mid_size: [80, 96]}")
@@ -221,6 +270,7 @@ token_labels() {
         fail "--list: the labels of LV-ViT's proxy come first; make them with this script without --list, then give token_labels.root=DIR"
     fi
     train proxy_teacher proxy_teacher
+    finish
     root=$(data_root "${runs[0]}")
     toe-tools labels --images "$root/train" --output "$output/labels" --workers 1 \
         --teacher-weights "${runs[0]}/checkpoints/last.pt"
@@ -232,26 +282,22 @@ data_root() {
     python -c 'import sys, yaml; print(yaml.safe_load(open(sys.argv[1]))["data"]["root"])' "$1/config.yaml"
 }
 
-# The digits as an image folder, for --smoke.
-digits() {
-    [ -d "$output/digits" ] || python - "$output/digits" <<'END'
-import sys
-from pathlib import Path
-from toe_train.data import open_datasets
-whole = Path(sys.argv[1])
-part = whole.with_name("digits.part")
-for split, images in zip(("train", "val"), open_datasets("digits", None)):
-    for number in range(0, len(images), 2):
-        image, label = images[number]
-        folder = part / split / images.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        image.resize((32, 32)).save(folder / f"{number}.png")
-part.rename(whole)
-END
+# images: adds to `given` the images of a smaller scale, made once; for --cpu they are a part of CIFAR-10.
+images() {
+    local value folder=$output/digits from=(digits)
+    if [ "$scale" = cpu ]; then
+        folder=$output/cifar from=(image_folder data/cifar10) # proxy.yaml's
+        for value in "${source[@]}"; do
+            case $value in data.kind=*) from[0]=${value#*=} ;; data.root=*) from[1]=${value#*=} ;; esac
+        done
+    fi
+    [ -d "$folder" ] || python scripts/proxy_images.py "$folder" "${from[@]}"
+    given+=(data.kind=image_folder data.root="$folder")
 }
 
 # report TITLE: the table of the runs beside the paper's, printed and in $output/report/<script>.
 report() {
     [ -z "$list" ] || return 0
+    finish
     toe-tools report "${runs[@]}" --title "${note:+$note: }$1" --output "$output/report/$script"
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The proxy in all its variants: CIFAR-10 at 32 x 32, plain, with ToE, and without its parts. What one GPU can check.
-# scripts/proxy.sh --seeds 3 data.root=/path/to/cifar10; with --cpu a small model and 15 epochs.
+# scripts/proxy.sh --seeds 3 data.root=/path/to/cifar10; with --cpu --jobs 2 two runs at a time, each of minutes on a core.
+# LV-ViT's are in table3.sh --proxy, those at equal compute in equal_compute.sh --proxy.
 set -euo pipefail
 set -- --proxy "$@"
 . "$(dirname "$0")/lib.sh"
@@ -18,8 +19,4 @@ run - proxy_toe_r04
 run - proxy_toe_r06
 run - proxy_et
 run - proxy_et_toe_r06
-token_labels
-run - proxy_lvvit
-run - proxy_lvvit_networkexpansion
-run - proxy_lvvit_toe_r04
 report "The proxy"

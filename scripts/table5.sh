@@ -10,6 +10,7 @@ run deit_tiny proxy
 run deit_tiny_toe_r05 proxy_toe_r05
 run deit_small -
 run deit_small_toe_r05 -
+finish
 runs=() # the table is of what follows
 
 # tune NAME CONFIG SOURCE [KEY=VALUE ...]: the row NAME, which starts from the weights of the row SOURCE.
