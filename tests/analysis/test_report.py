@@ -191,6 +191,18 @@ def test_files_of_a_report(made, tmp_path, capsys):
     assert "of before" not in text
     assert tools(command) == 0
     assert page.read_text() == text
+    capsys.readouterr()
+    assert tools([*command[:6], "--into", str(page), "--differences"]) == 0
+    alone = capsys.readouterr().out
+    assert alone.splitlines()[2] in text.splitlines()
+    assert "seed by seed" in text
+    assert (
+        page.read_text()
+        == f"before\n<!-- report Ours -->\n{alone.partition(chr(10))[2].strip()}\n<!-- end of report -->\nafter\n"
+    )
+    assert (output / "report.html").read_text() == html
+    assert tools(["report", str(plain), "--differences"]) == 2
+    assert "none of these rows is compared" in capsys.readouterr().err
     (tmp_path / "plain.md").write_text("no marks")
     (tmp_path / "picture").write_bytes(b"\xff\x00")
     for name, words in [

@@ -39,7 +39,7 @@ class Report:
         found: list[Table] = [("", heads[:shown], [self._result(row)[:shown] for row in self.rows])]
         found += box_scores(self.rows)
         if self.comparisons:
-            found.append(("Differences, seed by seed", COMPARISON_HEADS, [_compared(c) for c in self.comparisons]))
+            found.append(self._differences())
         staged = [row for row in self.rows if row.has_stages and row.stage_seconds()]
         if staged:
             left_out = {
@@ -59,6 +59,19 @@ class Report:
         made = "\n".join(f"- {line}" for line in self.made())
         parts.append(f"<details><summary>How each row was made</summary>\n\n{made}\n\n</details>")
         return "\n\n".join(parts) + "\n"
+
+    def markdown_of_differences(self) -> str:
+        """The title and that table alone.
+
+        Raises:
+            UserError: there is nothing to compare.
+        """
+        if not self.comparisons:
+            raise UserError(
+                "--differences: none of these rows is compared with another; give finished runs of one recipe, the "
+                "plain one among them"
+            )
+        return f"## {self.title}\n\n{table(*self._differences()[1:])}\n"
 
     def made(self) -> list[str]:
         """How each row was made."""
@@ -116,6 +129,10 @@ class Report:
                 (folder / f"{figure.name}.png").write_bytes(picture)
         except OSError as error:
             raise UserError(f"--output {folder} cannot be written ({error.strerror}); name another folder") from None
+
+    def _differences(self) -> Table:
+        """How far rows are from each other."""
+        return "Differences, seed by seed", COMPARISON_HEADS, [_compared(found) for found in self.comparisons]
 
     def _score_words(self) -> str:
         """What the rows' tasks go by."""

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     for line in found.passed_over:
         print(line, file=sys.stderr)  # since the report may go to a file
     report = read_report(found.runs, options.title)
-    text = report.markdown()
+    text = report.markdown_of_differences() if options.differences else report.markdown()
     print(text, end="")
     if options.output:
         report.write(Path(options.output))

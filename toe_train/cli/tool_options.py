@@ -253,6 +253,7 @@ def _report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--title", default="Runs", help="of the report")
     sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
     sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
+    sub.add_argument("--differences", action="store_true", help="print, and put --into, that table alone")
 
 
 def _clean(sub: argparse.ArgumentParser) -> None:
