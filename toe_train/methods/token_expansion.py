@@ -23,6 +23,7 @@ class TokenExpansionMethod(Method):
         initialization: "random" draws the seeds of each image from its place in the run.
         expansion: how the kept set grows.
         merging: whether dropped tokens are merged.
+        proportional_attention: see `TokenExpansion`.
         after_block: see `attach`.
         restore: see `attach`; "ignore" also leaves dropped tokens out of a dense loss.
 
@@ -40,6 +41,7 @@ class TokenExpansionMethod(Method):
         initialization: str = "spatial",
         expansion: str = "farthest",
         merging: bool = True,
+        proportional_attention: bool = False,
         after_block: int = 1,
         restore: str = "zero",
     ) -> None:
@@ -49,6 +51,7 @@ class TokenExpansionMethod(Method):
             "initialization": initialization,
             "expansion": expansion,
             "merging": merging,
+            "proportional_attention": proportional_attention,
         }
         self._after_block = after_block
         self._restore = restore
