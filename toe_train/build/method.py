@@ -28,7 +28,6 @@ def build_method(config: RunConfig) -> Method:
             initialization=section.initialization,
             expansion=section.expansion,
             merging=section.merging,
-            proportional_attention=section.proportional_attention,
             after_block=section.after_block,
             restore=section.restore,
         )

@@ -62,8 +62,6 @@ class Beside:
             name: tokens if not args and name == self._names[0] else self._of(kept, name, value)
             for name, value in options.items()
         }
-        if kept.bias is not None:
-            by_name["attn_mask"] = kept.bias + by_name.get("attn_mask", 0)
         return ((tokens, *others) if args else ()), by_name
 
     def _name(self, place: int) -> str:
@@ -108,9 +106,6 @@ class ExpandInput:
         prefix = self.expansion.num_prefix_tokens
         num_tokens = front.shape[1] - prefix
         self.current.kept = KeptPositions(kept, num_tokens, prefix, suffix, _compute_type(x))
-        if self.expansion.bias is not None:
-            bias = self.expansion.bias.to(_compute_type(x))
-            self.current.kept.bias = torch.nn.functional.pad(bias, (0, suffix))[:, None, None, :]  # (B, 1, 1, M)
         if behind is not None:
             tokens = torch.cat([tokens, behind], dim=1)  # (B, P+K+S, D)
         return self.beside.gathered(tokens, self.current.kept, args, options)

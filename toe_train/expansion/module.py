@@ -40,8 +40,6 @@ class TokenExpansion(nn.Module):
             evenly spread tokens, or random ones if `initialization` is "random". "none" keeps the seeds only, a
             smaller budget.
         merging: whether dropped tokens are averaged into the nearest kept one (parity) or left out (Table 7).
-        proportional_attention: whether attention in the later blocks counts a merged token as many times as it has
-            patches, as Token Merging does (arXiv 2210.09461, Eq 1). Not in the paper, and without parity.
 
     Attributes:
         stage: current stage, that of epoch 0 until `set_epoch` is called, or this is set.
@@ -72,7 +70,6 @@ class TokenExpansion(nn.Module):
         initialization: str = "spatial",
         expansion: str = "farthest",
         merging: bool = True,
-        proportional_attention: bool = False,
     ) -> None:
         super().__init__()
         check_option("metric", metric, METRICS)
@@ -88,8 +85,6 @@ class TokenExpansion(nn.Module):
         self.initialization = initialization
         self.expansion = expansion
         self.merging = merging
-        self.proportional_attention = proportional_attention
-        self.bias: Tensor | None = None
         self.stage = schedule.stage(0)
         self.told_stage = False
         self.noise = None
@@ -145,7 +140,7 @@ class TokenExpansion(nn.Module):
             kept: (B, K) int64 positions in 0..N-1 of y's patch tokens; None when nothing is dropped, y being x then.
         """
         if not self.drops:
-            self.kept = self.owner = self.bias = None
+            self.kept = self.owner = None
             return x, None
         self._require_patches(x)
         prefix = self.num_prefix_tokens
@@ -153,11 +148,6 @@ class TokenExpansion(nn.Module):
         kept, owner = self._select(patches)  # (B, K), (B, N) or None
         self.kept, self.num_tokens = kept, patches.shape[1]
         self.owner = owner if self.remember_owner else None
-        if self.proportional_attention and owner is not None:
-            sizes = torch.zeros_like(kept, dtype=torch.float32).scatter_add_(
-                1, owner, torch.ones_like(owner, dtype=torch.float32)
-            )  # (B, K)
-            self.bias = torch.cat([sizes.new_zeros(sizes.shape[0], prefix), sizes.log()], dim=1)  # (B, P+K)
         return gather(x, kept, prefix) if owner is None else merge(x, kept, owner, prefix), kept  # (B, P+K, D)
 
     def extra_repr(self) -> str:

@@ -103,7 +103,6 @@ class KeptPositions:
         self._num_all = num_prefix_tokens + num_tokens + num_suffix_tokens
         self._dtype = dtype
         self._gathered: list[tuple[Tensor, Tensor]] = []
-        self.bias: Tensor | None = None  # (B, 1, 1, M)
 
     def of(self, name: str, value: Any) -> Any:
         """What a block is given in the place of an argument of a name, for the kept tokens.

@@ -23,13 +23,11 @@ Metric = Literal["cosine", "euclidean", "manhattan", "euclidean_released", "manh
 Initialization = Literal["spatial", "even", "random"]
 Expansion = Literal["farthest", "uniform", "none"]
 Restore = Literal["zero", "copy", "ignore"]
-Counts = Literal["released", "floor"]
 
 METRICS: tuple[str, ...] = get_args(Metric)
 INITIALIZATIONS: tuple[str, ...] = get_args(Initialization)
 EXPANSIONS: tuple[str, ...] = get_args(Expansion)
 RESTORES: tuple[str, ...] = get_args(Restore)
-COUNTS: tuple[str, ...] = get_args(Counts)
 
 
 def check_option(name: str, value: str, legal: tuple[str, ...]) -> None:
@@ -53,7 +51,6 @@ class ExpansionSchedule:
         initial_keep_rate: share of the patch tokens chosen as seeds, above 0 and below the first keep rate
             (the paper uses half of it).
         repeats: sub-steps into which each stage's expansion is split (the paper's k, 2).
-        counts: "released" has parity with the released code, see above; "floor" keeps `floor(rate * N)` tokens.
 
     Raises:
         ValueError: for a value outside these rules; the message gives the value, the rule and the remedy.
@@ -63,7 +60,6 @@ class ExpansionSchedule:
     keep_rates: Sequence[float]
     initial_keep_rate: float
     repeats: int = 2
-    counts: str = "released"
 
     def __post_init__(self) -> None:
         epochs = tuple(_integer("stage_epochs", epoch) for epoch in _items("stage_epochs", self.stage_epochs))
@@ -72,7 +68,6 @@ class ExpansionSchedule:
         object.__setattr__(self, "keep_rates", rates)
         object.__setattr__(self, "initial_keep_rate", _rate("initial_keep_rate", self.initial_keep_rate))
         object.__setattr__(self, "repeats", _integer("repeats", self.repeats))
-        check_option("counts", self.counts, COUNTS)
         if len(epochs) != len(rates):
             raise ValueError(
                 f"stage_epochs={list(epochs)} has {len(epochs)} entries and keep_rates={list(rates)} has {len(rates)}: "
@@ -122,7 +117,7 @@ class ExpansionSchedule:
         Raises:
             ValueError: when that leaves no seed to expand from.
         """
-        seeds = (_floor if self.counts == "floor" else int)(num_tokens * self.initial_keep_rate)
+        seeds = int(num_tokens * self.initial_keep_rate)
         if seeds < 1:
             needed = math.ceil(1 / self.initial_keep_rate)
             enough = math.ceil(1e4 / num_tokens) / 1e4 if num_tokens > 0 else 1.0
@@ -156,16 +151,13 @@ class ExpansionSchedule:
 
     def _stage_budgets(self, num_tokens: int) -> list[int]:
         """Tokens that each stage adds, in the released code's arithmetic (float differences, then `int`)."""
-        if self.counts == "floor":
-            reached = [_floor(num_tokens * rate) for rate in (self.initial_keep_rate, *self.keep_rates)]
-            return [later - earlier for earlier, later in itertools.pairwise(reached)]
         before = (self.initial_keep_rate, *self.keep_rates[:-1])
         increments = [rate - previous for rate, previous in zip(self.keep_rates, before, strict=True)]
         budgets = [int(num_tokens * increment) for increment in increments]
         # The last stage is counted from its own rate. Plain left-to-right addition, not sum(): from Python 3.12 on,
         # sum() compensates rounding errors, and the counts must not depend on the Python version.
-        last = self.initial_keep_rate + functools.reduce(operator.add, increments[:-1], 0.0)
-        budgets[-1] = int(num_tokens * self.keep_rates[-1]) - int(num_tokens * last)
+        reached = self.initial_keep_rate + functools.reduce(operator.add, increments[:-1], 0.0)
+        budgets[-1] = int(num_tokens * self.keep_rates[-1]) - int(num_tokens * reached)
         return budgets
 
     def _check_stage(self, stage: int) -> None:
@@ -175,11 +167,6 @@ class ExpansionSchedule:
                 f"stage={stage} does not exist: this schedule has the stages 0 to {self.num_stages}; "
                 f"the nearest is {nearest}"
             )
-
-
-def _floor(value: float) -> int:
-    """The floor of a product that float arithmetic may put just below a whole number."""
-    return math.floor(value + 1e-9)
 
 
 def _items(name: str, value: Sequence[object]) -> Sequence[object]:

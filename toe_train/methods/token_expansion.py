@@ -23,7 +23,6 @@ class TokenExpansionMethod(Method):
         initialization: "random" draws the seeds of each image from its place in the run.
         expansion: how the kept set grows.
         merging: whether dropped tokens are merged.
-        proportional_attention: see `TokenExpansion`.
         after_block: see `attach`.
         restore: see `attach`; "ignore" also leaves dropped tokens out of a dense loss.
 
@@ -41,7 +40,6 @@ class TokenExpansionMethod(Method):
         initialization: str = "spatial",
         expansion: str = "farthest",
         merging: bool = True,
-        proportional_attention: bool = False,
         after_block: int = 1,
         restore: str = "zero",
     ) -> None:
@@ -51,7 +49,6 @@ class TokenExpansionMethod(Method):
             "initialization": initialization,
             "expansion": expansion,
             "merging": merging,
-            "proportional_attention": proportional_attention,
         }
         self._after_block = after_block
         self._restore = restore

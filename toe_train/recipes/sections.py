@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from toe_train.expansion.schedule import Counts, Expansion, ExpansionSchedule, Initialization, Metric, Restore
+from toe_train.expansion.schedule import Expansion, ExpansionSchedule, Initialization, Metric, Restore
 from toe_train.recipes.fields import (
     INCIDENTAL,
     OF_WEIGHTS,
@@ -111,13 +111,11 @@ class ExpansionConfig(MethodSection):
     keep_rates: tuple[Number, ...]  # r_1 ... r_G, kept share of the patch tokens
     initial_keep_rate: Number  # r_0, share of the seeds
     repeats: Annotated[Integer, Field(gt=0, le=1000)] = 2  # k, rounds per stage
-    counts: Counts = "released"  # of tokens: by the released code's arithmetic, or the floor of rate times patches
     after_block: Annotated[Integer, Field(ge=0)] = 1  # 0 is after the embedding
     metric: Metric = "cosine"
     initialization: Initialization = "spatial"
     expansion: Expansion = "farthest"
     merging: bool = True
-    proportional_attention: bool = False  # a merged token counts in attention as many times as it has patches
     # What stands at dropped positions in a model with an output for each (LV-ViT): zeros, a copy of the token that they
     # were merged into, or nothing that the dense loss counts.
     restore: Restore = "zero"
@@ -129,7 +127,7 @@ class ExpansionConfig(MethodSection):
 
     def schedule(self) -> ExpansionSchedule:
         """The stages as the algorithm's own record."""
-        return ExpansionSchedule(self.stage_epochs, self.keep_rates, self.initial_keep_rate, self.repeats, self.counts)
+        return ExpansionSchedule(self.stage_epochs, self.keep_rates, self.initial_keep_rate, self.repeats)
 
     def stage(self, epoch: int) -> int:
         """Stage of Token Expansion; 0 before the first boundary."""
