@@ -173,10 +173,10 @@ finish() {
         log=$1/${folder##*/}.log
         echo "== $folder, told in $log"
         "${command[@]}" >>"$log" 2>&1 </dev/null && exit
-        echo "error: $folder failed; $log ends in:" >&2
+        echo "error: $folder ended with $?; $log ends in:" >&2
         tail -n 5 "$log" >&2
         exit 255 # no further run is started
-    ' job "$output/logs" || { kill "$load"; fail "a run failed; after it is mended the same command continues"; }
+    ' job "$output/logs" || { kill "$load"; fail "not all runs are there; after what ended one is mended, the same command continues"; }
     kill "$load"
     waiting=()
 }

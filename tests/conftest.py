@@ -25,7 +25,8 @@ from toe_train.runs.checkpoints import read
 from toe_train.runs.log import read_metrics
 
 # Indices of images are kept there, by subprocesses too; no test finds what another run of the tests has left.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="toe_train_cache")
+_CACHE = tempfile.TemporaryDirectory(prefix="toe_train_cache", ignore_cleanup_errors=True)  # goes with this process
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

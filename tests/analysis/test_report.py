@@ -1,5 +1,6 @@
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from toe_train.analysis.report import read_report
 from toe_train.cli.tools import main as tools
 from toe_train.errors import UserError
 from toe_train.recipes import dump_config, load_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def cells(text):
@@ -229,19 +232,31 @@ def test_the_papers_stages_add_up_to_its_hours():
         assert sum(row.stage_seconds) / 36 == pytest.approx(row.hours, abs=0.15)  # 100 epochs each
 
 
-def test_the_results_page_holds_what_the_results_give(configs, capsys):
-    """The section that `toe-tools report --into docs/results.md` makes is the one that stands there."""
-    page = configs.parent / "docs/results.md"
-    command = next(line for line in page.read_text().splitlines() if "--into docs/results.md" in line).strip("` ")
-    folders = subprocess.run(
-        ["bash", "-c", f"echo {command.split('report ')[1].split(' --')[0]}"],
-        cwd=configs.parent,
+COMMANDS = [
+    (page, line.strip("` "))
+    for page in ("README.md", "docs/results.md")
+    for line in (REPOSITORY / page).read_text().splitlines()
+    if f"--into {page}" in line
+]
+
+
+def test_both_pages_name_the_commands_of_their_tables():
+    assert {page for page, _ in COMMANDS} == {"README.md", "docs/results.md"}
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda text: text.split("--title ")[-1])
+def test_a_table_of_a_page_is_what_its_command_gives(tmp_path, monkeypatch, capsys, page, command):
+    expanded = subprocess.run(  # {a,b}-s* is the shell's
+        ["bash", "-c", f"printf '%s\\n' {command.removeprefix('toe-tools ')}"],
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
-    ).stdout.split()
-    title = command.split("--title ")[1].split(" --")[0].strip('"')
-    text = read_report([configs.parent / folder for folder in folders], title).markdown()
-    assert text.partition("\n")[2].strip() in page.read_text()
+    ).stdout.splitlines()
+    copy = tmp_path / "page.md"
+    copy.write_text((REPOSITORY / page).read_text())
+    monkeypatch.chdir(REPOSITORY)
+    assert tools([str(copy) if text == page else text for text in expanded]) == 0
+    assert copy.read_text() == (REPOSITORY / page).read_text()
 
 
 def test_time_in_each_segment_of_growth(configs, tmp_path):
