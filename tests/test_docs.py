@@ -30,6 +30,7 @@ RUN_BY = {
     "sbatch": "needs Slurm; tests/runs/test_slurm.py has stand-ins for srun and scontrol",
     "configs/deit_base_toe_r05.yaml": "the line before",
     "toe-tools report runs --output": "tests/analysis/test_folders.py",
+    "toe-tools report results/light_proxy_cpu": "tests/analysis/test_report.py",
 }
 
 
@@ -77,4 +78,4 @@ def test_every_command_of_the_readme_is_run_or_says_why_not():
 def test_the_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 200
-    assert [line for line in lines if len(line) > 120] == []
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []  # rows cannot be broken

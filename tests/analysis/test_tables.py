@@ -159,6 +159,7 @@ def test_the_benchmark_of_the_loader(tiny, tmp_path, capsys):
     assert "data.kind = digits: timm's loader is compared on data.kind=image_folder alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_several_batches_and_sizes(tiny, tmp_path, capsys):
     command = ["bench", "--config", str(tiny), "--rounds", "1"]
     assert tools.main([*command, "--batch", "2,4", "--sizes", "8,16"]) == 0

@@ -167,6 +167,7 @@ def test_a_link_to_nothing_is_left_out_and_the_others_packed(source, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_whole_files_alone(tmp_path):
     source, output = tmp_path / "images", tmp_path / "packed"
     (source / "train/cat").mkdir(parents=True)

@@ -279,8 +279,9 @@ def test_every_parameter_gets_a_gradient():
     assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mixing", ["given", *(pytest.param(way, marks=pytest.mark.slow) for way in ("own", "off"))])
+@pytest.mark.slow  # the fast one of LV-ViT is test_lvvit_expansion.py's
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("mixing", ["given", "own", "off"])
 def test_compiled_model_equals_eager(backend, mixing):
     torch.compiler.reset()
     model = build()

@@ -96,6 +96,7 @@ def test_running_out_in_the_evaluation_leaves_the_micro_batch_alone(tiny, tmp_pa
     assert not (tmp_path / "run/micro_batch").exists()
 
 
+@pytest.mark.slow
 def test_running_out_in_the_middle_of_a_run(tiny, tmp_path, limit, capsys):
     """The last stage does not fit: it goes on there with half the micro-batch, as a run that had it from the start."""
     arguments = ["--config", str(tiny), "--output"]

@@ -136,6 +136,7 @@ def test_gradients_are_there_to_be_sent_while_the_backward_pass_goes_on(whole, t
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_compiled_the_run_says_so_and_goes_on(losses, monkeypatch, capsys):
     real = torch.compile
 

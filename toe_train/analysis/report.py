@@ -61,17 +61,11 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def markdown_of_differences(self) -> str:
-        """The title and that table alone.
-
-        Raises:
-            UserError: there is nothing to compare.
-        """
+        """The title and that table alone, without the seeds that are still needed; UserError where there is none."""
         if not self.comparisons:
-            raise UserError(
-                "--differences: none of these rows is compared with another; give finished runs of one recipe, the "
-                "plain one among them"
-            )
-        return f"## {self.title}\n\n{table(*self._differences()[1:])}\n"
+            raise UserError("--differences: no two of these rows are compared; give finished ones, the plain one too")
+        _, heads, lines = self._differences()
+        return f"## {self.title}\n\n{table(heads[:-1], [line[:-1] for line in lines])}\n"
 
     def made(self) -> list[str]:
         """How each row was made."""
