@@ -4,14 +4,15 @@
 #   --cpu          of the proxy, a model and a schedule that a CPU does in minutes a run
 #   --smoke        of the proxy, runs of seconds on scikit-learn's digits (tableB1 on shapes, as with --cpu): whether all of it works
 #   --seeds N      runs of each row, with seeds 0 ... N-1 (default: 1); A-B for seeds A ... B
-#   --jobs N       with --cpu or --smoke: N runs at a time, each on a core of its own, seed by seed; what they print
-#                  goes to logs/ of the output, and the machine's load, once a minute, to load.log
+#   --jobs N       with --cpu or --smoke: N runs at a time, each with one thread, seed by seed; what they print goes to
+#                  logs/ of the output, and the machine's load, once a minute, to load.log
 #   --list         print the commands of the runs, one a line, and start none: for a scheduler of your own, or for
 #                  slurm_table.sh; where one starts from another (table5), it comes after it
 #   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
 #                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
 #   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own.
-#                  With --cpu data.root is CIFAR-10, of which 4,000 images train (scripts/proxy_images.py)
+#                  With --cpu data.root is CIFAR-10, of which 4,000 images train (scripts/proxy_images.py); with --smoke
+#                  no images are read from it
 #
 # and continue where they were broken off: what is finished is passed over, what is not goes on from its checkpoint.
 # All of them share the output folder, in which a run has the same name in every script, so that none is trained twice:
@@ -76,7 +77,7 @@ else
 fi
 if [ -n "$jobs" ]; then
     [ "$scale" != full ] || fail "--jobs is for --cpu and --smoke; elsewhere a run takes all GPUs: start those of --list yourself"
-    if ! [[ $jobs =~ ^[1-9][0-9]?$ ]] || [ "$jobs" -gt "$(nproc)" ]; then
+    if ! [[ $jobs =~ ^[1-9][0-9]{0,3}$ ]] || [ "$jobs" -gt "$(nproc)" ]; then
         fail "--jobs $jobs: give the number of runs at a time, from 1 to the $(nproc) cores of this machine"
     fi
 fi
@@ -205,8 +206,7 @@ scale_down() {
         halves="[0, 2]" half=2 doubled="[1, 2, 4]" doublings="[0, 1, 2]" merged=8 updates=5
         given+=(epochs=5 evaluate.every_epochs=1 schedule.warmup_epochs=1)
     fi
-    given+=(train.precision=fp32 data.workers=0)
-    given+=(train.global_batch="$batch")
+    given+=(train.precision=fp32 data.workers=0 train.global_batch="$batch")
     case $1-$scale in
     *_lvvit*-cpu | *_teacher-cpu) ;; # small as they are
     *_lvvit*) given+=("model.kwargs={patch_size: 4, embed_dim: 60, depth: 3, num_heads: 2, skip_lam: 1.0, stem_width: 16}") ;;
