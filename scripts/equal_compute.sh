@@ -10,9 +10,19 @@ config=${CONFIG:-deit_tiny_toe_r05}
 classes=1000
 [ -z "$proxy" ] || config=${CONFIG:-proxy_toe_r05} classes=10
 [ -f "configs/$config.yaml" ] || fail "CONFIG=$config: there is no configs/$config.yaml"
-plain=$(sed -E 's/_(toe|tome|networkexpansion|stackbert|s2vite|random)(_.*)?$//' <<<"$config")
+case $proxy$config in
+yesproxy_*) ;;
+yes*) fail "CONFIG=$config: with --proxy give one of the proxy's, such as proxy_toe_r05" ;;
+proxy_*) fail "CONFIG=$config is of the proxy: give --proxy too" ;;
+esac
+plain=$(sed -E 's/_(et|etpp|toe|tome|networkexpansion|stackbert|s2vite|random)(_.*)?$//' <<<"$config")
+case $config in *_et | *_et_* | *_etpp*) [ ! -f "configs/${plain}_et_baseline.yaml" ] || plain+=_et_baseline ;; esac
 case $proxy$config in yes*lvvit*) token_labels ;; esac
-[ ! -f "configs/$plain.yaml" ] || train "$plain" "$plain"
+if [ -f "configs/$plain.yaml" ]; then
+    train "$plain" "$plain"
+else
+    echo "no plain run of full length: there is no configs/$plain.yaml" >&2
+fi
 [ "$plain" = "$config" ] || train "$config" "$config"
 
 # equal KIND: the row of as many FLOPs, where there is such a run.
@@ -28,7 +38,7 @@ toe-tools plan --config "configs/$config.yaml" --equal-compute --classes "$class
 equal shorter
 equal smaller
 case $config in # what other scripts train too has their names
-proxy_toe_r05) run - proxy_random ;;
+proxy_toe_r05) train proxy_random proxy_random ;;
 deit_tiny_toe_r05 | deit_small_toe_r05)
     vary "${config%_toe_r05}" random_dropping \
         expansion.initialization=random expansion.expansion=uniform expansion.merging=false

@@ -11,12 +11,12 @@
 #   --output DIR   gets a run folder for each row and seed, and report/<script>/ (default: runs/paper; with --proxy
 #                  runs/proxy, runs/proxy-cpu or runs/proxy-smoke)
 #   KEY=VALUE      for every run, e.g. data.root=/path/to/imagenet; what changes the training needs an --output of its own.
-#                  With --cpu data.root is CIFAR-10, of which 4,000 images train (scripts/proxy_images.py); with --smoke
+#                  With --cpu data.root is CIFAR-10, of which 7,000 images train (scripts/proxy_images.py); with --smoke
 #                  no images are read from it
 #
 # and continue where they were broken off: what is finished is passed over, what is not goes on from its checkpoint.
 # All of them share the output folder, in which a run has the same name in every script, so that none is trained twice:
-# run one script after another in it, not two at a time.
+# run one script after another in it; a second one at the same time is refused.
 
 set -euo pipefail
 here=$PWD self=$(realpath "$0")
@@ -94,6 +94,10 @@ fi
 mkdir -p "$output"
 output=$(cd "$output" && pwd -P) # one name for the folder, however it was given: fine-tuning writes it down
 script=$(basename "$self" .sh)
+if [ -z "$list" ] && command -v flock >/dev/null; then
+    exec 9>"$output/.lock" # the runs hold it too, should they outlive the script
+    flock -n 9 || fail "another script, or a run that it started, works in $output: wait for it, or give another --output"
+fi
 runs=() # run folders, in the order of the table
 waiting=() # commands of runs that --jobs starts later, each behind its seed
 [ -z "$list" ] || exec 3>&1 >&2 # what else is told is not of the list
@@ -102,8 +106,24 @@ if [ "$scale" = smoke ]; then
     note="Smoke test on scikit-learn's digits, no result"
     [ "$script" != tableB1 ] || note="Smoke test on shapes drawn by code, no result"
     echo "$note"
-    trap 'echo "$note"' EXIT
 fi
+
+# at_end: what `finish` started goes with the script, and has a minute to save its place; then the note once more.
+groups=()
+at_end() {
+    local group tenth
+    for group in "${groups[@]}"; do
+        kill -- "-$group" 2>/dev/null || true
+    done
+    for group in "${groups[@]}"; do
+        for ((tenth = 0; tenth < 600; tenth++)); do
+            kill -0 -- "-$group" 2>/dev/null || break
+            sleep 0.1
+        done
+    done
+    [ -z "$note" ] || echo "$note"
+}
+trap at_end EXIT
 
 # run CONFIG PROXY: the row of a shipped configuration, with --proxy of the second one, which names it; "-" is none.
 run() {
@@ -160,26 +180,43 @@ start() {
 # finish: trains the runs that wait, the first seed of every row before the second.
 finish() {
     [ ${#waiting[@]} -gt 0 ] || return 0
-    local load
-    mkdir -p "$output/logs"
+    local code logs=$output/logs
+    mkdir -p "$logs"
+    rm -f "$logs/ended"
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    set -m # each of the two is a group of processes, which `at_end` ends whole
     while kill -0 $$; do
         echo "$(date -u +%FT%TZ) $(uptime | sed 's/.*average[s]*: *//')" >>"$output/load.log"
         sleep 60
     done >/dev/null 2>&1 &
-    load=$!
-    printf '%s\n' "${waiting[@]}" | sort -s -n -k 1,1 | cut -d ' ' -f 2- | tr '\n' '\0' |
-        OMP_NUM_THREADS=1 xargs -0 -n 1 -P "$jobs" bash -c '
-        eval "command=($2)"
-        folder=${command[4]}
-        log=$1/${folder##*/}.log
-        echo "== $folder, told in $log"
-        "${command[@]}" >>"$log" 2>&1 </dev/null && exit
-        echo "error: $folder ended with $?; $log ends in:" >&2
-        tail -n 5 "$log" >&2
-        exit 255 # no further run is started
-    ' job "$output/logs" || { kill "$load"; fail "not all runs are there; after what ended one is mended, the same command continues"; }
-    kill "$load"
-    waiting=()
+    groups=($!)
+    (
+        printf '%s\n' "${waiting[@]}" | sort -s -n -k 1,1 | cut -d ' ' -f 2- | tr '\n' '\0' |
+            OMP_NUM_THREADS=1 xargs -0 -n 1 -P "$jobs" bash -c '
+            eval "command=($2)"
+            folder=${command[4]}
+            log=$1/${folder##*/}.log
+            echo "== $folder, told in $log"
+            "${command[@]}" >>"$log" 2>&1 </dev/null && exit
+            code=$?
+            echo "$code" >"$1/ended"
+            echo "error: $folder ended with $code; $log ends in:" >&2
+            tail -n 5 "$log" >&2
+            exit 255 # no further run is started
+        ' job "$logs"
+    ) &
+    groups+=($!)
+    set +m
+    if ! wait "${groups[1]}"; then
+        code=$(cat "$logs/ended" 2>/dev/null || echo 1)
+        echo "error: not all runs are there; mend what ended this one, and the same command goes on" >&2
+        exit "$code"
+    fi
+    kill -- "-${groups[0]}"
+    groups=() waiting=()
+    trap - INT TERM HUP
 }
 
 # scale_down CONFIG: adds to `given` what brings a configuration of the proxy to its scale; stages keep their shares.
@@ -189,8 +226,8 @@ scale_down() {
         return
         ;;
     esac
-    local thirds="[0, 5, 9]" fifths="[0, 3, 6, 8, 11]" batch=32 width=64 depth=6
-    local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=109
+    local thirds="[0, 5, 9]" fifths="[0, 3, 6, 8, 11]" batch=64 width=64 depth=6
+    local halves="[0, 7]" half=3 doubled="[3, 6]" doublings="[0, 4]" merged=5 updates=95
     images
     if [ "$scale" = cpu ]; then
         # By epochs the rate would jump from 1e-6 to its peak, and seeds differ by 2 points and more for it.
@@ -292,7 +329,7 @@ images() {
             case $value in data.kind=*) from[0]=${value#*=} ;; data.root=*) from[1]=${value#*=} ;; esac
         done
     fi
-    [ -d "$folder" ] || python scripts/proxy_images.py "$folder" "${from[@]}"
+    python scripts/proxy_images.py "$folder" "${from[@]}"
     given+=(data.kind=image_folder data.root="$folder")
 }
 

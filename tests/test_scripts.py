@@ -9,8 +9,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -122,6 +124,18 @@ class Desk:
         make_images(self.images)
         self.environment = environment(stubs) | {"RECORD": str(self.record)}
 
+    def have_images(self, folder: Path) -> None:
+        """As if `proxy_images.py` had made them there."""
+        make_images(folder)
+        made = {"digits": "digits", "cifar": f"700 2000 image_folder {self.images}"}
+        (folder / "made_from.txt").write_text(made.get(folder.name, ""))
+
+    def command(self, script: str, *arguments: str) -> dict[str, Any]:
+        """What starts a script beside the test, for `Popen`."""
+        path = self.root / "scripts" / f"{script}.sh"
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return {"args": ["bash", str(path), *arguments], "env": self.environment, "text": True, **piped}
+
     def start(self, script: str, *arguments: str, cwd: Path | None = None, **variables: str) -> Job:
         """Calls a script from a folder, by its absolute path or, from its own folder, by its name alone."""
         path = self.root / "scripts" / f"{script}.sh"
@@ -163,7 +177,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Ca
     """What each script calls, by scale and script."""
     desk = Desk(tmp_path_factory.mktemp("scripts") / "desk")
     for made in ("proxy-smoke/digits", "proxy-smoke/shapes", "proxy-cpu/cifar", "proxy-cpu/shapes"):
-        make_images(desk.root / "runs" / made)  # else they are made anew, which takes seconds
+        desk.have_images(desk.root / "runs" / made)  # else they are made anew, which takes seconds
     return {
         scale: {script: desk.calls(script, *options, f"data.root={desk.images}") for script in RUNNING}
         for scale, options in SCALES.items()
@@ -366,7 +380,7 @@ def test_an_unknown_option_shows_how_to_call(desk):
 def test_equal_compute_is_that_of_the_run_at_its_scale(desk, tmp_path, scale, variables, rows):
     written = tmp_path / "out/equal_compute"
     written.mkdir(parents=True)
-    make_images(tmp_path / "out/cifar")
+    desk.have_images(tmp_path / "out/cifar")
     (written / f"{variables.get('CONFIG', rows[1])}_shorter.yaml").touch()  # as if the stub had written it
     given = [*scale, "--seeds", "2", "--output", str(tmp_path / "out"), f"data.root={desk.images}"]
     calls = desk.calls("equal_compute", *given, **variables)
@@ -379,6 +393,35 @@ def test_equal_compute_is_that_of_the_run_at_its_scale(desk, tmp_path, scale, va
     assert plan[plan.index("--output") + 2 :] == list(run.overrides[:-1])
     assert calls.option("plan", "--classes") == ("10" if scale else "1000")
     assert (made.config, made.overrides) == (f"{written}/{made.row}.yaml", ("seed=1",))
+
+
+@pytest.mark.parametrize(
+    ("scale", "config", "plain"),
+    [
+        (["--proxy"], "proxy_et_toe_r06", "proxy"),
+        (["--proxy"], "proxy_random", "proxy"),
+        ([], "deit_tiny_et_toe_r06", "deit_tiny_et_baseline"),
+        ([], "deit_small_etpp", "deit_small_et_baseline"),
+        ([], "lvvit_t_toe_r04", "lvvit_t"),
+        ([], "finetune_deit_tiny_toe", "finetune_deit_tiny"),
+    ],
+)
+def test_beside_a_run_at_equal_compute_stands_the_plain_one(desk, scale, config, plain):
+    calls = desk.calls("equal_compute", *scale, f"data.root={desk.images}", CONFIG=config)
+    assert calls.rows[:2] == [plain, config]
+
+
+def test_equal_compute_says_what_does_not_belong_together(desk):
+    given = f"data.root={desk.images}"
+    job = desk.start("equal_compute", given, CONFIG="finetune_deit_tiny_from_toe_toe")
+    assert "no plain run of full length: there is no configs/finetune_deit_tiny_from.yaml" in job.stderr
+    for scale, config, words in (
+        ([], "proxy_toe_r05", "is of the proxy: give --proxy too"),
+        (["--proxy"], "deit_tiny_toe_r05", "with --proxy give one of the proxy's"),
+        ([], "none", "there is no configs/none.yaml"),
+    ):
+        job = desk.start("equal_compute", *scale, given, CONFIG=config)
+        assert (job.returncode, words in job.stderr) == (2, True)
 
 
 def plan_names(rows: list[str]) -> tuple[str, str]:
@@ -399,7 +442,7 @@ def test_a_list_has_the_commands_of_the_runs_and_starts_none(desk, script):
 
 
 def test_jobs_are_the_runs_of_the_list_seed_by_seed(desk):
-    make_images(desk.root / "runs/proxy-cpu/cifar")
+    desk.have_images(desk.root / "runs/proxy-cpu/cifar")
     given = ["--proxy", "--cpu", "--seeds", "3-4", f"data.root={desk.images}"]
     listed = [shlex.split(line) for line in desk.start("table7", *given, "--list").stdout.splitlines()]
     calls = desk.calls("table7", *given, "--jobs", "1")
@@ -414,7 +457,7 @@ def test_jobs_are_the_runs_of_the_list_seed_by_seed(desk):
 
 
 def test_what_another_job_starts_from_is_there_first(desk):
-    make_images(desk.root / "runs/proxy-cpu/cifar")
+    desk.have_images(desk.root / "runs/proxy-cpu/cifar")
     given = ["--proxy", "--cpu", "--seeds", "2", "--jobs", "1", f"data.root={desk.images}"]
     tuned = desk.calls("table5", *given)
     assert [run.row for run in tuned.runs][:4] == 2 * ["proxy", "proxy_toe_r05"]
@@ -423,36 +466,115 @@ def test_what_another_job_starts_from_is_there_first(desk):
     assert len(labelled.runs) == 1 + 2 * 3
 
 
-def test_a_job_that_fails_ends_the_script(desk):
-    make_images(desk.root / "runs/proxy-cpu/cifar")
+@pytest.mark.parametrize("code", [2, 75])
+def test_a_job_that_fails_ends_the_script_with_its_code(desk, code):
+    desk.have_images(desk.root / "runs/proxy-cpu/cifar")
     stub = desk.root.parent / "stubs/toe-train"
-    stub.write_text('#!/bin/sh\necho "error: the reason"; exit 2\n')
+    stub.write_text(f'#!/bin/sh\necho "error: the reason"; exit {code}\n')
     job = desk.start("fig3", "--proxy", "--cpu", "--jobs", "1", f"data.root={desk.images}")
-    assert job.returncode == 2
+    assert job.returncode == code
     assert "error: the reason" in job.stderr
-    assert "proxy-s0 ended with 2;" in job.stderr
+    assert f"proxy-s0 ended with {code};" in job.stderr
     assert job.stderr.splitlines()[-1].startswith("error: not all runs are there;")
     assert job.stdout.count("==") == 1
 
 
-def test_the_images_of_a_small_scale_are_a_part_of_cifar_10(tmp_path, monkeypatch):
+@pytest.fixture
+def waiting(desk):
+    """waiting(*arguments) -> a script with jobs, once the first runs, which saves its place where it is stopped."""
+    desk.have_images(desk.root / "runs/proxy-cpu/cifar")
+    stub = desk.root.parent / "stubs/toe-train"
+    begun, saved = desk.root.parent / "begun", desk.root.parent / "saved"
+    stub.write_text(
+        f"#!/bin/bash\ntrap 'echo >>{saved}; exit 75' TERM\necho >>{begun}\nfor i in {{1..300}}; do sleep 0.1; done\n"
+    )
+    started = []
+
+    def begin(*arguments: str) -> subprocess.Popen[str]:
+        given = ["--proxy", "--cpu", *arguments, f"data.root={desk.images}"]
+        started.append(subprocess.Popen(**desk.command("fig3", *given)))
+        for _ in range(300):
+            if begun.exists():
+                return started[-1]
+            time.sleep(0.05)
+        raise AssertionError("no run began")
+
+    yield begin
+    for script in started:
+        script.terminate()
+        script.communicate()
+
+
+def test_a_script_that_is_stopped_stops_its_jobs(desk, waiting):
+    script = waiting("--jobs", "1")
+    script.terminate()
+    script.communicate(timeout=20)
+    assert script.returncode == 143
+    assert [(desk.root.parent / name).read_text().count("\n") for name in ("begun", "saved")] == [1, 1]
+    begun = subprocess.run(["pgrep", "-f", str(desk.root.parent / "stubs")], capture_output=True, text=True).stdout
+    assert not begun  # neither the queue nor a run
+
+
+def test_a_second_script_in_the_same_folder_is_refused(desk, waiting):
+    waiting("--jobs", "1")
+    job = desk.start("table7", "--proxy", "--cpu", f"data.root={desk.images}")
+    assert job.returncode == 2
+    assert "works in" in job.stderr
+    assert "give another --output" in job.stderr
+    assert desk.start("table7", "--proxy", "--cpu", "--list", f"data.root={desk.images}").returncode == 0
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """small(*arguments) -> exit code of proxy_images.py, which takes 2 images of a class and 1 more to evaluate."""
     for split, count in (("train", 5), ("val", 2)):
         for name in ("cat", "dog"):
             (tmp_path / "whole" / split / name).mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "whole" / split / name / f"{number}.png")
     script = str(REPOSITORY / "scripts/proxy_images.py")
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "part"), "image_folder", str(tmp_path / "whole")])
-    made = runpy.run_path(script)
-    made["main"].__globals__.update(TRAIN=2, MORE_VAL=1)
-    made["main"]()
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        made = runpy.run_path(script)
+        made["main"].__globals__.update(TRAIN=2, MORE_VAL=1)
+        try:
+            made["main"]()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return call
+
+
+def test_the_images_of_a_small_scale_are_a_part_of_cifar_10(tmp_path, small):
+    (tmp_path / "part.part/train/horse").mkdir(parents=True)  # of another one that was broken off
+    assert small(tmp_path / "part", "image_folder", tmp_path / "whole") == 0
 
     def reds(split: str, name: str) -> list[int]:
         images = [Image.open(path) for path in sorted((tmp_path / "part" / split / name).iterdir())]
         return [image.getpixel((0, 0))[0] for image in images]
 
+    assert sorted(path.name for path in (tmp_path / "part/train").iterdir()) == ["cat", "dog"]
     for name in ("cat", "dog"):
         assert (reds("train", name), reds("val", name)) == ([0, 1], [2, 0, 1])
+
+
+def test_images_that_are_there_are_those_that_are_asked_for(tmp_path, small, capsys):
+    assert small(tmp_path / "part", "image_folder", tmp_path / "whole") == 0
+    made = (tmp_path / "part/train/cat").stat().st_mtime_ns
+    assert small(tmp_path / "part", "image_folder", tmp_path / "whole") == 0
+    assert (tmp_path / "part/train/cat").stat().st_mtime_ns == made
+    assert small(tmp_path / "part", "image_folder", tmp_path / "elsewhere") == 2
+    assert "give another --output, or what it was made from" in capsys.readouterr().err
+
+
+def test_a_class_with_too_few_images_is_refused(tmp_path, small, capsys):
+    for number in (2, 3, 4):
+        (tmp_path / f"whole/train/dog/{number}.png").unlink()
+    assert small(tmp_path / "part", "image_folder", tmp_path / "whole") == 2
+    assert "class dog has 2 training images; 2 of each train and 1 others" in capsys.readouterr().err
+    assert not (tmp_path / "part").exists()
 
 
 def test_a_list_with_labels_needs_them_made(desk):

@@ -22,18 +22,17 @@ def test_the_interval_is_students():
         ((1.0, 2.0, 3.0), "no difference shown"),
         ((2.0, 2.1, 1.9), "higher"),
         ((-2.0, -2.1, -1.9), "lower"),
-        ((0.0, 0.0), "no difference shown"),
-        ((1.0, 1.0), "higher"),
+        ((0.0, 0.0), "no spread to judge by"),
+        ((1.0, 1.0), "no spread to judge by"),
     ],
 )
 def test_what_follows_of_it(differences, finding):
     assert found(*differences).finding == finding
 
 
-def test_seeds_that_would_show_it():
-    # Of tables: (3.182 + 0.978) / sqrt(4) = 2.08 and (2.776 + 0.941) / sqrt(5) = 1.66, and 2 lies between.
-    assert found(1.0, 2.0, 3.0).seeds_needed == 5
-    assert found(-1.0, -2.0, -3.0).seeds_needed == 5
-    assert found(-1.0, 1.01).seeds_needed is None  # over a thousand
-    assert found(2.0, 2.1, 1.9).seeds_needed is None  # shown already
-    assert found(5.0).seeds_needed is None
+def test_seeds_that_would_show_a_point():
+    # Of tables: (3.182 + 0.978) / sqrt(4) = 2.08 and (2.776 + 0.941) / sqrt(5) = 1.66; a point in halves is 2.
+    assert found(0.5, 1.0, 1.5).seeds_needed == 5
+    assert found(-7.5, -8.0, -8.5).seeds_needed == 5  # the spread's alone, whatever was seen
+    assert found(-50.0, 50.0).seeds_needed is None  # over a thousand
+    assert found(5.0).seeds_needed is found(1.0, 1.0).seeds_needed is None

@@ -37,6 +37,9 @@ def test_all_three_equal_a_run_with_token_expansion(configs):
     assert random.share == pytest.approx(30 * sum(macs(64, kept) for kept in (32, 48, 64)) / whole)
     assert all(abs(run.share - 1) <= 0.01 for run in (shorter, smaller))
     assert smaller.config.curriculum.image_sizes == (24, 28, 32)
+    firsts = [first + 1 for first in smaller.config.curriculum.stage_epochs]
+    begun = f"from epochs {firsts[0]}, {firsts[1]} and {firsts[2]} on, made smaller by lanczos"
+    assert smaller.words == f"plain, {smaller.config.epochs} epochs, 24, 28 and 32 pixels {begun}"
     rates = build_schedule(shorter.config, torch.optim.SGD([torch.zeros(1)], lr=shorter.config.peak_lr), 10)
     taken = [rates.mean(epoch) for epoch in range(shorter.config.epochs)]
     assert min(taken[5:]) == taken[-1] < shorter.config.schedule.min_lr + 0.01 * shorter.config.peak_lr

@@ -321,17 +321,18 @@ def test_rows_are_compared_seed_by_seed_with_plain_training_and_with_what_costs_
     folders.append(made("begun-s0", "proxy_toe_r05", *STAGES, "train.ema_decay=0.9", epochs=2))
     report = read_report(folders, "Some")
     found = [tuple(line.values()) for line in lines_of(report, "Differences, seed by seed")]
-    shares = {(line[0], line[1]): line.pop(2) for line in map(list, found)}
+    shares = {(line[0], line[1]): float(line[2].rstrip("x")) for line in found}
     rest = [line[:2] + line[3:] for line in found]
     assert rest == [
-        ("toe", "plain", "3", "+2.00", "+0.76 .. +3.24", "higher", "-"),
-        ("toe", "random", "3", "+1.17", "-6.91 .. +9.25", "no difference shown", "63 seeds"),
+        ("toe", "plain", "3", "+2.00", "+0.76 .. +3.24", "higher", "5 seeds"),
+        ("toe", "random", "3", "+1.17", "-6.91 .. +9.25", "no difference shown", "86 seeds"),
         ("toe", "shorter", "1", "+2.00", "-", "one seed shows nothing", "-"),
-        ("random", "plain", "3", "+0.83", "-8.49 .. +10.16", "no difference shown", "162 seeds"),
+        ("random", "plain", "3", "+0.83", "-8.49 .. +10.16", "no difference shown", "113 seeds"),
+        ("random", "shorter", "1", "+1.00", "-", "one seed shows nothing", "-"),
         ("shorter", "plain", "1", "+0.00", "-", "one seed shows nothing", "-"),
     ]
-    assert float(shares["shorter", "plain"]) == pytest.approx(5 / 6, abs=1e-3)
-    assert float(shares["toe", "random"]) == pytest.approx(1.0, abs=0.02)
+    assert shares["shorter", "plain"] == pytest.approx(5 / 6, abs=1e-3)
+    assert shares["toe", "random"] == pytest.approx(1.0, abs=0.02)
     first = lines_of(report, "")
     assert {line["run"]: line["by FLOPs"] for line in first}["shorter"] == "1.200x"  # over the longest plain one
     how = {line.split("**")[1]: line for line in report.made()}
@@ -347,11 +348,83 @@ def test_expansion_is_compared_with_the_other_methods_where_it_has_most_of_their
     dearer = ("expansion.keep_rates=[0.6,0.8,1.0]", "expansion.initial_keep_rate=0.3")
     folders.append(made("nearer-s0", "proxy_toe_r05", *STAGES, *dearer, top1=50.0))
     folders += [made(f"random-s{seed}", "proxy_random", *STAGES, f"seed={seed}", top1=45.0) for seed in (0, 1)]
+    part = (*STAGES, "expansion.merging=false")
+    folders[:0] = [made(f"part-s{seed}", "proxy_toe_r05", *part, f"seed={seed}", top1=44.0) for seed in (0, 1)]
     lines = lines_of(read_report(folders, "Some"), "Differences, seed by seed")
     assert [(line["run"], line["seeds"], line["difference"]) for line in lines if line["against"] == "tome"] == [
         ("half", "2", "+1.50")
     ]
     assert lines[-1]["against"] == "tome"
+
+
+ET = ("curriculum.stage_epochs=[0,2,3,4,5]",)
+
+
+def test_efficienttrain_is_held_against_plain_training_of_equal_compute(made):
+    folders = [made("et-s0", "proxy_et", *SHORT, *ET, top1=50.0), made("shorter-s0", "proxy_et", "curriculum=null")]
+    report = read_report(folders, "Some")
+    assert not report.comparisons  # 60 epochs in place of 6
+    assert report.notes()[2].startswith("**No two rows are compared**: there is no finished plain row")
+    with pytest.raises(UserError, match="no two of these rows are compared"):
+        report.markdown_of_differences()
+    fewer = "curriculum=null", "epochs=4", "schedule.warmup_epochs=1"
+    folders.append(made("equal-s0", "proxy_et", *fewer, top1=51.0))
+    folders.append(made("random-s0", "proxy_random", *STAGES))  # of other steps, and no simpler
+    (line,) = [
+        line for line in lines_of(read_report(folders, "Some"), "Differences, seed by seed") if line["run"] == "et"
+    ]
+    assert (line["against"], line["difference"]) == ("equal", "+1.00")
+
+
+def test_all_rows_are_compared_with_one_that_is_named(made):
+    folders = [made(f"toe-s{seed}", "proxy_toe_r05", *STAGES, f"seed={seed}", top1=41.0 + seed) for seed in (0, 1)]
+    part = (*STAGES, "expansion.merging=false")
+    folders += [made(f"part-s{seed}", "proxy_toe_r05", *part, f"seed={seed}", top1=40.0) for seed in (0, 1)]
+    folders += [made("plain-s0", "proxy", *SHORT), made("other-s0", "proxy", *SHORT, "model.drop_path=0.2")]
+    report = read_report(folders, "Some", "toe")
+    lines = lines_of(report, "Differences, seed by seed")
+    assert [(line["run"], line["against"], line["difference"]) for line in lines] == [
+        ("part", "toe", "-1.50"),
+        ("plain", "toe", "+9.00"),
+    ]
+    assert any(note.startswith("Differences are against toe. They are in points") for note in report.notes())
+    with pytest.raises(UserError, match="--against tow: no finished row has that name; those that are: toe, part,"):
+        read_report(folders, "Some", "tow").notes()
+
+
+def test_what_is_not_alike_is_not_compared(made):
+    def data(folder, classes):
+        text = (folder / "metrics.jsonl").read_text()
+        (folder / "metrics.jsonl").write_text(text.replace('"num_classes": 10', f'"num_classes": {classes}'))
+        return folder
+
+    plain, toe = made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)
+    assert len(read_report([plain, toe], "Some").comparisons) == 1
+    assert not read_report([plain, data(toe, 9)], "Some").comparisons
+
+
+def test_a_run_that_went_on_with_other_values_is_in_no_difference(made):
+    plain, toe = made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)
+    metrics = toe / "metrics.jsonl"
+    first, *rest = metrics.read_text().splitlines(keepends=True)
+    starts = [json.dumps({**json.loads(first), "experiment_id": name}) + "\n" for name in ("one", "other")]
+    metrics.write_text("".join([*starts, *rest]))
+    report = read_report([plain, toe], "Some")
+    assert [found.finding for found in report.comparisons] == ["no seed in common"]
+    assert any("other values** than it began with: toe-s0;" in note for note in report.notes())
+
+
+def test_a_line_joins_plain_runs_of_several_lengths_and_no_others(made):
+    from matplotlib.figure import Figure as Canvas
+
+    folders = [made(f"plain{epochs}-s0", "proxy", *SHORT, f"epochs={epochs}") for epochs in (6, 4, 5)]
+    folders.append(made("small-s0", "proxy", *SHORT, "model.image_size=28"))
+    folders.append(made("toe-s0", "proxy_toe_r05", *STAGES))
+    (figure,) = (one for one in read_report(folders, "Some").figures() if one.name == "compute")
+    axes = Canvas().subplots()
+    figure.draw(axes)
+    (joined,) = (line for line in axes.get_lines() if len(line.get_xdata()) > 1 and line.get_linestyle() == "-")
+    assert list(joined.get_ydata()) == [53.0, 54.0, 55.0]  # the last of 4, 5 and 6 epochs
 
 
 def test_times_of_what_ran_beside_others_are_left_out(made):

@@ -95,6 +95,8 @@ START = {"kind": "start", "device": "H100", "world_size": 8, "versions": "torch 
         ([START, *STEADY, *(epoch(n, 3, 64, 50.0, 80.0) for n in range(12, 16))], "quartiles 50 .. 101 images/s"),
         ([START, *STEADY[:6], {**START, "device": "A100"}, *STEADY[6:]], "changed its device on the way (A100, H100)"),
         ([START, *STEADY[:6], {**START, "world_size": 4}, *STEADY[6:]], "number of processes on the way (4, 8)"),
+        ([{**START, "threads": 1}, *STEADY[:6], {**START, "threads": 2}, *STEADY[6:]], "of threads on the way (1, 2)"),
+        ([START, *STEADY[:6], {**START, "threads": 2}, *STEADY[6:]], None),  # began before that was told
     ],
 )
 def test_no_speed_up_is_called_measured_where_the_conditions_changed(configs, finished, changed, reason):

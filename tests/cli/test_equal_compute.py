@@ -20,7 +20,16 @@ def two(monkeypatch):
 
 def test_a_file_says_what_it_is_and_loads(two, tiny, tmp_path, said):
     folder = tmp_path / "equal"
-    given = ("plan", "--config", tiny, "--equal-compute", "--output", folder, "optim.lr=0.5")
+    given = (
+        "plan",
+        "--config",
+        tiny,
+        "--equal-compute",
+        "--output",
+        folder,
+        "optim.lr=0.5",
+        "schedule.warmup_epochs=1",
+    )
     code, out, _ = said(*given)
     path = folder / f"{tiny.stem}_shorter.yaml"
     assert code == 0
@@ -28,10 +37,14 @@ def test_a_file_says_what_it_is_and_loads(two, tiny, tmp_path, said):
         f"plain, 2 epochs, 1.002 of the FLOPs: {path}",
         "random dropping of tokens: none, that is it",
     ]
-    assert load_config(path) == plain_run(load_config(tiny, ["optim.lr=0.5"]), 2)
+    assert load_config(path) == plain_run(load_config(tiny, ["optim.lr=0.5", "schedule.warmup_epochs=1"]), 2)
     header = path.read_text().partition("\n\n")[0]
     assert f"\n#   toe-train --config {path}\n" in header
-    assert "1.0021 of the FLOPs of that run of 3 epochs" in header
+    assert (
+        f"# Plain training for fewer epochs, beside {tiny.name} of 3 epochs, with the values of the last line" in header
+    )
+    assert "\n# plain, 2 epochs, 1.002 of the FLOPs of that run," in header
+    assert "\n# Warm-up: 1 of 2 epochs (50.0%), there 1 of 3 (33.3%).\n" in header
     assert "# Made by: toe-tools plan --config" in header
     assert all(line.startswith("#") for line in header.splitlines())
 

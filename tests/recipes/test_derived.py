@@ -33,6 +33,11 @@ def test_growing_images_keep_the_mixing_and_the_number_that_speed_ups_compare_wi
     plans = plan_epochs(made)
     assert [(plans[epoch].image_size, plans[epoch].mix_group) for epoch in (99, 100)] == [(160, 256), (224, 256)]
     assert made.curriculum.baseline_epochs == 300
+    assert made.curriculum.downsampling == "lanczos"  # as any data set's images are made smaller
+    of_et = load_config(configs / "deit_tiny_et_toe_r06.yaml")
+    assert (
+        run_on_smaller_images(of_et, 300, [(0, 160, None), (9, 224, None)]).curriculum.downsampling == "low_frequency"
+    )
     with pytest.raises(ValueError, match=r"the last one, 160, must be model.image_size"):
         run_on_smaller_images(config, 300, [(0, 128, None), (100, 160, None)])
 

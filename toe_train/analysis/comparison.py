@@ -1,8 +1,8 @@
 """Rows of runs against each other: differences seed by seed, how sure they are, and which rows to compare.
 
-A seed fixes initial weights, order and augmentation, so that two runs of one seed differ by less than two of any. The
-mean of the differences d_i over n seeds has the interval mean +- t(0.975, n - 1) s / sqrt(n), s their deviation
-(Student's t; it takes them for normally distributed).
+A seed fixes initial weights, order and augmentation; where training is steady, two runs of one seed differ by less than
+two of any. The mean of the differences d_i over n seeds has the interval mean +- t(0.975, n - 1) s / sqrt(n), s their
+deviation (Student's t; it takes them for normally distributed).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from toe_train.errors import UserError
 CONFIDENCE = 0.95
 POWER = 0.8  # of the number of seeds that would show a difference
 MOST_SEEDS = 1000
-EQUAL = 0.05  # by which the FLOPs of rows of equal compute differ at most
+POINTS = 1.0  # of the difference whose seeds are told
+EQUAL = 0.05  # by which the FLOPs of rows of about equal compute differ at most
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,17 @@ class Comparison:
     differences: tuple[float, ...]
 
     @property
+    def spread(self) -> float | None:
+        """The deviation of the differences; None of a single seed, and where all are equal, as at chance."""
+        return stdev(self.differences) or None if len(self.differences) > 1 else None
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """In which the mean difference over all seeds lies, with 95 % confidence; None of a single seed."""
-        count = len(self.differences)
-        if count < 2:
+        """In which the mean difference over all seeds lies, with 95 % confidence; None without a spread."""
+        if self.spread is None:
             return None
-        off = _quantile((1 + CONFIDENCE) / 2, count - 1) * stdev(self.differences) / math.sqrt(count)
+        count = len(self.differences)
+        off = _quantile((1 + CONFIDENCE) / 2, count - 1) * self.spread / math.sqrt(count)
         return mean(self.differences) - off, mean(self.differences) + off
 
     @property
@@ -50,31 +56,35 @@ class Comparison:
         """What follows, in words."""
         if not self.differences:
             return "no seed in common"
-        if self.interval is None:
+        if len(self.differences) == 1:
             return "one seed shows nothing"
+        if self.interval is None:
+            return "no spread to judge by"
         low, high = self.interval
         return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
 
     @property
     def seeds_needed(self) -> int | None:
-        """Seeds that would show a mean difference and a deviation such as these with 80 % probability.
+        """Seeds that would show a true difference of `POINTS` with 80 % probability, at this spread.
 
-        The smallest n with (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n) <= |mean|. None of a single seed, where it is
-        shown already, and over `MOST_SEEDS`.
+        The smallest n with (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n) <= POINTS; the difference that was seen is not
+        in it. None without a spread, and over `MOST_SEEDS`.
         """
-        if self.finding != "no difference shown":
+        if self.spread is None:
             return None
-        far, spread = abs(mean(self.differences)), stdev(self.differences)
         for count in range(2, MOST_SEEDS + 1):
             quantiles = _quantile((1 + CONFIDENCE) / 2, count - 1) + _quantile(POWER, count - 1)
-            if quantiles * spread / math.sqrt(count) <= far:
+            if quantiles * self.spread / math.sqrt(count) <= POINTS:
                 return count
         return None
 
 
 def compared(row: Row, other: Row) -> Comparison:
-    """By the headline score of the last evaluation, of the finished runs of each."""
-    scores = [{run.config.seed: run.last(f"val_{row.headline}") for run in part.counted} for part in (row, other)]
+    """By the headline score of the last evaluation, of the finished runs of each that kept their values to the end."""
+    scores = [
+        {run.config.seed: run.last(f"val_{row.headline}") for run in part.counted if not run.is_mixed}
+        for part in (row, other)
+    ]
     shared = [seed for seed, score in scores[0].items() if None not in (score, scores[1].get(seed))]
     return Comparison(row, other, tuple(_number(scores[0][seed]) - _number(scores[1][seed]) for seed in shared))
 
@@ -90,23 +100,29 @@ def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
 
 
 def simple_equals(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """What a row has to beat: simple ones of its model and recipe that cost as many FLOPs."""
-    if row.is_simple:
+    """What a row has to beat: simpler ones of its model and recipe that cost about as many FLOPs.
+
+    Plain training is simpler than all, and smaller images and random dropping are simpler than a method.
+    """
+    if row.is_plain:
         return []
     return [
         other
         for other in rows
-        if other.is_simple
+        if (other.is_plain if row.is_simple else other.is_simple)
         and other.recipe == row.recipe
         and abs(row.costs.whole_macs / other.costs.whole_macs - 1) <= EQUAL
     ]
 
 
 def against_rivals(rows: Sequence[Row]) -> list[Comparison]:
-    """Token Expansion against each compared method: of its rows the one with most of its seeds, then of next FLOPs."""
+    """Token Expansion against each compared method: of its rows the one with most of its seeds, then of next FLOPs.
+
+    Rows that lack a part of it are not it.
+    """
     found = []
     for rival in (row for row in rows if row.config.method is not None):
-        expanding = [row for row in rows if row.expands and row.recipe == rival.recipe]
+        expanding = [row for row in rows if row.expands and row.has_default_tokens and row.recipe == rival.recipe]
         macs = rival.costs.whole_macs
         pairs = [compared(row, rival) for row in expanding]
         found += sorted(
@@ -116,12 +132,25 @@ def against_rivals(rows: Sequence[Row]) -> list[Comparison]:
     return found
 
 
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Each row against its baseline, and against the simple ones that cost the same; then the compared methods.
+def comparisons(rows: Sequence[Row], against: str | None = None) -> list[Comparison]:
+    """Each row against its baseline, and against the simpler ones that cost the same; then the compared methods.
 
     Finished rows alone.
+
+    Args:
+        rows: of the report.
+        against: a row's name: all others of its model and recipe are compared with it instead.
+
+    Raises:
+        UserError: there is no finished row of that name.
     """
     finished = [row for row in rows if all(run.is_finished for run in row.counted)]
+    if against is not None:
+        named = next((row for row in finished if row.name == against), None)
+        if named is None:
+            there = ", ".join(row.name for row in finished) or "none"
+            raise UserError(f"--against {against}: no finished row has that name; those that are: {there}")
+        return [compared(row, named) for row in finished if row is not named and row.recipe == named.recipe]
     found = []
     for row in finished:
         base = baseline_of(row, finished)

@@ -8,9 +8,14 @@ from statistics import quantiles
 from toe_train.runs.log import Record
 
 UNSTEADY = 1.25  # upper over lower quartile of the epochs of a stage; an idle machine stays under 1.1
-CONDITIONS = {"device": "device", "world_size": "number of processes", "versions": "set of versions"}
+CONDITIONS = {
+    "device": "device",
+    "world_size": "number of processes",
+    "threads": "number of threads",  # of each process; older runs do not tell
+    "versions": "set of versions",
+}
 
-Conditions = tuple[str, ...]  # device, number of processes, versions
+Conditions = tuple[str, ...]  # their values
 
 
 def conditions_of(start: Record) -> Conditions:
@@ -28,7 +33,7 @@ def change(starts: Sequence[Record], stages: Sequence[Sequence[Record]]) -> str:
         stages: lines of its epochs, those of each stage together.
     """
     for name, what in CONDITIONS.items():
-        if len(different := {start.get(name) for start in starts}) > 1:
+        if len(different := {start[name] for start in starts if name in start}) > 1:
             return f"the run changed its {what} on the way ({', '.join(map(str, sorted(map(str, different))))})"
     for records in stages:
         rates = [record["images_per_second"] for record in records if "images_per_second" in record]

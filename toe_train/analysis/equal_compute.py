@@ -1,8 +1,8 @@
 """Runs that cost as many FLOPs as a given one and are simpler: what its method has to beat.
 
-Plain training for fewer epochs, plain training on smaller images in the same stages, and random dropping of tokens at
-the same schedule. Compute is that of the forward passes of all epochs, attention and the method's own work counted; an
-epoch has as many images in all of them.
+Plain training for fewer epochs, plain training on smaller images in stages of about the same epochs, and random
+dropping of tokens at the same schedule. Compute is that of the forward passes of all epochs, attention and the method's
+own work counted; an epoch has as many images in all of them.
 """
 
 from __future__ import annotations
@@ -182,7 +182,10 @@ def _words(kind: Kind, config: RunConfig, costs: PlannedRun) -> str:
     kept = [str(part.cost.tokens_kept) for part in costs.stretches]
     tokens = f", {_listed(kept)} of {costs.full.tokens_kept} tokens" if kind == "random" else ""
     name = "random dropping" if kind == "random" else "plain"
-    return f"{name}, {config.epochs} epochs, {_listed(sizes)} pixels{tokens}"
+    firsts = [str(part.first + 1) for part in parts]
+    begun = f" from epochs {_listed(firsts)} on" if len(sizes) == len(parts) > 1 else ""
+    way = f", made smaller by {config.curriculum.downsampling}" if config.curriculum else ""
+    return f"{name}, {config.epochs} epochs, {_listed(sizes)} pixels{begun}{way}{tokens}"
 
 
 def _listed(words: Sequence[str]) -> str:

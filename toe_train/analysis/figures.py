@@ -63,12 +63,13 @@ def figures(rows: Sequence[Row], words: str) -> list[Figure]:
     if any(row.values(f"val_{row.headline}") for row in rows):
         by_flops = {row.name: float(FLOPS_PER_MAC * row.costs.whole_macs) for row in rows}
         bars = "Bars: the deviation over seeds. "
-        line = "The line joins plain runs of several lengths, which a method has to lie above."
+        line = "A line joins plain runs of several lengths on images of one size, which a method has to lie above."
         axis = "FLOPs of the training for each image of the data set"
         found.append(Figure("compute", f"{score} over compute", bars + line, _over(rows, by_flops, axis, words), count))
         conditions, by_time = _times(rows)
         if len(by_time) > 1:
-            under = f"Rows timed under the same conditions: {', '.join(conditions)} (processes second). {line}"
+            under = f"Rows timed under the same conditions: {', '.join(conditions)}"
+            under += f" (processes second, threads of each third). {line}"
             draw = _over(rows, by_time, "GPU-hours with loading", words)
             found.append(Figure("time", f"{score} over measured time", under, draw, len(by_time)))
     return found
@@ -149,7 +150,7 @@ def _over(rows: Sequence[Row], costs: dict[str, float], axis: str, words: str) -
                     capsize=3,
                 )
         for row in shown:
-            alike = [other for other in shown if row.is_plain and other.is_plain and other.recipe == row.recipe]
+            alike = [other for other in shown if _are_lengths(row, other)]
             if len(alike) > 1 and alike[0] is row:
                 alike.sort(key=lambda other: costs[other.name])
                 places = [costs[other.name] for other in alike]
@@ -158,6 +159,12 @@ def _over(rows: Sequence[Row], costs: dict[str, float], axis: str, words: str) -
         axes.set(xlabel=axis, ylabel=words)
 
     return draw
+
+
+def _are_lengths(row: Row, other: Row) -> bool:
+    """Whether both are plain runs that differ in their length alone."""
+    sizes = {one.config.model.image_size for one in (row, other)}
+    return row.is_plain and other.is_plain and row.recipe == other.recipe and len(sizes) == 1
 
 
 def _scale(axes: Any, costs: Sequence[float]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from toe_train.analysis.box_scores import box_scores
-from toe_train.analysis.comparison import MOST_SEEDS, Comparison, baseline_of, comparisons
+from toe_train.analysis.comparison import Comparison, baseline_of, comparisons
+from toe_train.analysis.differences import HEADS, lines_of, note
 from toe_train.analysis.figures import Figure, figures, png, rates_figure
 from toe_train.analysis.kept_pictures import kept_figures
 from toe_train.analysis.origins import how_made
@@ -26,11 +27,12 @@ class Report:
 
     title: str
     rows: list[Row]
+    against: str | None = None  # the row that all others are compared with
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Each row against its baseline, and against simple ones of equal compute."""
-        return comparisons(self.rows)
+        """Each row against its baseline and simpler ones of equal compute, or all against one."""
+        return comparisons(self.rows, self.against)
 
     def tables(self) -> list[Table]:
         """Title, heads and cells of each table."""
@@ -76,13 +78,19 @@ class Report:
         origins = sorted(set().union(*(run.origins for run in self._all_runs())))
         notes = ["; ".join(origins) + ".", HOURS]
         if self.comparisons:
-            notes.append(DIFFERENCES)
+            notes.append(note(self.against))
+        elif len(self.rows) > 1:
+            notes.append(
+                "**No two rows are compared**: there is no finished plain row of the model and recipe of another one, "
+                "and none that is simpler and costs about as many FLOPs."
+            )
         if unfinished := [run for run in self._all_runs() if not run.is_finished]:
             named = ", ".join(f"{run.folder} ({len(run.epochs)} of {run.config.epochs})" for run in unfinished)
             notes.append(f"**Not finished**, epochs in brackets: {named}; left out where another seed is finished.")
         if mixed := [run.folder for run in self._all_runs() if run.is_mixed]:
             notes.append(
-                f"**Went on with other values** than it began with: {', '.join(mixed)}; see its metrics.jsonl."
+                f"**Went on with other values** than it began with: {', '.join(mixed)}; see its metrics.jsonl. "
+                "Differences leave it out."
             )
         if disturbed := [run.folder for run in self._all_runs() if run.disturbed]:
             notes.append(
@@ -126,7 +134,7 @@ class Report:
 
     def _differences(self) -> Table:
         """How far rows are from each other."""
-        return "Differences, seed by seed", COMPARISON_HEADS, [_compared(found) for found in self.comparisons]
+        return "Differences, seed by seed", HEADS, lines_of(self.comparisons)
 
     def _score_words(self) -> str:
         """What the rows' tasks go by."""
@@ -193,14 +201,7 @@ class Report:
 HOURS = (
     "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are over "
     "plain training of the same model by the same recipe, the row of it in this report: in hours where both ran under "
-    "the same conditions, and by FLOPs, attention counted and as the paper counts."
-)
-DIFFERENCES = (
-    "Differences are in points, of runs of one seed, with the 95 % interval of their mean (Student's t): against plain "
-    "training, and against what is simpler and costs as many FLOPs (within 5 %, the method's own work counted); at "
-    "last Token Expansion against each method that it is compared with, whatever their FLOPs. *To show it*: the number "
-    "of seeds at which such a mean and deviation would be told from 0 in 4 of 5 tries. Each interval stands alone: of "
-    "twenty rows that differ in nothing, one is called higher or lower."
+    "the same conditions, and by FLOPs, attention counted and as the paper counts, both without the method's own work."
 )
 RESULT_HEADS = (
     "run",
@@ -220,7 +221,6 @@ RESULT_HEADS = (
     "paper: by FLOPs",
 )
 OWN_COLUMNS = 11
-COMPARISON_HEADS = ("run", "against", "its FLOPs", "seeds", "difference", "95 % interval", "finding", "to show it")
 STAGE_HEADS = (
     "run",
     "stage",
@@ -233,28 +233,13 @@ STAGE_HEADS = (
 )
 
 
-def read_report(folders: Sequence[Path], title: str) -> Report:
-    """Reads run folders.
+def read_report(folders: Sequence[Path], title: str, against: str | None = None) -> Report:
+    """Reads run folders; `against` names the row that all others are compared with.
 
     Raises:
         UserError: one is no run folder, or runs of one name differ in more than their seed.
     """
-    return Report(title, read_rows(folders))
-
-
-def _compared(found: Comparison) -> tuple[str, ...]:
-    """A line of the differences."""
-    settled = found.finding != "no difference shown"
-    return (
-        found.row.name,
-        found.other.name,
-        f"{found.row.costs.whole_macs / found.other.costs.whole_macs:.3f}",
-        str(len(found.differences)),
-        f"{mean(found.differences):+.2f}" if found.differences else "-",
-        "{:+.2f} .. {:+.2f}".format(*found.interval) if found.interval else "-",
-        found.finding,
-        "-" if settled else f"{found.seeds_needed or f'over {MOST_SEEDS}'} seeds",
-    )
+    return Report(title, read_rows(folders), against)
 
 
 def _stages(row: Row) -> list[tuple[str, ...]]:

@@ -148,10 +148,15 @@ class Row:
         values = [value for run in self.timed(conditions) if (value := run.last(key)) is not None]
         return mean(values) if values else None
 
+    @property
+    def num_classes(self) -> int:
+        """Width of its classifier, as its first run says."""
+        return int(self.runs[0].starts[-1].get("num_classes", IMAGENET_CLASSES))
+
     @cached_property
     def costs(self) -> PlannedRun:
         """FLOPs of the whole schedule."""
-        return plan_costs(self.config, self.runs[0].starts[-1].get("num_classes", IMAGENET_CLASSES))
+        return plan_costs(self.config, self.num_classes)
 
     @property
     def paper(self) -> PaperRow | None:
@@ -220,8 +225,10 @@ class Row:
     @property
     def recipe(self) -> tuple[object, ...]:
         """What is equal in rows of one model on the same data that are compared, whatever their length and images."""
-        config = self.config
-        return config.model.name, config.model.kwargs, _kind(config), config.optim, config.global_batch
+        config, model = self.config, self.config.model
+        learned = config.task_kind, _kind(config), self.num_classes
+        begun = model.name, model.kwargs, model.drop_path, model.initial_weights is not None
+        return *learned, *begun, config.optim, config.global_batch
 
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the timed runs that reached a stage, in order."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from toe_train import data
 from toe_train.build.inputs import (
     batch_layout,
@@ -122,6 +124,7 @@ class Run:
                 "first_epoch": first,
                 "first_step": step,
                 "world_size": here.world_size,
+                "threads": torch.get_num_threads(),
                 "num_classes": self.num_classes,
                 "experiment_id": experiment(config.model_dump(mode="json")),
                 **self.started,

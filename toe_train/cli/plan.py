@@ -43,17 +43,31 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
 def _header(found: EqualRun, path: Path, source: Path, config: RunConfig, given: list[str]) -> str:
     """What the file is, for its reader."""
     lines = [
-        f"{TITLES[found.kind]}, as dear as {source.name}.",
+        f"{TITLES[found.kind]}, beside {source.name} of {config.epochs} epochs, with the values of the last line here.",
         "",
         f"  toe-train --config {shlex.quote(str(path))}",
         "",
-        f"{found.share:.4f} of the FLOPs of that run of {config.epochs} epochs, its method's own work counted:",
-        f"{found.words}.",
+        f"{found.line} of that run, its method's own work counted.",
+        *_shares(found.config, config),
+        f"Made by: {shlex.join(['toe-tools', *given])}",
     ]
-    if found.config.epochs != config.epochs:
-        lines += ["Warm-up, cool-down and the average of the weights have the shares of the run that they have there."]
-    lines += [f"Made by: {shlex.join(['toe-tools', *given])}"]
     return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _shares(made: RunConfig, config: RunConfig) -> list[str]:
+    """Warm-up and cool-down, which whole epochs keep from being the same share of a run of another length."""
+    whole = (config.curriculum and config.curriculum.budget_epochs) or config.epochs
+    lines = []
+    for name, own, there in (
+        ("Warm-up", made.schedule.warmup_epochs, config.schedule.warmup_epochs),
+        ("Cool-down", made.schedule.cooldown_epochs, config.schedule.cooldown_epochs),
+    ):
+        if made.epochs != whole and (own or there):
+            lines.append(
+                f"{name}: {own} of {made.epochs} epochs ({own / made.epochs:.1%}), there {there} of {whole} "
+                f"({there / whole:.1%})."
+            )
+    return lines
 
 
 def _write(path: Path, header: str, config: RunConfig) -> None:

@@ -16,7 +16,7 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
     found = run_folders([Path(path) for path in options.runs])
     for line in found.passed_over:
         print(line, file=sys.stderr)  # since the report may go to a file
-    report = read_report(found.runs, options.title)
+    report = read_report(found.runs, options.title, options.against)
     text = report.markdown_of_differences() if options.differences else report.markdown()
     print(text, end="")
     if options.output:

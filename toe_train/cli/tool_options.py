@@ -9,8 +9,6 @@ from toe_train.cores import usable_cores
 
 MOST_CLASSES = 30  # that doctor lists unasked
 NPROC = "processes on this machine (default: one per GPU)"
-
-
 CONFIG = "YAML file, the name of a shipped one such as deit_tiny_toe_r05, or a run folder"
 TRAINED = "a run folder (its best checkpoint), a checkpoint, an exported folder, or a file of published weights"
 
@@ -253,6 +251,8 @@ def _report(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--title", default="Runs", help="of the report")
     sub.add_argument("--output", metavar="DIR", help="also gets report.md, report.html and the figures")
     sub.add_argument("--into", metavar="FILE", help="text file that gets the tables between its marks of this report")
+    against = "compare all rows with this one, in place of each with plain training and what is as dear (a row's name)"
+    sub.add_argument("--against", metavar="ROW", help=against)
     sub.add_argument("--differences", action="store_true", help="print, and put --into, that table alone")
 
 

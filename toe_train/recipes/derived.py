@@ -30,7 +30,9 @@ def plain_run(config: RunConfig, epochs: int, **model: Any) -> RunConfig:
 
 
 def run_on_smaller_images(config: RunConfig, epochs: int, stages: Sequence[tuple[int, int, str | None]]) -> RunConfig:
-    """Plain training on images that grow, by the recipe of `config`; of a curriculum it keeps how images shrink.
+    """Plain training on images that grow, by the recipe of `config`.
+
+    Images are made smaller by resizing, or as the curriculum of `config` does.
 
     Args:
         config: any run.
@@ -49,8 +51,7 @@ def run_on_smaller_images(config: RunConfig, epochs: int, stages: Sequence[tuple
         "micro_batches": [former.micro_batches[-1] if former else config.augment.mix_group] * len(stages),
         "baseline_epochs": (former and former.baseline_epochs) or (config.epochs if epochs != config.epochs else None),
     }
-    if former:
-        curriculum["downsampling"] = former.downsampling
+    curriculum["downsampling"] = former.downsampling if former else "lanczos"  # what resizing is without EfficientTrain
     return _made(_of_length(config, epochs) | {"curriculum": curriculum})
 
 
