@@ -145,7 +145,8 @@ def test_giou_is_torchvisions_of_pairs():
 def test_the_released_postprocessing_and_cocos_numbers():
     stored = figures_without_text("yolos_postprocess.npz")
     (own,) = detection.postprocess(stored["logits"], stored["boxes"], stored["target_sizes_h_w"][:1])
-    assert torch.equal(own["scores"], stored["scores"][0])
+    # The softmax's last bits are the kind of CPU's; the rest has no rounding of its own.
+    torch.testing.assert_close(own["scores"], stored["scores"][0], rtol=1e-6, atol=0)
     assert torch.equal(own["labels"], stored["labels"][0])
     assert torch.equal(own["boxes"], stored["boxes_x0_y0_x1_y1"][0])
     with np.load(GOLDEN / "yolos_postprocess.npz") as file:
