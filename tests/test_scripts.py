@@ -12,7 +12,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -129,12 +128,6 @@ class Desk:
         make_images(folder)
         made = {"digits": "digits", "cifar": f"700 2000 image_folder {self.images}"}
         (folder / "made_from.txt").write_text(made.get(folder.name, ""))
-
-    def command(self, script: str, *arguments: str) -> dict[str, Any]:
-        """What starts a script beside the test, for `Popen`."""
-        path = self.root / "scripts" / f"{script}.sh"
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return {"args": ["bash", str(path), *arguments], "env": self.environment, "text": True, **piped}
 
     def start(self, script: str, *arguments: str, cwd: Path | None = None, **variables: str) -> Job:
         """Calls a script from a folder, by its absolute path or, from its own folder, by its name alone."""
@@ -491,8 +484,9 @@ def waiting(desk):
     started = []
 
     def begin(*arguments: str) -> subprocess.Popen[str]:
-        given = ["--proxy", "--cpu", *arguments, f"data.root={desk.images}"]
-        started.append(subprocess.Popen(**desk.command("fig3", *given)))
+        script = ["bash", str(desk.root / "scripts/fig3.sh"), "--proxy", "--cpu", *arguments]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started.append(subprocess.Popen([*script, f"data.root={desk.images}"], env=desk.environment, **quiet))
         for _ in range(300):
             if begun.exists():
                 return started[-1]
@@ -502,17 +496,17 @@ def waiting(desk):
     yield begin
     for script in started:
         script.terminate()
-        script.communicate()
+        script.wait()
 
 
 def test_a_script_that_is_stopped_stops_its_jobs(desk, waiting):
     script = waiting("--jobs", "1")
     script.terminate()
-    script.communicate(timeout=20)
+    script.wait(timeout=20)
     assert script.returncode == 143
     assert [(desk.root.parent / name).read_text().count("\n") for name in ("begun", "saved")] == [1, 1]
-    begun = subprocess.run(["pgrep", "-f", str(desk.root.parent / "stubs")], capture_output=True, text=True).stdout
-    assert not begun  # neither the queue nor a run
+    left = subprocess.run(["pgrep", "-f", str(desk.root.parent / "stubs")], capture_output=True, text=True).stdout
+    assert not left  # neither the queue nor a run
 
 
 def test_a_second_script_in_the_same_folder_is_refused(desk, waiting):

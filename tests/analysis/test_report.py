@@ -361,7 +361,7 @@ ET = ("curriculum.stage_epochs=[0,2,3,4,5]",)
 
 
 def test_efficienttrain_is_held_against_plain_training_of_equal_compute(made):
-    folders = [made("et-s0", "proxy_et", *SHORT, *ET, top1=50.0), made("shorter-s0", "proxy_et", "curriculum=null")]
+    folders = [made("et-s0", "proxy_et", *SHORT, *ET, top1=50.0), made("longer-s0", "proxy_et", "curriculum=null")]
     report = read_report(folders, "Some")
     assert not report.comparisons  # 60 epochs in place of 6
     assert report.notes()[2].startswith("**No two rows are compared**: there is no finished plain row")
@@ -369,7 +369,8 @@ def test_efficienttrain_is_held_against_plain_training_of_equal_compute(made):
         report.markdown_of_differences()
     fewer = "curriculum=null", "epochs=4", "schedule.warmup_epochs=1"
     folders.append(made("equal-s0", "proxy_et", *fewer, top1=51.0))
-    folders.append(made("random-s0", "proxy_random", *STAGES))  # of other steps, and no simpler
+    rates = ("expansion.keep_rates=[0.3,0.6,1.0]", "expansion.initial_keep_rate=0.15")
+    folders.append(made("random-s0", "proxy_random", *STAGES, *rates))  # of 0.98 of its FLOPs, and no simpler
     (line,) = [
         line for line in lines_of(read_report(folders, "Some"), "Differences, seed by seed") if line["run"] == "et"
     ]

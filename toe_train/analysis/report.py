@@ -95,7 +95,8 @@ class Report:
         if disturbed := [run.folder for run in self._all_runs() if run.disturbed]:
             notes.append(
                 f"**Times are left out** of {', '.join(disturbed)}: epochs of one stage differ in speed, as where "
-                "other programs share the machine, or the run changed machine, processes or versions on the way."
+                "other programs share the machine, or the run changed machine, processes, threads or versions on the "
+                "way."
             )
         notes += [f"**{row.name}**: {row.costs.note}." for row in self.rows if row.costs.note]
         notes += dict.fromkeys(row.paper.note for row in self.rows if row.paper and row.paper.note)

@@ -50,8 +50,8 @@ def run_on_smaller_images(config: RunConfig, epochs: int, stages: Sequence[tuple
         "rand_augments": list(augments),
         "micro_batches": [former.micro_batches[-1] if former else config.augment.mix_group] * len(stages),
         "baseline_epochs": (former and former.baseline_epochs) or (config.epochs if epochs != config.epochs else None),
+        "downsampling": former.downsampling if former else "lanczos",  # plain resizing, not EfficientTrain's crop
     }
-    curriculum["downsampling"] = former.downsampling if former else "lanczos"  # what resizing is without EfficientTrain
     return _made(_of_length(config, epochs) | {"curriculum": curriculum})
 
 
