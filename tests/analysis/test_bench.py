@@ -183,6 +183,16 @@ def test_a_part_that_trains_as_the_plain_run_is_timed_once(tiny, monkeypatch):
     assert parts[0].images_per_second == parts[3].images_per_second
 
 
+def test_from_end_to_end_fewer_blocks_are_timed(tiny, monkeypatch):
+    timed = []
+    speed = end_to_end._speed
+    monkeypatch.setattr(end_to_end, "_speed", lambda *given: timed.append(given[1].segment) or speed(*given))
+    grown = "method={kind: depth_growth, depths: [1, 2], from_epochs: [0, 1]}"
+    sections = ["expansion=null", grown, "train.global_batch=64", "train.max_micro_batch=64", "data.workers=0"]
+    benchmark_end_to_end(load_config(tiny, sections), 1, CPU)
+    assert timed == [0, 0, 1]  # the plain run, and both segments
+
+
 def test_from_end_to_end_unreadable_images_are_passed_over_as_in_the_run(tiny, photographs):
     (photographs / "train/cat/3.jpg").write_bytes(b"broken")
     settings = on_folder(photographs, "expansion=null", "data.check_sample=0")

@@ -128,6 +128,13 @@ def test_a_growth_is_a_segment_of_its_own(tiny, tmp_path):
     assert not grown["optimizer"]["state"]
     trainer.load_state({**before, **grown})
     assert torch.equal(trainer.model.blocks[1].mlp.fc1.weight, before["ema"]["blocks.0.mlp.fc1.weight"])
+    optimizer = trainer.step.optimizer
+    for value in trainer.model.parameters():
+        value.grad = torch.ones_like(value)
+    optimizer.step()
+    assert optimizer.state
+    trainer.load_state(before)  # a roll-back before the new segment's first checkpoint
+    assert not optimizer.state
 
 
 @pytest.mark.parametrize("method", ["token_merging", "depth_growth", "structured_sparsity"])

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from forms import flat_tar, folders_of_tars, lists, tar_of_tars
+from PIL import Image
 
 from toe_train.cli.tools import main as tools
 from toe_train.data import open_datasets, pack_tar
@@ -171,3 +172,13 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert "--from parquet needs pyarrow, which is not installed: pip install 'toe-train[parquet]'" in told
     assert told.count("\n") == 1
+
+
+def test_a_class_that_would_be_read_back_as_another_is_refused(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    for name in ("in", "out"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"a/{name}.jpg")
+    (tmp_path / "list.csv").write_text("path,label\na/in.jpg,church/in\na/out.jpg,church/out\n")
+    lists = ["--from", "list", "--train-list", str(tmp_path / "list.csv"), "--val-list", str(tmp_path / "list.csv")]
+    assert tools(["pack", "--images", str(tmp_path), *lists, "--to", "tar", "--output", str(tmp_path / "packed")]) == 2
+    assert "class 'church/in' cannot be written" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
+from toe_train.methods.sparse_parts import why_not_sparse
 from toe_train.methods.structured_sparsity import (
     StructuredSparsityMethod,
     death_rate,
@@ -229,10 +230,17 @@ def test_the_state_dict_stays_the_plain_models_and_the_saving_is_counted():
     assert attention == 3 * 2 * 25 * 8
 
 
-@pytest.mark.parametrize(("kept", "what"), [(0.3, "heads_kept"), (0.001, "heads_kept")])
-def test_masks_that_keep_nothing_are_refused(kept, what):
+@pytest.mark.parametrize(("heads", "units", "what"), [(0.3, 0.5, "heads_kept"), (1, 0.001, "units_kept")])
+def test_masks_that_keep_nothing_are_refused(heads, units, what):
     with pytest.raises(ValueError, match=what):
-        method(kept=kept).prepare(model_of(CASES["given"]))
+        StructuredSparsityMethod(heads, units, 1, 0.8, 0.5, "released", 0).prepare(model_of(CASES["given"]))
+
+
+def test_dropout_behind_the_activation_is_not_left_out():
+    model = model_of(CASES["given"])
+    assert why_not_sparse(model.blocks[0]) is None
+    model.blocks[0].mlp.drop1.p = 0.1
+    assert "dropout" in why_not_sparse(model.blocks[0])
 
 
 def whole(model):

@@ -173,3 +173,8 @@ def test_the_parts_add_up():
     assert state["backbone.mid_pos_embed"].shape == (2, 1, 1 + 35 + 5, 24)
     assert state["class_embed.layers.2.weight"].shape == (4, 24)
     assert math.prod(state["bbox_embed.layers.2.weight"].shape) == 4 * 24
+
+
+def test_without_init_size_positions_are_the_images():
+    model = create_model("yolos_tiny", 3, img_size=(32, 48), init_size=None, mid_size=None, depth=1)
+    assert model.state_dict()["backbone.pos_embed"].shape[1] == 1 + 2 * 3 + 100

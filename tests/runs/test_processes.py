@@ -59,6 +59,24 @@ print("same", real)
 """
 
 
+def test_a_fault_does_not_wait_for_the_others_to_leave(monkeypatch):
+    """NCCL's end does, and they wait for this process in turn."""
+    left = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "_require_interfaces", lambda: None)
+    monkeypatch.setattr(processes, "_join", lambda *_: None)
+    monkeypatch.setattr(dist, "new_group", lambda **_: dist.ProcessGroup(0, 2))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
+    for fault in (UserError("an image"), MemoryError(), dist.DistError("gone")):
+        with pytest.raises((UserError, MemoryError, RunFailed, RuntimeError)), processes.processes():
+            raise fault
+    assert not left
+    with processes.processes():
+        pass
+    assert left
+
+
 def test_what_the_main_process_gives_arrives_equal(in_two):
     told = in_two(SENT)
     assert [job.out for job in told] == ["same 0\n", "same 1\n"], told

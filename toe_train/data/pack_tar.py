@@ -119,11 +119,14 @@ def pack_tars(
 def archives_of_images(images: dict[str, IndexedImages], packing: Packing) -> list[Archive]:
     """Return the archives that hold a copy of train and val images.
 
-    Raises UserError where two images would have one name.
+    Raises UserError where two images would have one name, or a class would be read back as another.
     """
     found = []
     for split in SPLITS:
         source, names = images[split], set[str]()
+        if unfit := [name for name in source.classes if "/" in name]:
+            rule = "an archive's classes are its folders' names, and '/' would part it; rename the label"
+            raise UserError(f"--images: class {unfit[0]!r} cannot be written: {rule}")
         items = []
         for index in range(len(source)):
             place, name = source.place(index), source.classes[source.label(index)]

@@ -93,6 +93,9 @@ def why_not_sparse(block: Any) -> str | None:
     """Why a plain block's perceptron cannot be computed without some of its units; None where it can."""
     if type(block.mlp) is not PlainPerceptron or not isinstance(getattr(block.mlp, "norm", nn.Identity()), nn.Identity):
         return f"its perceptron is a {type(block.mlp).__name__}, or normalises"
+    drop = block.mlp.drop1  # by `model.dropout`, whose mask goes by the place of a unit among all
+    if not isinstance(drop, nn.Identity) and (type(drop) is not nn.Dropout or drop.p > 0):
+        return "its perceptron has dropout behind the activation"
     return None
 
 

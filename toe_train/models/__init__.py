@@ -74,6 +74,8 @@ def create_model(
         )
     if not timm.is_model(name):
         raise UserError(f"model.name = {name!r}: there is no such model{_nearest_models(name)}")
+    if "init_size" in kwargs and kwargs["init_size"] is None:
+        kwargs["init_size"] = img_size
     if "mid_size" in kwargs and kwargs["mid_size"] is None:
         kwargs["mid_size"] = ()  # of YOLOS, without such positions; timm leaves out what is None
     try:

@@ -67,6 +67,10 @@ with warnings.catch_warnings():  # pydantic's own `copy`, which is deprecated, g
         # copies of the first block stay without.
         drop_path: Literal["spread", "released"] = "spread"
 
+        def is_dense(self, stage: int) -> bool:
+            """Whether the model has all its blocks: in its last segment, or where there is no stage."""
+            return stage in (0, len(self.depths))
+
         @model_validator(mode="after")
         def _legal_growth(self) -> DepthGrowthConfig:
             if len(self.depths) < 2 or len(self.depths) != len(self.from_epochs):

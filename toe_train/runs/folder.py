@@ -146,7 +146,11 @@ class RunFolder:
             started: see `provenance`.
         """
         header = "".join(_comment(f"{key}: {value}") for key, value in started.items())
-        self.config.write_text(header + text, encoding="utf-8", errors="backslashreplace")
+        new = self.config.with_suffix(
+            ".new"
+        )  # a kill while it is written leaves the former one, which may be this run's own
+        new.write_text(header + text, encoding="utf-8", errors="backslashreplace")
+        new.replace(self.config)
 
 
 def _comment(text: str) -> str:

@@ -199,7 +199,7 @@ class Processes:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Joins the process group that torchrun's environment describes, or stays alone; leaves it at the end."""
+    """Joins the process group that torchrun's environment describes, or stays alone; leaves it, but after a fault."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device(int(os.environ.get("LOCAL_RANK", 0)))
     if world_size == 1:
@@ -219,9 +219,8 @@ def processes() -> Iterator[Processes]:
     except Reported as fault:
         _heard(fault, store)
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    else:  # not after a fault: NCCL's end would wait for processes that wait for this one in an all-reduce
+        dist.destroy_process_group()
 
 
 def _lost(error: RuntimeError) -> ProcessGone:

@@ -1,6 +1,6 @@
 """Detection (YOLOS, arXiv 2106.00666): which objects an image shows and where; a set of boxes, matched and compared.
 
-The functions stand alone; `DetectionTask` trains and scores with them.
+The functions stand alone; `BoxDetection` trains and scores with them.
 
 Shapes: B images, Q queries of each, C classes, M objects of an image, "no object" being logit C.
 """

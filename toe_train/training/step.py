@@ -82,6 +82,8 @@ class TrainStep:
             self.ema.module.load_state_dict(fit_positions(state["ema"] or state["model"], self.model))
         if state["optimizer"] is not None:
             load_optimizer(self.optimizer, fit_moments(state["optimizer"], self.model, self.optimizer))
+        else:
+            self.optimizer.state.clear()  # which has stepped already where this is a roll-back
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state(state.get("method", {}))

@@ -155,7 +155,7 @@ def read_contents(path: str, number: int) -> tuple[list[Contents], Stamp]:
     Raises UserError where it is damaged, OSError where it cannot be read.
     """
     stamp = Stamp.of(path)
-    stem = os.path.basename(path).removesuffix(SUFFIX)
+    stem = os.path.basename(path)[: -len(SUFFIX)]  # in any case
     descriptor = os.open(path, os.O_RDONLY)
     try:
         whole = Contents(path, stem, b"", TarFile(descriptor, path).members(), number)
