@@ -236,7 +236,7 @@ def test_the_papers_stages_add_up_to_its_hours():
 COMMANDS = [
     (page, line.strip("` "))
     for page in ("README.md", "docs/results.md")
-    for line in (REPOSITORY / page).read_text().splitlines()
+    for line in (REPOSITORY / page).read_text().replace("\\\n", "").splitlines()
     if f"--into {page}" in line
 ]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from toe_train.errors import Interrupted, RunFailed, UserError
+from toe_train.errors import Interrupted, ProcessGone, RunFailed, UserError
 from toe_train.runs import processes
 from toe_train.runs.processes import Processes, communicating
 
@@ -68,8 +68,12 @@ def test_a_fault_does_not_wait_for_the_others_to_leave(monkeypatch):
     monkeypatch.setattr(processes, "_join", lambda *_: None)
     monkeypatch.setattr(dist, "new_group", lambda **_: dist.ProcessGroup(0, 2))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
-    for fault in (UserError("an image"), MemoryError(), dist.DistError("gone")):
-        with pytest.raises((UserError, MemoryError, RunFailed, RuntimeError)), processes.processes():
+    for fault, told in (
+        (UserError("an image"), UserError),
+        (MemoryError(), MemoryError),
+        (dist.DistError(), ProcessGone),
+    ):
+        with pytest.raises(told), processes.processes():
             raise fault
     assert not left
     with processes.processes():

@@ -74,10 +74,10 @@ def create_model(
         )
     if not timm.is_model(name):
         raise UserError(f"model.name = {name!r}: there is no such model{_nearest_models(name)}")
-    if "init_size" in kwargs and kwargs["init_size"] is None:
-        kwargs["init_size"] = img_size
-    if "mid_size" in kwargs and kwargs["mid_size"] is None:
-        kwargs["mid_size"] = ()  # of YOLOS, without such positions; timm leaves out what is None
+    # Of YOLOS: the image's size, and no such positions. timm leaves out what is None.
+    for key, meant in (("init_size", img_size), ("mid_size", ())):
+        if key in kwargs and kwargs[key] is None:
+            kwargs[key] = meant
     try:
         return timm.create_model(
             name, num_classes=num_classes, drop_path_rate=drop_path_rate, img_size=img_size, **kwargs

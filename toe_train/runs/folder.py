@@ -146,9 +146,8 @@ class RunFolder:
             started: see `provenance`.
         """
         header = "".join(_comment(f"{key}: {value}") for key, value in started.items())
-        new = self.config.with_suffix(
-            ".new"
-        )  # a kill while it is written leaves the former one, which may be this run's own
+        # A kill while it is written leaves the former one, from which this run may have been started.
+        new = self.config.with_suffix(".new")
         new.write_text(header + text, encoding="utf-8", errors="backslashreplace")
         new.replace(self.config)
 
