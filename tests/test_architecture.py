@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,11 @@ def test_a_file_fits_the_eye(path):
 )
 def test_the_rule_finds_what_is_forbidden(folder, name):
     assert fault(folder, name)
+
+
+def test_the_tests_of_every_folder_are_run(pytestconfig):
+    """Unless told otherwise, pytest leaves out folders called build, and says nothing."""
+    left_out = pytestconfig.getini("norecursedirs")
+    folders = [path.name for path in Path(__file__).parent.rglob("*") if path.is_dir() and list(path.glob("test_*.py"))]
+    assert "build" in folders
+    assert [name for name in folders for pattern in left_out if fnmatch(name, pattern)] == []

@@ -127,7 +127,7 @@ def test_an_evaluation_counts_what_all_processes_passed_over(tiny, broken, tmp_p
     done = run(*given, "data.max_skipped=1", module="toe_train.cli.tools", processes=2)
     assert done.process.returncode == 1  # torchrun's
     assert done.stderr.count("2 images could not be read, and data.max_skipped allows 1") == 1
-    assert "Traceback" not in done.stderr.partition("torch.distributed.elastic")[0]
+    assert "/toe_train/" not in done.stderr  # the traceback is torchrun's alone
 
 
 def test_a_substitute_brings_its_own_label_and_depends_on_the_place_only(broken, tmp_path):

@@ -33,7 +33,7 @@ STAGES = {
         "micro_batches": [128, 128, 64, 64, 64],
     },
     "expansion": {"stage_epochs": [0, 2, 4], "keep_rates": [0.6, 0.8, 1.0], "initial_keep_rate": 0.3},
-    "schedule": {"unit": "step", "warmup_epochs": 1, "warmup_lr": 0.0, "stepping": "released"},
+    "schedule": {"unit": "step", "warmup_epochs": 1, "warmup_lr": 0.0},
     "optim": {"clip_grad": 5.0},
     "train": {"global_batch": 256, "ema_decay": 0.9},
 }
@@ -261,7 +261,7 @@ def test_the_hand_over_keeps_averages_moments_and_scaler(config, tmp_path, monke
     trainer = trainer_of(load_config(config, ["epochs=3"]), folder, str(tmp_path / "two.pt"))
     trainer.log.close()
     step = trainer.step
-    assert step.image_size == 12
+    assert step.sides == (12, 12)
     assert step.scaler.state_dict()["_growth_tracker"] == 3
     for name, value in fit_positions(state["ema"], step.model).items():
         assert torch.equal(step.ema.module.state_dict()[name], value), name
@@ -308,8 +308,8 @@ def test_positions_and_their_moments_are_resized_bilinearly(config):
         ("curriculum.image_sizes=[8, 8, 12, 12, 14]", "must be model.image_size, 16"),
         ("curriculum.rand_augments=[rand-m1]", "rand_augments has 1 entries and image_sizes 5"),
         ("curriculum.stage_epochs=[0, 1]", "stage_epochs has 2 entries and image_sizes 5"),
-        ("curriculum.stage_epochs=null", "give one of stage_epochs and budget_epochs, and null for the other"),
-        ("curriculum.budget_epochs=3", "give one of stage_epochs and budget_epochs, and null for the other"),
+        ("curriculum.stage_epochs=null", "(or stage_shares) and budget_epochs, and null for the other"),
+        ("curriculum.budget_epochs=3", "(or stage_shares) and budget_epochs, and null for the other"),
         ("curriculum.stage_epochs=[1, 2, 3, 4, 5]", "must begin with 0"),
         ("curriculum.image_sizes=[9, 9, 12, 12, 16]", "must be even, and 9 is not; use 10"),
         ("curriculum.image_sizes=[12, 8, 12, 12, 16]", "must not fall"),

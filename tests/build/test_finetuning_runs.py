@@ -67,6 +67,7 @@ def test_broken_off_at_the_switch_it_is_the_uninterrupted_run(tiny, tmp_path, we
     assert_same_run(tmp_path / "quiet", tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tiny, tmp_path, weights, run):
     given = [f"model.initial_weights={weights}", *ALL, "epochs=2"]
     for name, processes in (("one", 1), ("two", 2)):

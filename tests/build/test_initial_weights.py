@@ -101,9 +101,9 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "run.yaml").write_text("extends: deit_tiny.yaml\nepochs: 1\n")
     (tmp_path / "empty.pth").touch()
-    unreadable = [(tmp_path / name, "cannot be read") for name in ("run.yaml", "empty.pth")]
     for path, words in [
-        *unreadable,
+        (tmp_path / "run.yaml", "is a configuration and no trained model"),
+        (tmp_path / "empty.pth", "cannot be read"),
         (tmp_path / "none.pt", "there is no such file"),
         (tmp_path / "text.pt", "cannot be read"),
     ]:

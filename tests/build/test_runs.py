@@ -116,6 +116,7 @@ def test_accumulation_changes_rounding_only(run):
         assert losses(parts) == pytest.approx(losses(whole), rel=2e-4)
 
 
+@pytest.mark.slow
 def test_random_initialisation_is_given_by_place_too(run):
     random = "expansion.initialization=random"
     whole, _ = run("whole", random)
@@ -224,6 +225,7 @@ def test_clipping_bounds_the_gradient(trainer_in):
     assert moved["0.01"] < moved["null"] / 5
 
 
+@pytest.mark.slow
 def test_exit_code_of_a_failed_run(tiny, tmp_path, capsys):
     code = main(
         [
