@@ -31,7 +31,9 @@ python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("toe_tr
     fail "python here has no toe_train: activate its environment before sbatch (source .venv/bin/activate)"
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-ENDINGS=$(mktemp -d) # exit codes of the first node's tasks, since srun's own hides all but the highest
+# Exit codes of the tasks, since srun's own hides all but the highest: where all nodes see them, as they mostly do the
+# folder of sbatch; else those of the first node.
+ENDINGS=$(mktemp -d "$PWD/.toe-train-$SLURM_JOB_ID-XXXXXX" 2>/dev/null || mktemp -d)
 export MASTER_ADDR ENDINGS OMP_NUM_THREADS=1 SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-12}
 trap 'rm -rf "$ENDINGS"' EXIT
 

@@ -1,10 +1,13 @@
 """Broken off at any step and resumed, any number of times, a run is the uninterrupted run, bit for bit."""
 
+import math
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,14 @@ from toe_train.build.resume import require_same_order
 from toe_train.cli.train import main
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, load_config
-from toe_train.runs import sealed
+from toe_train.runs import jobs, sealed
 from toe_train.runs.checkpoints import Checkpoints, read
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import read_metrics
 from toe_train.runs.memory import StepTooLarge
 from toe_train.runs.processes import Processes
 from toe_train.runs.progress import Progress
+from toe_train.training.loop import Trainer
 
 HERE = Processes(0, 1, torch.device("cpu"))
 TIMES = re.compile("seconds|share|images_per_second|memory|hours")
@@ -178,7 +182,7 @@ def test_resuming_from_an_older_checkpoint_leaves_the_newer_one_behind_at_once(t
     trainer._run_epoch = lambda plan: places.append(read(folder.checkpoints / "last.pt")["progress"]) or 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.fit()
-    assert places == [read(older)["progress"]]
+    assert places == [{**read(older)["progress"], "best": -math.inf}]  # best.pt is not of that checkpoint's folder
 
 
 def test_so_does_one_that_runs_out_of_memory_while_it_compiles(tiny, tmp_path):
@@ -194,7 +198,7 @@ def test_so_does_one_that_runs_out_of_memory_while_it_compiles(tiny, tmp_path):
     trainer.step.compile = too_large
     with pytest.raises(StepTooLarge):
         trainer.fit()
-    assert read(folder.checkpoints / "last.pt")["progress"] == read(older)["progress"]
+    assert read(folder.checkpoints / "last.pt")["progress"] == {**read(older)["progress"], "best": -math.inf}
 
 
 def test_losses_count_by_images_where_the_micro_batch_changes_within_an_epoch(tiny, tmp_path):
@@ -213,11 +217,11 @@ def test_a_window_that_a_checkpoint_cut_is_shared_out_whole():
     progress = Progress(window=[(6.0, 2.0), (10.0, 4.0)])
 
     def share(rank, count):
-        return progress.own_window(Processes(rank, count, torch.device("cpu")))
+        return progress.own_window(Processes(rank, count, torch.device("cpu")), terms=0)[0]
 
-    assert share(0, 1) == (16.0, 6.0)
-    assert share(1, 2) == (10.0, 4.0)
-    assert share(0, 4) == share(3, 4) == (4.0, 1.5)
+    assert share(0, 1) == [16.0, 6.0]
+    assert share(1, 2) == [10.0, 4.0]
+    assert share(0, 4) == share(3, 4) == [4.0, 1.5]
 
 
 def test_minutes_within_an_epoch(tiny, tmp_path, monkeypatch):
@@ -283,6 +287,96 @@ def test_of_slurm_and_torchrun_the_one_that_started_it_again_counts(
     assert ("is now" in told) == (not goes_on)
 
 
+def test_an_older_run_under_a_name_that_torchrun_is_given_again_is_another_one(tiny, tmp_path, monkeypatch, capsys):
+    """A start that ended before it had saved: the checkpoint there is the older run's."""
+    arguments = ["--config", str(tiny), "--output", str(tmp_path / "run"), "--resume", "never", "epochs=1"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    assert main(arguments) == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for before, is_older in ((0, False), (1e6, True)):
+        began = time.time() - 1e3
+        monkeypatch.setattr(jobs, "_torchrun_began", lambda began=began: began)
+        written = time.time() - before
+        os.utime(tmp_path / "run/checkpoints/last.pt", (written, written))
+        assert main(arguments) == 0
+        assert ("is now" in capsys.readouterr().out) == is_older
+
+
+def test_torchrun_is_found_behind_what_stands_between():
+    """A shell here; and it began after the machine did, and before now."""
+    script = "from toe_train.runs import jobs; print(jobs._torchrun(), jobs._torchrun_began())"
+    command = ["sh", "-c", f"{sys.executable} -c '{script}'; true # torchrun is in the command line of this shell"]
+    shell = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    found, began = shell.communicate(timeout=100)[0].split()
+    assert int(found) == shell.pid
+    assert time.time() - 100 < float(began) <= time.time()
+
+
+def test_checkpoints_on_a_disk_that_is_not_there_are_not_begun_anew(tiny, tmp_path, capsys):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    folder.checkpoints.rename(tmp_path / "disk")
+    folder.checkpoints.symlink_to(tmp_path / "disk")
+    command = ["--config", str(tiny), "--output", str(folder.root), "epochs=1"]
+    assert main(command) == 0
+    (tmp_path / "disk").rename(tmp_path / "elsewhere")
+    assert main(command) == 2
+    assert f"checkpoints leads to {tmp_path / 'disk'}, which is not there: mount that disk" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == 2
+    assert not (tmp_path / "run.old-1").exists()
+    folder.metrics.unlink()  # a link that was made before the first run
+    assert main([*command, "--resume", "never"]) == 0
+
+
+def test_another_metric_chooses_the_best_checkpoint_anew(tiny, tmp_path, capsys):
+    """Scores of two kinds do not compare: here all of the second are below the first's best."""
+    command = ["--config", str(tiny), "--output", str(tmp_path / "run"), "train.ema_decay=0.9"]
+    folder = train(tiny, tmp_path / "run", ["train.ema_decay=0.9", "epochs=1"])
+    state = read(folder.checkpoints / "last.pt")
+    state["progress"]["best"] = 101.0
+    sealed.write(folder.checkpoints / "last.pt", state)
+    assert main([*command, "epochs=2", "checkpoint.best_metric=ema_top1"]) == 0
+    out = capsys.readouterr().out
+    assert "best.pt is chosen anew, by ema_top1: the best by val_top1 is no longer counted" in out
+    assert (folder.checkpoints / "best.pt.kept-1").exists()
+    assert read(folder.checkpoints / "best.pt")["progress"]["epoch"] == 2
+    assert main([*command, "epochs=3", "checkpoint.best_metric=ema_top1"]) == 0
+    assert "chosen anew" not in capsys.readouterr().out
+
+
+def test_a_device_that_fails_while_a_checkpoint_is_loaded_is_no_fault_of_the_checkpoint(tiny, tmp_path, monkeypatch):
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    for fault, told in (
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("CUDA error: an illegal memory access"), RuntimeError),
+        (RuntimeError("While copying the parameter, CUDA out of memory"), RuntimeError),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), MemoryError),
+        (RuntimeError("size mismatch for norm.weight"), UserError),
+    ):
+
+        def failing(trainer, state, fault=fault):
+            raise fault
+
+        monkeypatch.setattr(Trainer, "load_state", failing)
+        with pytest.raises(told) as caught:
+            trainer_of(load_config(tiny, ["epochs=2"]), folder)
+        assert isinstance(caught.value, UserError) == (told is UserError)
+
+
+def test_the_lines_before_a_checkpoint_are_on_the_disk_before_it(tiny, tmp_path, monkeypatch):
+    """A machine that loses power would else keep the checkpoint alone, and a resume writes no line anew."""
+    folder, order = RunFolder(tmp_path / "run"), []
+    folder.create()
+    trainer = trainer_of(load_config(tiny, ["epochs=1"]), folder)
+    metrics, fsync = trainer.log.logs[0].file.fileno(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(file == metrics and "lines"), fsync(file)))
+    save = trainer.keeper.checkpoints.save
+    trainer.keeper.checkpoints.save = lambda *given: (order.append("checkpoint"), save(*given))
+    trainer.fit()
+    told = [what for what in order if what]
+    assert told == ["lines", "checkpoint"] * (len(told) // 2)
+    assert told
+
+
 def test_a_run_without_checkpoints_is_set_aside(tiny, tmp_path, capsys):
     folder = train(tiny, tmp_path / "run", ["epochs=1"])
     shutil.rmtree(folder.checkpoints)
@@ -303,6 +397,27 @@ def test_what_a_run_from_an_older_checkpoint_writes_over_is_kept(tiny, tmp_path,
     assert (folder.root / "metrics.jsonl.kept-1").read_bytes() == lines
     assert (folder.checkpoints / "last.pt.kept-1").read_bytes() == newest
     assert (folder.checkpoints / "best.pt.kept-1").exists()
+
+
+def test_the_best_of_epochs_that_are_dropped_is_no_longer_the_best(tiny, tmp_path, capsys):
+    """Else `eval` would take weights that the run, as it went on, never had."""
+    command = ["--config", str(tiny), "--output", str(tmp_path / "run"), "epochs=2"]
+    folder = train(tiny, tmp_path / "run", ["epochs=1"])
+    older = shutil.copy(folder.checkpoints / "last.pt", tmp_path / "older.pt")
+    beside = shutil.copy(folder.checkpoints / "last.pt", folder.checkpoints / "older.pt")
+    assert main(command) == 0
+    state = read(folder.checkpoints / "best.pt")
+    state["progress"].update(epoch=2, best=101.0)
+    for name in ("best", "last"):
+        sealed.write(folder.checkpoints / f"{name}.pt", state)
+    for path in (beside, older):
+        capsys.readouterr()
+        assert main([*command, "--resume", str(path)]) == 0
+        assert "best.pt is chosen anew: the one here is not of the epochs up to that" in capsys.readouterr().out
+        assert read(folder.checkpoints / "best.pt")["progress"]["best"] < 101
+    sealed.write(folder.checkpoints / "best.pt", read(beside))
+    assert main([*command, "--resume", str(beside)]) == 0
+    assert "chosen anew" not in capsys.readouterr().out
 
 
 def test_what_a_run_with_other_values_writes_over_is_kept(tiny, tmp_path, capsys):

@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from toe_train.cli import launch as launch_module
 from toe_train.cli import running, train
+from toe_train.cli.exits import START_AGAIN
 from toe_train.cli.launch import RESTARTS
 from toe_train.errors import Preempted
-from toe_train.runs import processes as distributed
+from toe_train.runs import joining
 from toe_train.runs.log import read_metrics
 
 # Leaves a file for each start; the second process ends as the argument after the number of starts so far says.
@@ -112,12 +116,31 @@ def test_which_runs_are_started_again(tiny, tmp_path, monkeypatch, capsys):
     assert "the same command without --resume continues" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("codes", "told"), [([4, 3], 3), ([1, 2], 2), ([-9, 75], 75), ([4, 1], 4), ([-9, 1], START_AGAIN)]
+)
+def test_what_would_be_the_same_again_is_told_by_whichever_process_ended_so(monkeypatch, codes, told):
+    """One that waits for it in vain may fail first."""
+
+    def fails(arguments):
+        failures = {}
+        for rank, code in enumerate(codes):
+            failures[rank] = ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="none")
+            failures[rank].timestamp = rank
+        raise ChildFailedError("toe-train", failures)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(launch_module, "torchrun", fails)
+    assert launch_module.launch(2, []) == told
+
+
 def test_processes_wait_for_each_other_as_long_on_a_gpu(monkeypatch):
     given = {}
-    monkeypatch.setattr(distributed, "rendezvous", lambda url: iter([(None, 0, 2)]))
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: given.update(options))
-    distributed._join(0, 2, torch.device("cpu"))
-    assert given["timeout"] == distributed.PATIENCE
+    monkeypatch.setattr(joining, "rendezvous", lambda url: iter([(None, 0, 2)]))
+    monkeypatch.setattr(joining.dist, "init_process_group", lambda backend, **options: given.update(options))
+    joining.join(0, 2, torch.device("cpu"), timedelta(hours=3))
+    assert given["timeout"] == timedelta(hours=3)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from toe_train.errors import Interrupted, ProcessGone, RunFailed, UserError
-from toe_train.runs import processes
+from toe_train.runs import joining, processes
 from toe_train.runs.processes import Processes, communicating
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -61,11 +61,11 @@ print("same", real)
 
 def test_a_fault_does_not_wait_for_the_others_to_leave(monkeypatch):
     """NCCL's end does, and they wait for this process in turn."""
-    left = []
+    left, patience = [], []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(processes, "_require_interfaces", lambda: None)
-    monkeypatch.setattr(processes, "_join", lambda *_: None)
+    monkeypatch.setattr(processes, "require_interfaces", lambda: None)
+    monkeypatch.setattr(processes, "join", lambda *given: patience.append(given[-1]))
     monkeypatch.setattr(dist, "new_group", lambda **_: dist.ProcessGroup(0, 2))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(True))
     for fault, told in (
@@ -79,6 +79,7 @@ def test_a_fault_does_not_wait_for_the_others_to_leave(monkeypatch):
     with processes.processes():
         pass
     assert left
+    assert set(patience) == {processes.PATIENCE}
 
 
 def test_what_the_main_process_gives_arrives_equal(in_two):
@@ -200,6 +201,13 @@ def test_a_bare_error_is_gloos_only_where_torch_communicates():
         torch.ones(2, requires_grad=True).sum().backward(torch.ones(3))  # from autograd, as a broken connection
 
 
+def test_memory_that_the_machine_does_not_give_is_no_process_that_is_gone():
+    """In the backward pass too, from within which gloo communicates."""
+    raising = 'raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can\'t allocate memory")'
+    with pytest.raises(MemoryError, match="can't allocate memory"), communicating("gloo"):
+        exec(compile(raising, "/lib/torch/autograd/graph.py", "exec"))
+
+
 def test_alone_nothing_is_lost():
     with pytest.raises(RuntimeError, match=r"^bare$"), ALONE.averaging(torch.nn.Linear(1, 1), skip=False):
         raise RuntimeError("bare")
@@ -216,6 +224,9 @@ assert processes.PATIENCE > timedelta(hours=1)
 time.sleep(4 * rank)  # before the steps
 here.sum(torch.zeros(1))
 wrapped = here.wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (2, 2))
+with here.waiting():
+    here.main_only(lambda: time.sleep(4))
+print("waited", flush=True)
 try:
     if rank == 0:
         here.largest([0.0])
@@ -225,7 +236,7 @@ except processes.ProcessGone as error:
 os._exit(0)
 """
     told = in_two(script)
-    assert (told[0].out, told[0].code) == ("gone\n", 0), told[0].err
+    assert (told[0].out, told[0].code) == ("waited\ngone\n", 0), told[0].err
 
 
 @pytest.mark.parametrize(("gpus", "local_rank", "taken"), [(1, 3, 0), (1, 0, 0), (4, 3, 3)])
@@ -237,18 +248,18 @@ def test_a_task_that_sees_one_gpu_takes_it_whatever_its_local_rank(monkeypatch, 
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert processes._device(local_rank) == torch.device("cuda", taken)
+    assert joining.own_device(local_rank) == torch.device("cuda", taken)
     assert chosen == [torch.device("cuda", taken)]
     if gpus == 1 and local_rank:  # the same GPU is that of all processes of one torchrun
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         with pytest.raises(UserError, match="process 3 of this node has no GPU: 1 visible; start at most 1 processes"):
-            processes._device(local_rank)
+            joining.own_device(local_rank)
 
 
 def test_processes_talk_over_the_network_that_gloo_is_told(monkeypatch):
     """GLOO_SOCKET_IFNAME; one that this machine lacks is named, and no other process is said to be gone."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    processes._require_interfaces()
+    joining.require_interfaces()
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,ib7")
     with pytest.raises(UserError, match="GLOO_SOCKET_IFNAME=lo,ib7: this machine has no network interface ib7; it has"):
-        processes._require_interfaces()
+        joining.require_interfaces()

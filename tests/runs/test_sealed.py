@@ -244,3 +244,18 @@ def test_what_a_full_disk_says_is_raised_and_not_what_torch_makes_of_it(tmp_path
         sealed.write(tmp_path / "a.pt", {"new": torch.zeros(5000), "more": torch.zeros(5000)})
     assert sealed.read(tmp_path / "a.pt").keys() == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_link_that_is_said_to_be_there_already_is_taken(tmp_path, monkeypatch):
+    """NFS, whose answer to the first request was lost, refuses the second one for what the first has made."""
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    sealed.write(tmp_path / "new.pt", {"new": torch.zeros(1)})
+    monkeypatch.setattr(os, "link", twice)
+    sealed.replace_by_link(tmp_path / "new.pt", tmp_path / "best.pt")
+    assert (tmp_path / "best.pt").samefile(tmp_path / "new.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "new.pt"]

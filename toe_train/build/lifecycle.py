@@ -196,6 +196,8 @@ def open_run(
         Preempted: a signal asked to stop.
     """
     here.main_only(lambda: require_outside_data(config, folder))
+    if resume != "never":
+        here.main_only(folder.require_checkpoints)
     here.main_only(lambda: check_data(config))
     images = open_images(config, here)
     asked, config = config, of_data(config, images)

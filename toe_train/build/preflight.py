@@ -42,6 +42,8 @@ def require_place(config: RunConfig, folder: RunFolder, resume: str) -> None:
     """
     require_outside_data(config, folder)
     folder.require_usable()
+    if resume != "never":
+        folder.require_checkpoints()
     if resume not in ("auto", "never"):
         images = list_images(config)
         resume_point(Checkpoints(folder.checkpoints), resume, belonging(of_data(config, images), images))

@@ -63,8 +63,10 @@ class FromWeights:
         if self.resume == "auto" and self.folder.config.is_file():
             former = load_saved(self.folder.config)
         else:
-            found = Checkpoints(self.folder.checkpoints).find(self.resume)
-            assert found is not None, "the run begins anew"
+            checkpoints = Checkpoints(self.folder.checkpoints)
+            found = checkpoints.newest() if self.resume == "auto" else checkpoints.find(self.resume)
+            if found is None:  # which is said where the run goes on
+                return {}
             former = load_saved_values(found[1]["config"], str(found[0]))
         values = {key: _value(former, key) for key in left_to_weights(config)}
         if config.model.name != former.model.name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from toe_train.build.inputs import Images
 from toe_train.data import shorten
 from toe_train.errors import UserError
 from toe_train.recipes import RunConfig, completed, differences, essential
-from toe_train.runs.checkpoints import Checkpoints, keep
+from toe_train.runs.checkpoints import Checkpoints, keep, read
 from toe_train.runs.folder import RunFolder, versions
 from toe_train.runs.jobs import jobs
 
@@ -54,7 +55,21 @@ def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, An
             f"optim.name: {before!r} in the checkpoint, {now!r} now: the state of one optimiser is of no use to "
             f"another; give {before}, or start anew with --resume never"
         )
+    if resume != "auto" and not _holds_best(checkpoints, path, state):
+        state["progress"] = {**state["progress"], "best": -math.inf}
     return path, state
+
+
+def _holds_best(checkpoints: Checkpoints, path: Path, state: dict[str, Any]) -> bool:
+    """Whether best.pt is of the epochs up to a checkpoint: not of another run, nor of later ones, which are dropped."""
+    if path.resolve().parent != checkpoints.folder.resolve():
+        return False
+    try:
+        best = read(checkpoints.best)["progress"]
+    except UserError:  # none, or damaged
+        return False
+    here = state["progress"]
+    return bool((best["epoch"], best["step"]) <= (here["epoch"], here["step"]))
 
 
 def changes(state: dict[str, Any], belongs_to: dict[str, Any]) -> list[str]:
@@ -77,9 +92,18 @@ def kept_aside(folder: RunFolder, found: Found, belongs_to: dict[str, Any]) -> l
     """Gives second names to what a run that goes on from elsewhere or otherwise will write over; a line for each."""
     checkpoints = Checkpoints(folder.checkpoints)
     is_older = checkpoints.last.exists() and not found[0].samefile(checkpoints.last)
-    if is_older or differences(essential(found[1]["config"]), essential(belongs_to["config"])):
-        return keep(checkpoints, folder.metrics)
+    before, now = best_metric_before(found), belongs_to["config"]["checkpoint"]["best_metric"]
+    anew = [] if before == now else [f"best.pt is chosen anew, by {now}: the best by {before} is no longer counted"]
+    if not anew and is_older and found[1]["progress"]["best"] == -math.inf and checkpoints.best.exists():
+        anew = ["best.pt is chosen anew: the one here is not of the epochs up to that checkpoint"]
+    if anew or is_older or differences(essential(found[1]["config"]), essential(belongs_to["config"])):
+        return [*keep(checkpoints, folder.metrics), *anew]
     return []
+
+
+def best_metric_before(found: Found) -> str:
+    """What the best checkpoint was chosen by when this one was written."""
+    return str(found[1]["config"]["checkpoint"]["best_metric"])
 
 
 def does_not_fit(path: Path, state: dict[str, Any], error: Exception, remedy: str = ANEW) -> str:

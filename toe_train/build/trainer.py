@@ -14,11 +14,11 @@ from toe_train.build.classes import class_notes, class_weights
 from toe_train.build.inputs import Images, batch_layout, build_inputs, build_skipped, loads_pairs
 from toe_train.build.model import BuiltModel, build_model, load_initial
 from toe_train.build.pictures import build_pictures
-from toe_train.build.resume import Found, changes, does_not_fit, kept_aside
+from toe_train.build.resume import Found, best_metric_before, changes, does_not_fit, kept_aside
 from toe_train.build.step import MicroBatches, build_compile, build_schedule, build_step, choose_convolutions
 from toe_train.build.task import build_task
 from toe_train.build.tracking import Tracking
-from toe_train.errors import UserError
+from toe_train.errors import UserError, host_memory
 from toe_train.recipes import EpochPlan, RunConfig, config_at, dump_config, plan_epochs, side_of
 from toe_train.runs.checkpoints import Checkpoints
 from toe_train.runs.console import Console
@@ -117,21 +117,44 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
             checkpoints,
             run.belongs_to,
             processes,
-            saved=found is not None and found[0].resolve() == checkpoints.last.resolve(),
+            saved=found is not None
+            and not _other_best(run, found)
+            and found[0].resolve() == checkpoints.last.resolve(),
         ),
         recovery=Recovery(step, limits, (progress.epoch, progress.step)),
         pictures=build_pictures(now, plans, plan, built, task, run.images, skipped, processes),
         log=RunLog(),
     )
     if found is not None:
-        try:
-            trainer.load_state(found[1])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UserError(does_not_fit(*found, error)) from None
+        _go_on(trainer, found)
+        if _other_best(run, found):  # scores of two kinds do not compare
+            trainer.progress.best = -math.inf
     # Last of all, since it drops the metric lines of what came later.
     notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
     trainer.log = _log(run, found, trainer, task, order.steps_per_epoch, notes)
     return trainer
+
+
+def _other_best(run: Setting, found: Found) -> bool:
+    """Whether the best checkpoint was chosen by another score before."""
+    return best_metric_before(found) != run.config.checkpoint.best_metric
+
+
+def _go_on(trainer: Trainer, found: Found) -> None:
+    try:
+        with host_memory():
+            trainer.load_state(found[1])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        if _is_of_device(error):
+            raise
+        raise UserError(does_not_fit(*found, error)) from None
+
+
+def _is_of_device(error: Exception) -> bool:
+    """Whether it is the device's memory or the device itself that failed, and not what was asked of it."""
+    told = str(error)  # load_state_dict makes a RuntimeError of what it meets
+    is_plain = type(error) is RuntimeError and "CUDA error" not in told and "CUDA out of memory" not in told
+    return isinstance(error, RuntimeError) and not is_plain
 
 
 def _begin_notes(config: RunConfig, plan: EpochPlan, built: BuiltModel, started_from: str | None) -> list[str]:

@@ -65,8 +65,11 @@ class Ending:
         except OSError:  # perhaps the very disk that ended the run
             epochs = []
         name = config.checkpoint.best_metric
-        best = [record.get(f"{name}_full", record.get(name)) for record in epochs if record.get("is_best", True)]
-        scores = [score for score in best if score is not None]
+        # The last of those that were the best until then; or of all, where an older version marked none.
+        marked = [record for record in epochs if record.get("is_best")][-1:]
+        best = marked or [record for record in epochs if "is_best" not in record]
+        found = [record.get(f"{name}_full", record.get(name)) for record in best]
+        scores = [score for score in found if score is not None]
         return {
             "TOE_RUN": str(self._folder.root),
             "TOE_STATUS": {0: "finished", PREEMPTED: "preempted", INTERRUPTED: "preempted"}.get(code, "failed"),

@@ -19,6 +19,7 @@ USER_ERROR = 2
 RUN_FAILED = 3  # it cannot go on
 START_AGAIN = 4  # the same command goes on
 PREEMPTED = 75  # EX_TEMPFAIL
+ENDS = (USER_ERROR, RUN_FAILED, PREEMPTED)  # after which a run is not started again by itself
 
 
 def guarded(command: Callable[[], int], again: Callable[[], str] = lambda: "the same command") -> int:

@@ -13,7 +13,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser
 from torch.distributed.run import main as torchrun
 
-from toe_train.cli.exits import START_AGAIN
+from toe_train.cli.exits import ENDS, START_AGAIN
 from toe_train.cores import usable_cores
 from toe_train.errors import Preempted, UserError
 
@@ -50,7 +50,8 @@ def launch(
 ) -> int:
     """Runs `python -m MODULE ARGUMENTS` in `count` processes; the exit code of the first that fails.
 
-    It is START_AGAIN where a signal killed that one.
+    It is START_AGAIN where a signal killed that one. A code of ENDS counts whichever process ends with it: another one,
+    which waits for it in vain, may fail first.
 
     Not with torchrun's --max-restarts, which starts again what the user has to mend, and what a signal has stopped.
 
@@ -93,7 +94,7 @@ def launch(
                 if restarts == RESTARTS:
                     print(f"started again {RESTARTS} times, and ended each time; the same command goes on", flush=True)
                 code = error.get_first_failure()[1].exitcode
-                return code if code > 0 else START_AGAIN
+                return next((end for end in ENDS if end in codes), code if code > 0 else START_AGAIN)
         restarts, arguments = restarts + 1, further
         print(f"all processes are started again ({restarts} of at most {RESTARTS} times)", flush=True)
 

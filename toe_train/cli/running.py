@@ -15,7 +15,7 @@ from toe_train.build.preflight import begins, dry_build, require_place
 from toe_train.build.preprocessing import FromWeights
 from toe_train.build.tracking import require_trackers
 from toe_train.cli.ending import LAUNCHED, Ending
-from toe_train.cli.exits import PREEMPTED, RUN_FAILED, USER_ERROR, guarded
+from toe_train.cli.exits import ENDS, guarded
 from toe_train.cli.launch import launch, process_count, under_torchrun
 from toe_train.cli.printing import print_any_name
 from toe_train.cli.threads import take_threads, tell_if_busy
@@ -123,7 +123,7 @@ def _restarts(options: argparse.Namespace, saved: Callable[[], bool]) -> Callabl
     """For `launch`: after a crash, and with smaller micro-batches after running out of memory, the run goes on."""
 
     def again(codes: set[int]) -> list[str] | None:
-        if codes & {USER_ERROR, RUN_FAILED, PREEMPTED}:
+        if codes & set(ENDS):
             return None
         return _for_each_process(options, "auto" if saved() else options.resume)
 

@@ -2,6 +2,7 @@
 
 In reading order:
     parcel.py: a value taken apart, so that its tensors are sent one by one.
+    joining.py: how a process finds its device and its fellows.
     processes.py: the processes of a run, one code path from one up.
     default_group.py: what functions that stand alone ask the other processes.
     sealed.py: files that are whole or absent, and that know when they were damaged.

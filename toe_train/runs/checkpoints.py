@@ -85,12 +85,20 @@ class Checkpoints:
         before = _identity(self.last)
         return lambda: _identity(self.last) not in (None, before)
 
-    def is_of_any(self, jobs: dict[str, str]) -> bool:
-        """Whether the newest one that can be read was written by one of them (see `jobs.jobs`)."""
-        for path in (self.last, self.previous) if jobs else ():
+    def is_of_any(self, jobs: dict[str, tuple[str, float]]) -> bool:
+        """Whether the newest one that can be read was written by one of them (see `jobs.restarted_jobs`)."""
+        found = self.newest() if jobs else None
+        if found is None:
+            return False
+        writers, written = found[1].get("jobs", {}), found[0].stat().st_mtime
+        return any(writers.get(name) == value and written >= began for name, (value, began) in jobs.items())
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest one that can be read; None where there is none."""
+        for path in (self.last, self.previous):
             with contextlib.suppress(UserError):
-                return not jobs.items().isdisjoint(read(path).get("jobs", {}).items())
-        return False
+                return path, read(path)
+        return None
 
     def find(self, resume: str) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint that `resume` (auto, never, or a path, of a run too) asks for, or None to start anew."""

@@ -120,7 +120,19 @@ class RunFolder:
 
     def holds_a_run(self) -> bool:
         """Whether there are files of an earlier run."""
-        return self.metrics.exists() or self.checkpoints.exists()
+        return self.metrics.exists() or os.path.lexists(self.checkpoints)
+
+    def require_checkpoints(self) -> None:
+        """Refuses a link to a folder of checkpoints on a disk that is not there, beside which a run would begin anew.
+
+        Raises:
+            UserError: it is one.
+        """
+        if self.checkpoints.is_symlink() and not self.checkpoints.exists():
+            raise UserError(
+                f"{self.checkpoints} leads to {self.checkpoints.readlink()}, which is not there: mount that disk, or "
+                "begin anew with --resume never"
+            )
 
     def set_aside(self) -> Path | None:
         """Renames a folder with an earlier run's files, so that a new run loses nothing; its new path."""

@@ -43,6 +43,9 @@ class RunLog:
     def rewind(self, epoch: int, step: int) -> None:
         """The run goes back to after `step` steps of `epoch`: what came later did not happen."""
 
+    def saving(self) -> None:
+        """A checkpoint of all that was told so far is about to be written."""
+
     def saved(self) -> None:
         """A checkpoint holds all that was told so far: it will not be taken back by a resume."""
 
@@ -84,6 +87,9 @@ class JsonLines(RunLog):
 
     def epoch(self, record: Record) -> None:
         self._write("epoch", record)
+
+    def saving(self) -> None:
+        os.fsync(self.file.fileno())  # a resume drops the lines behind its checkpoint, and writes none before it
 
     def close(self) -> None:
         self.file.close()

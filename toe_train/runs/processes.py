@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from toe_train.errors import ProcessGone, Reported, RunFailed, UserError, of_system
+from toe_train.errors import ProcessGone, Reported, RunFailed, UserError, host_memory, of_system
 from toe_train.runs import parcel
+from toe_train.runs.joining import backend_of, join, own_device, require_interfaces
 
 Result = TypeVar("Result")
 
@@ -36,10 +35,12 @@ def communicating(backend: str) -> Iterator[None]:
     """Around what the processes do together over `backend`: where another process is gone, raises ProcessGone.
 
     NCCL says so by a DistError, gloo by a RuntimeError of no subclass; that one counts where torch's collectives, DDP
-    or autograd, whose backward pass communicates, raised it. A model's own fault comes from another place.
+    or autograd, whose backward pass communicates, raised it. A model's own fault comes from another place. Memory that
+    the machine does not give is a MemoryError, wherever it was asked for.
     """
     try:
-        yield
+        with host_memory():
+            yield
     except RuntimeError as error:
         by_gloo = backend == "gloo" and type(error) is RuntimeError and _comes_from_communication(error)
         if isinstance(error, dist.DistError) or by_gloo:
@@ -79,13 +80,12 @@ class Processes:
 
         After its first backward pass DDP arranges the gradients anew, and sums in another order from then on. Here that
         pass is one that changes nothing, so that a resumed run's first step is summed as the uninterrupted run's was.
-        From then on the others are waited for in minutes; torch has no public function for that (torchtitan takes the
-        same one).
+        From then on the others are waited for in minutes.
         """
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        with communicating(_backend(self.device)):
+        with communicating(backend_of(self.device)):
             # Buffers are synced in each forward pass, the default (`forward_sync_buffers`): LV-ViT's batch norm in the
             # stem relies on it, whose statistics are the main process's.
             wrapped = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
@@ -96,8 +96,18 @@ class Processes:
                 sum((part.sum() for part in outputs), start=torch.zeros((), device=self.device)).backward()
         model.zero_grad(set_to_none=True)
         for group in (dist.group.WORLD, self.control):
-            dist.distributed_c10d._set_pg_timeout(PATIENCE_IN_STEPS, group)
+            _wait_at_most(PATIENCE_IN_STEPS, group)
         return wrapped
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the main process may be at work on for longer than any step takes, while the others wait."""
+        if self.world_size == 1:
+            yield
+            return
+        _wait_at_most(PATIENCE, self.control)
+        yield
+        _wait_at_most(PATIENCE_IN_STEPS, self.control)  # after a fault the run ends, and no step follows
 
     @contextmanager
     def averaging(self, model: nn.Module, skip: bool) -> Iterator[None]:
@@ -109,20 +119,20 @@ class Processes:
             yield
             return
         holding_back = model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
-        with communicating(_backend(self.device)), holding_back:
+        with communicating(backend_of(self.device)), holding_back:
             yield
 
     def share_buffers(self, model: nn.Module) -> None:
         """Gives the main process's buffers to all: what batch norm learned differs by process until then."""
         if self.world_size > 1:
-            with communicating(_backend(self.device)):
+            with communicating(backend_of(self.device)):
                 for buffer in model.buffers():
                     dist.broadcast(buffer, src=0)
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes, in place."""
         if self.world_size > 1:
-            with communicating(_backend(self.device)):
+            with communicating(backend_of(self.device)):
                 dist.all_reduce(values)
         return values
 
@@ -201,15 +211,15 @@ class Processes:
 def processes() -> Iterator[Processes]:
     """Joins the process group that torchrun's environment describes, or stays alone; leaves it, but after a fault."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = _device(int(os.environ.get("LOCAL_RANK", 0)))
+    device = own_device(int(os.environ.get("LOCAL_RANK", 0)))
     if world_size == 1:
         yield Processes(rank, world_size, device)
         return
-    _require_interfaces()
+    require_interfaces()
     store: dist.Store | None = None
     try:
-        with communicating(_backend(device)):
-            store = _join(rank, world_size, device)
+        with communicating(backend_of(device)):
+            store = join(rank, world_size, device, PATIENCE)
         with communicating("gloo"):
             control = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(control, dist.ProcessGroup)  # this process is in it
@@ -221,6 +231,11 @@ def processes() -> Iterator[Processes]:
         raise
     else:  # not after a fault: NCCL's end would wait for processes that wait for this one in an all-reduce
         dist.destroy_process_group()
+
+
+def _wait_at_most(patience: timedelta, group: dist.ProcessGroup | None) -> None:
+    public = getattr(dist.distributed_c10d, "set_timeout", None)  # of late; what it was before is deprecated then
+    (public or dist.distributed_c10d._set_pg_timeout)(patience, group)
 
 
 def _lost(error: RuntimeError) -> ProcessGone:
@@ -243,57 +258,3 @@ def _heard(fault: Reported, store: dist.Store | None) -> Reported:
             elif not fault.shared:
                 store.set(TOLD, "1")
     return fault
-
-
-def _backend(device: torch.device) -> str:
-    """That of the processes' devices."""
-    return "nccl" if device.type == "cuda" else "gloo"
-
-
-def _require_interfaces() -> None:
-    """GLOO_SOCKET_IFNAME names the network that the processes talk over; gloo would say that another one is gone.
-
-    Raises:
-        UserError: this machine has no such interface.
-    """
-    given = os.environ.get("GLOO_SOCKET_IFNAME", "")
-    known = [name for _, name in socket.if_nameindex()]
-    for name in filter(None, given.split(",")):
-        if name not in known:
-            raise UserError(
-                f"GLOO_SOCKET_IFNAME={given}: this machine has no network interface {name}; it has {', '.join(known)}"
-            )
-
-
-def _join(rank: int, world_size: int, device: torch.device) -> dist.Store:
-    store, _, _ = next(rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # On one node torchrun's restarts meet at the same store (torch 2.15), which still holds the addresses of the
-        # processes before. On several nodes they do not count restarts alike.
-        store = dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(
-        _backend(device),
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=PATIENCE,
-        device_id=device if device.type == "cuda" else None,
-    )
-    return store
-
-
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    count = torch.cuda.device_count()
-    of_one_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1"
-    if count == 1 and not of_one_torchrun:  # whose processes all see the same GPU; Slurm's --gpus-per-task shows each
-        local_rank = 0  # task its own, as number 0
-    if local_rank >= count:
-        raise UserError(
-            f"process {local_rank} of this node has no GPU: {count} visible; start at most {count} processes a node, "
-            f"or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
-        )
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -95,13 +95,18 @@ def replace_by_link(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError:
-            shutil.copyfile(source, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            if not _is_same(source, temporary):  # NFS, asked twice, may say of its own link that it is there already
+                shutil.copyfile(source, temporary)
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(target.parent)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return other.exists() and one.samefile(other)
 
 
 def has_seal(path: Path) -> bool:

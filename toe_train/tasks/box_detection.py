@@ -173,7 +173,8 @@ class BoxDetection(Task):
         truth, scores = self._scored.ground_truth() if processes.is_main else {}, dict[str, float]()
         for name, tally in tallies.items():
             rows = np.concatenate(processes.gather(np.concatenate([np.empty((0, COLUMNS)), *tally.rows])))
-            counted = processes.from_main(lambda rows=rows: coco_statistics(truth, rows, everyone).tolist())  # type: ignore[misc]
+            with processes.waiting():  # a slow machine may take longer than a step ever does
+                counted = processes.from_main(lambda rows=rows: coco_statistics(truth, rows, everyone).tolist())  # type: ignore[misc]
             for statistic, value in zip(STATISTICS, counted, strict=True):
                 if statistic in REPORTED:
                     scores[f"{name}_{statistic}"] = 100 * value if value >= 0 else float("nan")

@@ -154,7 +154,6 @@ class Trainer:
         self.step.train()
         self.step.guard.begin_epoch(here.skipped)
         self.polling.restart()
-
         clock = EpochClock(self.processes.device, here.clock)
         batches = clock.waiting(self.inputs.train)
         window = Window(here, self.processes, len(self.step.task.loss_terms))
@@ -213,6 +212,7 @@ class Trainer:
     def _save(self, is_best: bool = False) -> None:
         """Writes a checkpoint of what is finite."""
         self.recovery.require_finite(self.progress)
+        self.log.saving()
         self.keeper.save(self.state(), is_best)
         self.log.saved()
 
