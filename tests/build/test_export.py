@@ -22,6 +22,7 @@ from toe_train.data import eval_transform
 from toe_train.errors import RunFailed, UserError
 from toe_train.models import create_model
 from toe_train.recipes import config_at, load_config, plan_epochs
+from toe_train.runs import sealed
 from toe_train.runs.checkpoints import read
 
 
@@ -175,12 +176,17 @@ def test_its_card_says_what_was_measured(run, tmp_path):
         assert "After epoch 1, on the run's validation images" in card
         assert "share of the patch tokens kept: 0.5 from epoch 0, 0.75 from epoch 1, 1 from epoch 2" in card
         assert str(tmp_path) not in card
+        assert "EXIF" not in card
     alone = tmp_path / "alone/w.pt"
     alone.parent.mkdir()
-    alone.write_bytes(run.read_bytes())
+    state = read(run)
+    state["config"]["data"]["exif_orientation"] = "apply"
+    sealed.write(alone, state)
     assert tools(["export", "--checkpoint", str(alone), "--output", str(tmp_path / "third")]) == 0
-    assert "Nothing: the run's metric lines are not beside" in (tmp_path / "third/README.md").read_text()
-    assert "Licence: none is named" in (tmp_path / "third/README.md").read_text()
+    card = (tmp_path / "third/README.md").read_text()
+    assert "Nothing: the run's metric lines are not beside" in card
+    assert "Licence: none is named" in card
+    assert "RGB images, turned upright as their EXIF blocks say, of " in card
 
 
 def test_the_card_of_a_run_that_merged_tokens_says_whose_scores_it_has(tiny, tmp_path):
@@ -251,7 +257,7 @@ def test_an_onnx_file_that_computes_something_else_is_refused(tmp_path):
 
 
 def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_file, "NEEDED", ("onnx", "no_such_package"))
+    monkeypatch.setattr(onnx_file, "NEEDED", ("torch", "no_such_package"))
     command = ["export", "--checkpoint", str(run), "--format", "onnx", "--output", str(tmp_path / "out")]
     assert tools(command) == 2
     told = "error: --format onnx: no_such_package is not installed; pip install 'toe-train[onnx]'\n"

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from toe_train.analysis import mistakes
 from toe_train.build.prediction import load
 from toe_train.cli.train import main
 
@@ -61,7 +62,7 @@ def test_it_says_what_an_evaluation_counts(trained, said, image_root, weights):
         assert {row[f"class_{rank}"] for rank in (1, 2, 3)} == {"bird", "cat", "dog"}
 
 
-def test_an_evaluation_shows_where_the_model_is_wrong(trained, said, image_root, tmp_path):
+def test_an_evaluation_shows_where_the_model_is_wrong(trained, said, image_root, tmp_path, monkeypatch):
     code, out, err = said("eval", trained, "--output", tmp_path / "found")
     assert code == 0, err
     assert sorted(path.name for path in (tmp_path / "found").iterdir()) == [
@@ -83,6 +84,11 @@ def test_an_evaluation_shows_where_the_model_is_wrong(trained, said, image_root,
         assert (row["images"], row["correct"], row["others taken for it"]) == ("2", str(right), str(taken))
         assert float(row["accuracy"]) == 50 * right
         assert any(line.split()[1::2] == [name, "2", f"{50 * right:.2f}", str(taken)] for line in out.splitlines()), out
+    monkeypatch.setattr(mistakes, "WHOLE", 2)  # of more classes the table would be as large as their number squared
+    assert said("eval", trained, "--output", tmp_path / "long")[0] == 0
+    assert not (tmp_path / "long/confusion.png").exists()
+    cells = rows_of((tmp_path / "long/confusion.csv").read_text())
+    assert {(row["true class"], row["taken for"]): int(row["images"]) for row in cells} == dict(pairs)
     probable = {row["image"]: {row[f"class_{k}"]: float(row[f"probability_{k}"]) for k in (1, 2, 3)} for row in rows}
     own = {image: values[image.split("/")[-2]] for image, values in probable.items()}
     worst = rows_of((tmp_path / "found/worst.csv").read_text())

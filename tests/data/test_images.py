@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import warnings
@@ -86,6 +87,16 @@ def test_a_dark_image_of_16_bits_stays_dark(tmp_path, load):
     assert load(tmp_path / "dark.tif").max() == 0
 
 
+def test_twelve_bits_keep_their_greys(tmp_path, load):
+    """A file that says so, by hand: Pillow writes none. Two pixels lie in three bytes."""
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}  # width, height, bits, ...
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags.items())
+    pixels = bytes([0xFF, 0xF7, 0xF0])  # 4095 and 2032
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "deep.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 12) + pixels + bytes(1) + directory)
+    assert load(tmp_path / "deep.tif")[0, :, 0].tolist() == [255, 127]
+
+
 @pytest.mark.parametrize("scale", [1, 255])
 def test_floats(tmp_path, load, scale):
     """Of 0..1 and of 0..255; rounded, not cut off."""
@@ -102,11 +113,23 @@ def test_floats(tmp_path, load, scale):
         (np.array([[-5, 70]], np.int32), "-5 .. 70, and integers"),
         (np.array([[-5, 70]], np.int16), "-5 .. 70, and integers"),
         (np.array([[0, 300]], np.float32), "0 .. 300, and floats must lie in 0..1 or 0..255"),
+        (np.array([[0, 300]], np.int32), "0 .. 300: a little more than 8 bits hold, and as 16 bits black"),
+        (np.array([[0, 1.01]], np.float32), "0 .. 1.01: a little beyond 0..1, and of 0..255 black"),
         (np.array([[-0.1, 1]], np.float32), "-0.1 .. 1, and floats"),
         (np.array([[0.5, np.nan]], np.float32), "nan .. nan, and floats"),
         (np.array([[0, np.inf]], np.float32), "0 .. inf, and floats"),
     ],
-    ids=["above 16 bits", "negative", "negative 16 bits", "floats above 255", "negative floats", "nan", "infinite"],
+    ids=[
+        "above 16 bits",
+        "negative",
+        "negative 16 bits",
+        "floats above 255",
+        "above 8 bits",
+        "floats above 1",
+        "negative floats",
+        "nan",
+        "infinite",
+    ],
 )
 def test_values_that_no_rule_is_right_for_are_refused(tmp_path, values, said):
     if values.dtype == np.int16:  # which Pillow reads, and does not write

@@ -133,6 +133,10 @@ def test_faults(image_root, labels, sample):
     assert "cat_1.pt cannot be used" in broken
     with pytest.raises(UserError, match="2 of 12 training images"):
         require_healthy("image_folder", image_root, sample, label_root=labels)
+    for path in image_root.glob("*/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"more: `toe-tools doctor --config FILE` lists"):  # of the folder alone it sees
+        require_healthy("image_folder", image_root, sample, label_root=labels)  # no label files
 
 
 def test_a_folder_that_is_none(image_root):

@@ -82,6 +82,21 @@ def test_numbers_have_their_own_order(tmp_path):
     assert [Path(found.describe(i)).name for i in range(3)] == ["z.png", "y.png", "x.png"]
 
 
+def test_an_image_counts_once(image_root, tmp_path):
+    name = "cat/cat_0.JPEG"
+    text = f"path,label\n{name},cat\ndog/dog_0.JPEG,dog\n./{name},cat\n{image_root}/train/{name},cat\n"
+    train, _ = opened(image_root, *[written(tmp_path / "a.csv", text)] * 2)
+    assert (len(train), train.notes()) == (
+        2,
+        [f"{tmp_path}/a.csv: 2 entries are of images that others are of, which count once"],
+    )
+
+
+def test_names_without_a_suffix_are_images(tmp_path):
+    found, _ = opened(tmp_path, *[written(tmp_path / "a.csv", "x,cat\ny,dog\n")] * 2)
+    assert len(found) == 2
+
+
 FAULTS = {
     "a.csv": [
         ("", "holds no images for train"),
@@ -92,6 +107,9 @@ FAULTS = {
         ("x.png,cat\nx.png,dog\n", "line 2: x.png has the label dog, and cat in"),
         ('x.png,"cat\n', "it is no CSV"),
         ("x.png,cat,val\n", "holds no images for train"),
+        ("filename,class\nx.png,cat\n", "a.csv, line 1 names no image; call the columns path, label"),
+        ("\nclass,filename\ncat,x.png\n", "a.csv, line 2 names no image"),
+        ("x.png,cat\n./x.png,dog\n", "line 2: ./x.png has the label dog, and cat in"),
     ],
     "a.jsonl": [
         ('{"path": "x.png"}', "a.jsonl, line 1: the label is None"),

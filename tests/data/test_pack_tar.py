@@ -157,6 +157,18 @@ def test_parquet_files_become_archives(image_root, tmp_path, capsys):
     assert "0 images written, 18 were there" in capsys.readouterr().out
 
 
+def test_parquet_files_of_one_name_in_two_folders_become_two_archives(image_root, tmp_path, capsys):
+    parquet_files(image_root, tmp_path / "hub", ["a", "b", "c"])
+    for folder, number in (("one", 0), ("two", 1)):
+        (tmp_path / "hub" / folder).mkdir()
+        file = tmp_path / f"hub/train-{number:05}-of-00002.parquet"
+        file.rename(tmp_path / "hub" / folder / "train.parquet")
+    assert pack(tmp_path / "hub", tmp_path / "out", "--from", "parquet", short_side=64) == 0
+    train, _ = open_datasets("tar", tmp_path / "out")
+    assert train.counts() == [4, 4, 4]
+    assert sorted(path.name for path in (tmp_path / "out/train").iterdir()) == ["one_train.tar", "two_train.tar"]
+
+
 def test_parquet_files_that_do_not_fit(image_root, tmp_path, capsys):
     parquet_files(image_root, tmp_path / "hub", ["a", "b", "c"])
     assert pack(tmp_path / "hub", tmp_path / "out", "--from", "parquet", "--label-key", "fine_label") == 2
@@ -174,11 +186,12 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     assert told.count("\n") == 1
 
 
-def test_a_class_that_would_be_read_back_as_another_is_refused(tmp_path, capsys):
+@pytest.mark.parametrize(("one", "two"), [("church/in", "church/out"), (".22 rifle", "air gun")])
+def test_a_class_that_would_be_read_back_as_another_is_refused(tmp_path, capsys, one, two):
     (tmp_path / "a").mkdir()
     for name in ("in", "out"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"a/{name}.jpg")
-    (tmp_path / "list.csv").write_text("path,label\na/in.jpg,church/in\na/out.jpg,church/out\n")
+    (tmp_path / "list.csv").write_text(f"path,label\na/in.jpg,{one}\na/out.jpg,{two}\n")
     lists = ["--from", "list", "--train-list", str(tmp_path / "list.csv"), "--val-list", str(tmp_path / "list.csv")]
     assert tools(["pack", "--images", str(tmp_path), *lists, "--to", "tar", "--output", str(tmp_path / "packed")]) == 2
-    assert "class 'church/in' cannot be written" in capsys.readouterr().err
+    assert f"class '{one}' cannot be written" in capsys.readouterr().err

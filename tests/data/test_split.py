@@ -166,6 +166,12 @@ def test_what_is_refused(photos, tmp_path, capsys):
     flat.mkdir()
     shutil.copy(photos / "cat/0.png", flat)
     shutil.copytree(photos / "cat", single / "cat")
+    mixed = tmp_path / "mixed"
+    shutil.copytree(photos, mixed)
+    (mixed / "dog").rename(mixed / "7")
+    spaced = tmp_path / "spaced"
+    shutil.copytree(photos, spaced)
+    (spaced / "dog").rename(spaced / "dog ")
     done = tmp_path / "done"
     (done / "train").mkdir(parents=True)
     (done / "val").mkdir()
@@ -176,6 +182,8 @@ def test_what_is_refused(photos, tmp_path, capsys):
         ([done], "holds train/ and val/ already"),
         ([photos, "--val", "1"], "--val 1.0 must be a share of the images above 0 and below 1"),
         ([photos, "--output", photos / "out"], "must lie apart"),
+        ([mixed, "--form", "list"], "labels are numbers and names (7 and cat): give all as one or the other; rename"),
+        ([spaced, "--form", "list"], "a list cannot hold 'dog ', with spaces at an end or no text; rename it, or give"),
     ]:
         assert tools(["split", "--output", str(tmp_path / "out"), *map(str, given)]) == 2
         err = capsys.readouterr().err

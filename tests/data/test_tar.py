@@ -15,6 +15,7 @@ from forms import FORMS, add, flat_tar, folders_of_tars, shards, tar_of_tars
 from toe_train.build.inputs import list_images
 from toe_train.cli.tools import main as tools
 from toe_train.data import TarImages, check_datasets, examine, images_at, open_datasets
+from toe_train.data.sources.tar import open_tars
 from toe_train.errors import UserError
 from toe_train.recipes import load_config
 
@@ -246,6 +247,56 @@ def test_what_is_passed_over_is_that_of_a_folder(image_root, tmp_path):
     assert found.digest() == expected.digest()
     told = [[note.split(": ", 1)[1] for note in source.notes()] for source in (expected, found)]
     assert sorted(told[0]) == sorted(told[1])
+
+
+@pytest.mark.parametrize(
+    ("members", "listed"),
+    [
+        (["set/cat/1.png", "set/dog/2.png"], ["cat/1.png", "/data/set/dog/2.png"]),
+        (["1.png", "2.png"], ["/data/val/1.png", "2.png"]),
+        (["photos/1.png", "photos/2.png"], ["/data/images/1.png", "./2.png"]),
+        (["a/rgb.png", "b/rgb.png"], ["x/a/rgb.png", "b/rgb.png"]),
+    ],
+)
+def test_paths_of_a_list_end_as_those_of_the_archive(tmp_path, members, listed):
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name in members:
+            add(archive, name, name.encode())
+    (tmp_path / "list.csv").write_text(f"{listed[0]},cat\n{listed[1]},dog\n")
+    found = open_tars(tmp_path, "train", tmp_path / "list.csv")
+    assert [found.read(i).decode() for i in range(len(found))] == members
+
+
+def test_a_list_takes_no_image_of_another_folder(tmp_path):
+    """Of its file name there is one, in another class's folder. And two paths to an image are of one image."""
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        add(archive, "cat/1.png", b"")
+        add(archive, "dog/2.png", b"")
+    path = tmp_path / "list.csv"
+    path.write_text("cat/1.png,cat\ncat/2.png,cat\n")
+    with pytest.raises(UserError, match=r"1 images of the list are not in .*cat/2\.png; correct the list, whose paths"):
+        open_tars(tmp_path, "train", path)
+    path.write_text("cat/1.png,cat\ndog/2.png,dog\n/data/cat/1.png,dog\n")
+    with pytest.raises(UserError, match=r"line 3: /data/cat/1\.png has the label dog, and cat in"):
+        open_tars(tmp_path, "train", path)
+
+
+def test_archives_of_a_split_that_are_not_read_are_told(image_root, tmp_path):
+    flat_tar(image_root, tmp_path / "tars")
+    before = [note for source in open_datasets("tar", tmp_path / "tars") for note in source.notes()]
+    shutil.copy(tmp_path / "tars/train.tar", tmp_path / "tars/train-extra.tar")
+    train, val = open_datasets("tar", tmp_path / "tars")
+    assert [*train.notes(), *val.notes()] == [
+        *before,
+        f"{tmp_path}/tars/train.tar: passed over train-extra.tar beside it",
+    ]
+
+
+def test_samples_without_an_image_are_told(tmp_path):
+    bare = [("2.npy", b""), ("2.cls", b"1"), ("3.cls", b"1"), ("info.json", b"{}")]
+    shard(tmp_path / "train.tar", ("1.jpg", b""), ("1.cls", b"0"), *bare)
+    (note,) = images_at(tmp_path / "train.tar").notes()
+    assert note.endswith("train.tar: passed over 2 samples with a label and no image that can be read: 2, 3")
 
 
 def test_a_class_without_images_is_told(image_root, tmp_path):

@@ -15,6 +15,7 @@ from toe_train.build.evaluation import Evaluated
 
 WORST = 25  # images on the contact sheet
 COLUMNS = 5
+WHOLE = 2000  # classes of which the matrix is written whole
 NAMED = 40  # classes whose names a picture of the matrix holds
 NUMBERED = 20  # whose cells hold numbers
 SIDE = 224  # pixels of an image on the sheet, at most
@@ -37,24 +38,22 @@ class ClassScore(NamedTuple):
 def class_scores(found: Evaluated) -> list[ClassScore]:
     """The scores of each class, in the order of the classes."""
     classes = found.images.classes
-    confusion = found.outcomes.confusion(len(classes))
-    right = confusion.diagonal()
-    rows = zip(classes, confusion.sum(1).tolist(), right.tolist(), (confusion.sum(0) - right).tolist(), strict=True)
+    images, right, taken = found.outcomes.by_class(len(classes))
+    rows = zip(classes, images.tolist(), right.tolist(), (taken - right).tolist(), strict=True)
     return [ClassScore(*row) for row in rows]
 
 
 def write_mistakes(found: Evaluated, folder: Path) -> None:
     """Writes `classes.csv`, `confusion.csv` and `.png`, and `worst.csv` and `.png` into a new folder.
 
-    In the matrix a row is a true class and a column what its images were taken for. The worst images are those with the
-    largest cross-entropy, the worst first.
+    In the matrix a row is a true class and a column what its images were taken for; of more than WHOLE classes there is
+    no picture, and the file lists the cells that are not empty. The worst images are those with the largest
+    cross-entropy, the worst first.
 
     Raises:
         UserError: the folder is not new, or cannot be made.
         OSError: the disk does not take it.
     """
-    classes = found.images.classes
-    confusion = found.outcomes.confusion(len(classes))
     with data.whole_folder(folder) as place:
         scores = class_scores(found)
         heads = ("class", "images", "correct", "accuracy", "others taken for it")
@@ -63,13 +62,7 @@ def write_mistakes(found: Evaluated, folder: Path) -> None:
             heads,
             ((*one[:3], "" if one.accuracy is None else f"{one.accuracy:.3f}", one.wrongly) for one in scores),
         )
-        matrix = confusion.tolist()
-        _write(
-            place / "confusion.csv",
-            ("true class", *classes),
-            ((name, *row) for name, row in zip(classes, matrix, strict=True)),
-        )
-        draw_confusion(confusion, classes).savefig(place / "confusion.png", dpi=120)
+        _write_confusion(found, place)
         worst = found.outcomes.worst(WORST)
         _write(
             place / "worst.csv",
@@ -80,6 +73,18 @@ def write_mistakes(found: Evaluated, folder: Path) -> None:
             ),
         )
         draw_worst(found, worst).savefig(place / "worst.png", dpi=120)
+
+
+def _write_confusion(found: Evaluated, place: Path) -> None:
+    classes = found.images.classes
+    if len(classes) > WHOLE:
+        cells = ((classes[label], classes[taken], count) for label, taken, count in found.outcomes.mistaken())
+        _write(place / "confusion.csv", ("true class", "taken for", "images"), cells)
+        return
+    confusion = found.outcomes.confusion(len(classes))
+    rows = ((name, *row) for name, row in zip(classes, confusion.tolist(), strict=True))
+    _write(place / "confusion.csv", ("true class", *classes), rows)
+    draw_confusion(confusion, classes).savefig(place / "confusion.png", dpi=120)
 
 
 def draw_confusion(confusion: Tensor, classes: Sequence[str]) -> Any:

@@ -34,6 +34,7 @@ def model_card(trained: Trained, parameters: int, licence: str | None, files: li
     if licence:
         front["license"] = licence
     size, augment = side_of(config.model.image_size), config.augment
+    turned = ", turned upright as their EXIF blocks say," if trained.config.data.exif_orientation == "apply" else ""
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),
@@ -41,8 +42,9 @@ def model_card(trained: Trained, parameters: int, licence: str | None, files: li
         f"# {config.model.name}",
         "",
         f"- Model: {config.model.name}, {parameters / 1e6:.2f} million parameters, evaluated with all tokens",
-        f"- Input: RGB images of {size} x {size} pixels; shorter side to {int(size / config.evaluate.crop_pct)} "
-        f"({config.evaluate.interpolation}), centre crop, mean {list(augment.mean)}, std {list(augment.std)}",
+        f"- Input: RGB images{turned} of {size} x {size} pixels; shorter side to "
+        f"{int(size / config.evaluate.crop_pct)} ({config.evaluate.interpolation}), centre crop, "
+        f"mean {list(augment.mean)}, std {list(augment.std)}",
         f"- Output: {_output(trained.num_classes, classes)}",
         f"- Weights: {'averaged' if trained.asked.averaged else 'raw'}",
         f"- Files: {', '.join(files)}",

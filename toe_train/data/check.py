@@ -27,7 +27,7 @@ from toe_train.errors import NoMemory, UserError
 FAULTS_SHOWN = 10
 TURNED: dict[ExifOrientation, str] = {
     "ignore": "have an EXIF orientation; a run takes them as they are stored, turned or mirrored, as DeiT does, and "
-    "turns them upright with data.exif_orientation=apply",
+    "turns them upright with data.exif_orientation=apply, as configs/photos.yaml does",
     "apply": "have an EXIF orientation; the run turns them upright, and with data.exif_orientation=ignore takes them "
     "as they are stored, as DeiT does",
 }
@@ -120,8 +120,8 @@ def require_healthy(
     if faults:
         shown = faults[:FAULTS_SHOWN]
         if len(faults) > FAULTS_SHOWN:
-            # Of a folder alone doctor cannot tell that a file beside it says what is in the images.
-            named = "--config FILE" if kind in ("coco", "list") else root
+            # Of a folder alone doctor cannot tell that files beside it say what is in the images.
+            named = "--config FILE" if kind in ("coco", "list") or label_root is not None else root
             shown.append(f"and {len(faults) - FAULTS_SHOWN} more: `toe-tools doctor {named}` lists them all")
         raise UserError("\n".join(shown))
 

@@ -35,7 +35,7 @@ from toe_train.data.pack import (
 )
 from toe_train.data.sources.folder import IndexedImages
 from toe_train.data.sources.images import load_rgb
-from toe_train.data.sources.listing import SPLITS
+from toe_train.data.sources.listing import SPLITS, is_left_behind
 from toe_train.data.sources.orientation import UPRIGHT, as_exif, orientation_of
 from toe_train.data.sources.span import Span
 from toe_train.data.sources.tar_members import Kind, TarFile
@@ -124,9 +124,11 @@ def archives_of_images(images: dict[str, IndexedImages], packing: Packing) -> li
     found = []
     for split in SPLITS:
         source, names = images[split], set[str]()
-        if unfit := [name for name in source.classes if "/" in name]:
-            rule = "an archive's classes are its folders' names, and '/' would part it; rename the label"
-            raise UserError(f"--images: class {unfit[0]!r} cannot be written: {rule}")
+        for name in source.classes:
+            if "/" in name or is_left_behind(name):
+                wrong = "'/' would part it" if "/" in name else "folders of this name are passed over"
+                rule = f"an archive's classes are its folders' names, and {wrong}; rename the label"
+                raise UserError(f"--images: class {name!r} cannot be written: {rule}")
         items = []
         for index in range(len(source)):
             place, name = source.place(index), source.classes[source.label(index)]

@@ -40,11 +40,10 @@ def archives_of_parquet(root: Path, packing: Packing, label_key: str = "label") 
         if not chosen:
             has = shorten([path.name for path in files]) or "none"
             raise UserError(f"{root} has no parquet files with the word {split} in their names (it has {has}): rename")
-        for path in chosen:
+        for path, stem in zip(chosen, _stems(chosen, root), strict=True):
             groups, rows = _looked_at(path, label_key)
-            parts = [partial(_copies, packing, path, group, label_key) for group in range(groups)]
-            goal = f"{split}/{path.name.removesuffix(SUFFIX)}.tar"
-            found.append(Archive(goal, [*parts], rows, int(os.stat(path).st_mtime)))
+            parts = [partial(_copies, packing, path, stem, group, label_key) for group in range(groups)]
+            found.append(Archive(f"{split}/{stem}.tar", [*parts], rows, int(os.stat(path).st_mtime)))
     return found
 
 
@@ -73,8 +72,19 @@ def _looked_at(path: Path, label_key: str) -> tuple[int, int]:
     return counts
 
 
-def _copies(packing: Packing, path: Path, group: int, label_key: str) -> list[Made]:
-    """Return the copies of a row group's images."""
+def _stems(files: list[Path], root: Path) -> list[str]:
+    """Return names for what the files become: their own without the suffix, with their folders where two share one."""
+    own = [path.name.removesuffix(SUFFIX) for path in files]
+    if len(set(own)) == len(own):
+        return own
+    whole = ["_".join(path.relative_to(root).parts).removesuffix(SUFFIX) for path in files]
+    if twice := [str(path) for path, stem in zip(files, whole, strict=True) if whole.count(stem) > 1]:
+        raise UserError(f"{' and '.join(twice)} would become one archive: rename one")
+    return whole
+
+
+def _copies(packing: Packing, path: Path, stem: str, group: int, label_key: str) -> list[Made]:
+    """Return the copies of a row group's images. stem: of the file, unlike that of all others."""
     changed, made = int(os.stat(path).st_mtime), []
     with _pyarrow().parquet.ParquetFile(path) as file:
         classes = _class_names(file.schema_arrow.metadata or {}, label_key)
@@ -82,9 +92,9 @@ def _copies(packing: Packing, path: Path, group: int, label_key: str) -> list[Ma
         rows = file.read_row_group(group, columns=[IMAGE, label_key]).to_pylist()
     for number, row in enumerate(rows, first):
         where = f"{path}, row {number}"
-        stem, suffix = posixpath.splitext(posixpath.basename((row[IMAGE] or {}).get("path") or ""))
-        name = packed_name(f"{number:07}_{stem}{suffix}" if stem else f"{number:07}.jpg")
-        goal = f"{_class_of(row[label_key], classes)}/{path.name.removesuffix(SUFFIX)}_{name}"
+        own, suffix = posixpath.splitext(posixpath.basename((row[IMAGE] or {}).get("path") or ""))
+        name = packed_name(f"{number:07}_{own}{suffix}" if own else f"{number:07}.jpg")
+        goal = f"{_class_of(row[label_key], classes)}/{stem}_{name}"
         try:
             content = (row[IMAGE] or {}).get("bytes")
             if row[label_key] is None or not content:

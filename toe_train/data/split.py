@@ -17,12 +17,13 @@ from typing import Literal, NamedTuple
 
 from toe_train.data.order.randomness import derive_seed
 from toe_train.data.sources.images import load_rgb
+from toe_train.data.sources.label_lists import class_names, typed
 from toe_train.data.sources.listing import SPLITS, ClassFolders, is_image
 from toe_train.data.sources.names import NAMES_SHOWN, legible, shorten
 from toe_train.data.sources.opening import only_class
 from toe_train.data.spread import spread
 from toe_train.data.whole import require_new, whole_folder
-from toe_train.errors import NoMemory, UserError
+from toe_train.errors import NoMemory, UserError, is_text
 
 RECORD = "split.json"
 SPLIT_LIST = "images.csv"
@@ -91,6 +92,8 @@ def split_images(source: Path, output: Path, splitting: Splitting, progress: boo
         raise UserError(_no_classes(source, listing))
     if fault := only_class(source, listing.classes):
         raise UserError(fault)
+    if splitting.form == "list":
+        _require_readable(source, [path for path, _ in paths], sorted({name for _, name in paths}))
     seen = list(spread(_look, [source / path for path, _ in paths], True, progress))
     faults = [fault for _, fault in seen if fault is not None]
     photos = [_Photo(path, name, digest) for (path, name), (digest, _) in zip(paths, seen, strict=True) if digest]
@@ -108,6 +111,16 @@ def split_images(source: Path, output: Path, splitting: Splitting, progress: boo
     counts = Counter((photo.name, side) for side, photo in plan)
     names = sorted({photo.name for photo in photos})
     return Split({name: (counts[name, "train"], counts[name, "val"]) for name in names}, is_new, faults, notes)
+
+
+def _require_readable(source: Path, paths: list[str], classes: list[str]) -> None:
+    """Refuse names that a run would not take from a list as they are: it is text, in which digits are a number."""
+    try:
+        if odd := [name for name in classes if name != name.strip()] + [path for path in paths if not is_text(path)]:
+            raise UserError(f"{source}: a list cannot hold {legible(odd[0])}, with spaces at an end or no text")
+        class_names(map(typed, classes), None, f"{source}, class folders in a list")
+    except UserError as fault:
+        raise UserError(f"{fault}; rename it, or give --form links or copies") from None
 
 
 def choose_val(groups: Mapping[str, Sequence[str]], share: float, seed: int) -> set[str]:

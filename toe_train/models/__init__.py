@@ -15,7 +15,7 @@ from toe_train.models.drop_path import GivenDraws, give_drop_path, switch_off
 from toe_train.models.dropout import give_dropout
 from toe_train.models.huggingface import TransformersClassifier
 from toe_train.models.lvvit import LvVit
-from toe_train.models.mix_token import TokenMix, box_share, draw_box, no_mix, swap_in_boxes
+from toe_train.models.mix_token import TokenMix, draw_box, no_mix, swap_in_boxes
 from toe_train.models.positions import resize_positions
 from toe_train.models.pretrained import PREFIX
 from toe_train.models.yolos import Yolos
@@ -30,7 +30,6 @@ __all__ = [
     "TransformersClassifier",
     "Yolos",
     "blocks_of",
-    "box_share",
     "create_model",
     "draw_box",
     "give_drop_path",

@@ -58,12 +58,6 @@ def draw_box(
     return torch.stack([*starts, *stops])
 
 
-def box_share(boxes: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Share (B,) float32 of the grid's cells that lie in the boxes (B, 4): a partner's share of the class label."""
-    top, left, bottom, right = boxes.unbind(1)
-    return (bottom - top) * (right - left) / (grid[0] * grid[1])
-
-
 def swap_in_boxes(x: Tensor, mix: TokenMix, grid: tuple[int, int]) -> Tensor:
     """Give each image its partner's cells inside its box. Done twice, it gives `x` again.
 

@@ -32,6 +32,20 @@ class Outcomes:
         cells = self.labels[counted] * num_classes + self.predicted[counted]
         return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
+    def by_class(self, num_classes: int) -> Tensor:
+        """Of each class its images, those of them taken for it, and those of any taken for it: (3, K) int64."""
+        counted = self.labels != NOT_COUNTED
+        labels, predicted = self.labels[counted], self.predicted[counted]
+        seen = (labels, labels[labels == predicted], predicted)
+        return torch.stack([torch.bincount(one, minlength=num_classes) for one in seen])
+
+    def mistaken(self) -> list[tuple[int, int, int]]:
+        """The cells of the confusion matrix that are not empty: class, what it was taken for, and how many images."""
+        counted = self.labels != NOT_COUNTED
+        pairs = torch.stack([self.labels[counted], self.predicted[counted]])
+        cells, counts = pairs.unique(dim=1, return_counts=True)
+        return [(label, taken, count) for (label, taken), count in zip(cells.T.tolist(), counts.tolist(), strict=True)]
+
     def worst(self, count: int) -> list[int]:
         """The indices of the images with the largest losses, of those that count; of equal ones the first."""
         counted = (self.labels != NOT_COUNTED).nonzero()[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -67,7 +68,6 @@ def read_list(path: str | Path, split: str) -> LabelList:
     notes = [f"{file}: passed over {count} rows of the split {legible(name)}" for name, count in others.items()]
     if not entries:
         raise UserError(f"the list {file} holds no images for {split}: give lines path,label or path,label,{split}")
-    _require_one_label(entries)
     return LabelList(entries, [stamp], notes)
 
 
@@ -90,7 +90,7 @@ def _json_rows(file: Path, text: str) -> Iterator[tuple[Entry, str | None]]:
 
 def _csv_rows(file: Path, text: str) -> Iterator[tuple[Entry, str | None]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    columns = ["path", "label", "split"]
+    columns, rows, bare = ["path", "label", "split"], 0, ""
     try:
         for row in reader:
             where = f"{file}, line {reader.line_num}"
@@ -102,7 +102,11 @@ def _csv_rows(file: Path, text: str) -> Iterator[tuple[Entry, str | None]]:
             named = dict(zip(columns, row, strict=False))
             if not named.get("path") or not named.get("label") or len(row) > len(columns):
                 raise UserError(f"{where}: {','.join(row)[:80]!r} must be path,label or path,label,split")
-            yield Entry(named["path"], label_of(_typed(named["label"]), where), where), named.get("split") or None
+            has_suffix = any(posixpath.splitext(cell)[1] for cell in row)
+            if rows == 1 and bare and has_suffix:  # the names of columns, other than those that are known
+                raise UserError(f"{bare} names no image; call the columns path, label and perhaps split")
+            rows, bare = rows + 1, "" if has_suffix else where
+            yield Entry(named["path"], label_of(typed(named["label"]), where), where), named.get("split") or None
     except csv.Error as fault:
         raise UserError(f"{file}, line {reader.line_num}: it is no CSV ({fault})") from None
 
@@ -113,10 +117,11 @@ def _word_rows(file: Path, text: str) -> Iterator[tuple[Entry, str | None]]:
             where, parts = f"{file}, line {number}", line.strip().rsplit(None, 1)
             if len(parts) < 2:
                 raise UserError(f"{where}: {line[:80]!r} must be a path, a space and a label")
-            yield Entry(parts[0], label_of(_typed(parts[1]), where), where), None
+            yield Entry(parts[0], label_of(typed(parts[1]), where), where), None
 
 
-def _typed(text: str) -> Label:
+def typed(text: str) -> Label:
+    """Return the label that a text is: a number where it is one as it is written, else a name."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and str(int(text)) == text else text
 
@@ -132,7 +137,7 @@ def label_of(value: Any, where: str) -> Label:
 def label_in_text(content: bytes, where: str) -> Label:
     """Return the label that a shard holds as text."""
     try:
-        return label_of(_typed(content.decode()), where)
+        return label_of(typed(content.decode()), where)
     except UnicodeDecodeError:
         raise UserError(f"{where}: the label is no text") from None
 
@@ -215,20 +220,28 @@ def _synsets(meta: bytes) -> dict[int, str]:
     return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
 
 
-def _require_one_label(entries: list[Entry]) -> None:
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        before = seen.setdefault(entry.path, entry)
+def once(labels: LabelList, images: Sequence[str]) -> tuple[dict[str, Entry], list[str]]:
+    """Return the first entry of each image, and the list's lines for a person.
+
+    images: what each entry's path leads to. Raises UserError where an image has two labels.
+    """
+    found: dict[str, Entry] = {}
+    for entry, image in zip(labels.entries, images, strict=True):
+        before = found.setdefault(image, entry)
         if before.label != entry.label:
             raise UserError(
                 f"{entry.where}: {legible(entry.path)} has the label {entry.label}, and {before.label} in "
                 f"{before.where}: give an image one"
             )
+    again = len(labels.entries) - len(found)
+    file = labels.stamps[0].path
+    notes = [f"{file}: {again} entries are of images that others are of, which count once"] if again else []
+    return found, labels.notes + notes
 
 
 def missing(entries: list[Entry], what: str) -> UserError:
     """Return what is told of entries whose images are not there."""
     return UserError(
         f"{entries[0].where}: {len(entries)} images of the list are not in {what}: "
-        f"{shorten([entry.path for entry in entries])}; correct the list"
+        f"{shorten([entry.path for entry in entries])}; correct the list, whose paths must end as theirs do"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toe_train.data.sources.folder import IndexedImages
 from toe_train.data.sources.index import Row, build_index, in_folder_order
-from toe_train.data.sources.label_lists import class_names, read_list
+from toe_train.data.sources.label_lists import class_names, once, read_list
 from toe_train.data.sources.orientation import ExifOrientation
 from toe_train.data.sources.tar_forms import known_as
 
@@ -36,12 +36,14 @@ class ListImages(IndexedImages):
         found = read_list(label_list, split)
         top = os.path.abspath(root.expanduser())
         first = Path(top) / split / found.entries[0].path
-        base = root / split if first.exists() else root
-        classes, names = class_names((entry.label for entry in found.entries), known, str(label_list))
+        folder = split if first.exists() else ""
+        base, whole = root / folder, os.path.join(top, folder)
+        entries, notes = once(found, [posixpath.normpath(posixpath.join(whole, entry.path)) for entry in found.entries])
+        classes, names = class_names((entry.label for entry in entries.values()), known, str(label_list))
         rows: dict[str, list[Row]] = defaultdict(list)
-        for entry in found.entries:
+        for entry in entries.values():
             name, path = names[entry.label], posixpath.normpath(entry.path)
             below = os.path.relpath(path, top) if posixpath.isabs(path) else path
             rows[name].append(Row(known_as(name, below.removeprefix(f"{split}/")), os.fsencode(path)))
-        index = build_index(classes, (in_folder_order(rows[name]) for name in classes), found.stamps, found.notes)
+        index = build_index(classes, (in_folder_order(rows[name]) for name in classes), found.stamps, notes)
         super().__init__(base, index, exif_orientation)

@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from toe_train._version import __version__
 from toe_train.data.sources.index import Index, Stamp
 
+FORM = 2  # of what an index holds; one more where the same files give another one
 WORTH_KEEPING = 1.0  # seconds that an index took
 # Within this time of its last change, what was listed may have changed again without another time: 2 s on FAT.
 UNSETTLED = 2.0
@@ -38,7 +39,7 @@ def remembered(identity: list[str], make: Callable[[], Index], anew: bool = Fals
     identity: what is indexed, and how. anew: make it now, whatever was kept. Where the cache cannot be written, this
     process holds the index itself, and says so once.
     """
-    told = json.dumps([__version__, *IMG_EXTENSIONS, *identity])
+    told = json.dumps([__version__, FORM, *IMG_EXTENSIONS, *identity])
     path = folder() / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npz"
     if not anew:
         found = _held[path] if path in _held else _read(path)

@@ -85,7 +85,8 @@ def open_tars(
     """
     archives = archives_of(root, split)
     of_both = archives == [str(root.expanduser())]
-    return _read_tars(root, archives, split, label_list, label_key, known, exif_orientation, anew, of_both)
+    beside = [] if of_both else _beside(root.expanduser(), split, archives)
+    return _read_tars(root, archives, split, label_list, label_key, known, exif_orientation, anew, of_both, beside)
 
 
 def images_at(root: Path, exif_orientation: ExifOrientation = "ignore") -> IndexedImages:
@@ -148,6 +149,7 @@ def _read_tars(
     exif_orientation: ExifOrientation = "ignore",
     anew: bool = False,
     of_both: bool = False,
+    beside: Sequence[str] = (),
 ) -> TarImages:
     forget_opened()
     is_imagenets = split == "val" and os.path.basename(archives[0]) == OWN_NAMES[1].format(split="val")
@@ -163,8 +165,9 @@ def _read_tars(
             *map(os.path.abspath, archives),
             *marks,
             *(known or ()),
+            *beside,
         ]
-        index = remembered(identity, lambda: _index(archives, split, labels, label_key, known, of_both), anew)
+        index = remembered(identity, lambda: _index(archives, split, labels, label_key, known, of_both, beside), anew)
     except OSError as fault:
         raise of_system(fault) from fault
     if wrong := index.fault(archives[0]):
@@ -195,8 +198,7 @@ def archives_of(root: Path, split: str) -> list[str]:
         raise of_system(fault) from fault
     own = [[name] for template in OWN_NAMES if (name := template.format(split=split)) in inside]
     in_folder = [f"{split}/{name}" for name in below if name.lower().endswith(SUFFIX) and not is_left_behind(name)]
-    word = re.compile(rf"(?<![a-z]){IN_A_NAME[split]}(?![a-z])", re.IGNORECASE)
-    shards = [] if own else [name for name in inside if word.search(name)]
+    shards = [] if own else [name for name in inside if _names(split, name)]
     ways = [way for way in (*own, in_folder, shards) if way]
     if not ways:
         has = shorten(sorted(name for name in os.listdir(top) if not is_left_behind(name))) or "nothing"
@@ -211,6 +213,17 @@ def archives_of(root: Path, split: str) -> list[str]:
     return [str(top / name) for name in ways[0]]
 
 
+def _names(split: str, name: str) -> bool:
+    """Whether the word train, or val, stands in an archive's name."""
+    return re.search(rf"(?<![a-z]){IN_A_NAME[split]}(?![a-z])", name, re.IGNORECASE) is not None
+
+
+def _beside(top: Path, split: str, archives: list[str]) -> list[str]:
+    """Return the names of archives in a folder that the split's name stands in, and that are not read for it."""
+    names = map(os.path.basename, set(_looked_through(top)[0]) - set(archives))
+    return sorted(name for name in names if _names(split, name))
+
+
 def _index(
     archives: list[str],
     split: str,
@@ -218,8 +231,9 @@ def _index(
     label_key: str,
     known: Sequence[str] | None,
     of_both: bool,
+    beside: Sequence[str],
 ) -> Index:
-    """of_both: an archive holds train and val."""
+    """of_both: an archive holds train and val. beside: names of archives of the split that are not read."""
     units, stamps = [], list(labels.stamps) if labels else []
     others = [name for name in (*SPLITS, *OTHER_SPLITS) if name != split]
     for number, path in enumerate(archives):
@@ -235,6 +249,7 @@ def _index(
     found = labelled(units, archives, labels, known, label_key)
     notes = [note for unit in units for note in unit.notes]
     notes += [*found.notes, *found.passed.lines(shorten(archives))]
+    notes += [f"{shorten(archives)}: passed over {shorten(beside)} beside it"] if beside else []
     texts = found.passed.texts()
     aside = f" (passed over: {'; '.join(texts)})" if texts else ""
     rows = (in_folder_order(found.rows[name].values()) for name in found.classes)

@@ -12,13 +12,13 @@ import json
 import os
 import posixpath
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from toe_train.data.sources.index import Row
-from toe_train.data.sources.label_lists import Label, LabelList, class_names, label_in_text, label_of, missing
+from toe_train.data.sources.label_lists import Label, LabelList, class_names, label_in_text, label_of, missing, once
 from toe_train.data.sources.listing import is_left_behind
 from toe_train.data.sources.names import legible, shorten
 from toe_train.data.sources.passed_over import PassedOver, Reason
@@ -47,8 +47,9 @@ def labelled(
     Raises UserError where the contents have none of the forms.
     """
     passed = PassedOver()
-    if labels is None and (found := _shard_labels(units, paths, label_key)) is not None:
-        return _with_labels(found, known, passed)
+    if labels is None and (shards := _shard_labels(units, paths, label_key)) is not None:
+        found, notes = shards
+        return _with_labels(found, known, passed)._replace(notes=notes)
     images = [unit.images(passed) for unit in units]
     if labels is not None:
         return _listed(units, images, labels, known, passed)
@@ -96,31 +97,51 @@ def _listed(
     known: Sequence[str] | None,
     passed: PassedOver,
 ) -> Labelled:
-    """An image of a list is that of its whole path, or else that of its name, where one alone has it."""
     whole: dict[str, Row] = {}
-    by_name: dict[str, list[str]] = defaultdict(list)
     for unit, of_unit in zip(units, images, strict=True):
         for inside, place in of_unit.items():
             text = os.fsdecode(inside)
             whole[text] = Row(text, unit.under + inside, place)
-            by_name[posixpath.basename(text)].append(text)
-    found, absent = [], []
-    for entry in labels.entries:
-        path = posixpath.normpath(entry.path)
-        if path not in whole:
-            same = by_name.get(posixpath.basename(path), [])
-            path = same[0] if len(same) == 1 else ""
-        if path:
-            found.append((entry.label, whole[path]))
-        else:
-            absent.append(entry)
     names = shorten([unit.name for unit in units])
-    if absent:
+    find = Finder(whole)
+    paths = [find(entry.path) for entry in labels.entries]
+    if absent := [entry for entry, path in zip(labels.entries, paths, strict=True) if path is None]:
         raise missing(absent, names)
-    done = _with_labels(found, known, passed)
-    left = len(whole) - len({row.known_as for _, row in found})
-    notes = [f"{names}: passed over {left} images that the list does not name"] if left else []
-    return done._replace(notes=labels.notes + notes)
+    entries, notes = once(labels, [path for path in paths if path is not None])
+    done = _with_labels([(entry.label, whole[path]) for path, entry in entries.items()], known, passed)
+    left = len(whole) - len(entries)
+    notes += [f"{names}: passed over {left} images that the list does not name"] if left else []
+    return done._replace(notes=notes)
+
+
+class Finder:
+    """Which of an archive's paths a path of a list is: the same; or else that one of the two is the end of the other.
+
+    An archive may be packed below some folder, and a list begin above it. Where all images lie in one folder, whatever
+    it is called, the file's name is enough.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._paths = dict.fromkeys(paths)
+        self._of_ends: dict[int, dict[str, str | None]] = {}  # paths by their last so many parts; None for several
+        self._is_flat = len({posixpath.dirname(path) for path in self._paths}) == 1
+
+    def __call__(self, path: str) -> str | None:
+        """Return the archive's path, None where there is none or several are alike."""
+        parts = posixpath.normpath(path).strip("/").split("/")
+        for first in range(len(parts)):
+            if (end := "/".join(parts[first:])) in self._paths:
+                return end
+        return self._by_end(parts) or (self._by_end(parts[-1:]) if self._is_flat else None)
+
+    def _by_end(self, parts: list[str]) -> str | None:
+        count = len(parts)
+        if count not in self._of_ends:
+            ends = self._of_ends[count] = {}
+            for path in self._paths:
+                end = "/".join(path.split("/")[-count:])
+                ends[end] = None if end in ends else path
+        return self._of_ends[count].get("/".join(parts))
 
 
 def _with_labels(found: list[tuple[Label, Row]], known: Sequence[str] | None, passed: PassedOver) -> Labelled:
@@ -137,8 +158,10 @@ def _with_labels(found: list[tuple[Label, Row]], known: Sequence[str] | None, pa
     return Labelled(classes, rows, passed, [])
 
 
-def _shard_labels(units: list[Contents], paths: Sequence[str], label_key: str) -> list[tuple[Label, Row]] | None:
-    """Return the images of shards with their labels; None where these are no shards."""
+def _shard_labels(
+    units: list[Contents], paths: Sequence[str], label_key: str
+) -> tuple[list[tuple[Label, Row]], list[str]] | None:
+    """Return the images of shards with their labels, and lines for a person; None where these are no shards."""
     if not any(name.lower().endswith((b".cls", b".json")) for unit in units for name in unit.files):
         return None
     samples = [_samples(unit) for unit in units]
@@ -148,8 +171,11 @@ def _shard_labels(units: list[Contents], paths: Sequence[str], label_key: str) -
         flat = not any(b"/" in name for sample in with_images for name in sample.images)
         if not beside or not (flat or _holds(beside[0], paths, label_key)):
             return None
-    found = []
+    found, notes = [], []
     for unit, of_unit in zip(units, samples, strict=True):
+        if bare := [key for key, sample in of_unit.items() if not sample.images and "cls" in sample.others]:
+            what = f"{len(bare)} samples with a label and no image that can be read"
+            notes.append(f"{unit.name}: passed over {what}: {shorten(bare)}")
         for key, sample in of_unit.items():
             if not sample.images:
                 continue
@@ -159,7 +185,7 @@ def _shard_labels(units: list[Contents], paths: Sequence[str], label_key: str) -
             ((inside, place),) = sample.images.items()
             label = _label_of(sample, paths, f"{unit.name}/{key}", label_key)
             found.append((label, Row(os.fsdecode(inside), unit.under + inside, place)))
-    return found
+    return found, notes
 
 
 class _Sample(NamedTuple):
