@@ -452,6 +452,14 @@ def test_times_of_what_ran_beside_others_are_left_out(made):
     assert [figure.name for figure in alone.figures()] == ["accuracy", "compute"]
 
 
+def test_speed_ups_are_of_the_seeds_that_both_have(made):
+    """Other seeds may be of another day, on which the machine was slower."""
+    plain = [made(f"plain-s{n}", "proxy", *SHORT, f"seed={n}", seconds=(10.0 + 10 * n,)) for n in (0, 1)]
+    toe = made("toe-s1", "proxy_toe_r05", *SHORT, "expansion.stage_epochs=[0,4,5]", "seed=1", seconds=(10.0,))
+    found = lines_of(read_report([*plain, toe], "Some"), "")[1]
+    assert (found["run"], found["speed-up"]) == ("toe", "2.00x")
+
+
 def test_columns_have_names_of_their_own(made):
     report = read_report([made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)], "Some")
     for _, heads, _ in report.tables():

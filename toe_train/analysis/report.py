@@ -150,15 +150,20 @@ class Report:
         return baseline_of(row, self.rows) or (row if row.is_plain else None)
 
     def _practical(self, row: Row, key: str) -> float | None:
-        """Hours of the plain run / this one's; None without one, both finished and timed under the same conditions."""
+        """Hours of the plain run / this one's; None without one, both finished and timed under the same conditions.
+
+        Of the seeds that both have, where they have some: those were likely trained together.
+        """
         base = self._baseline(row)
         if base is None or not all(run.is_finished for run in (*base.counted, *row.counted)):
             return None
         shared = next((found for found in row.conditions if found in base.conditions), None)
         if shared is None:
             return None
-        own, other = row.mean_time(key, shared), base.mean_time(key, shared)
-        return other / own if own and other else None
+        own, other = row.times(key, shared), base.times(key, shared)
+        if both := own.keys() & other.keys():
+            own, other = ({seed: taken[seed] for seed in both} for taken in (own, other))
+        return mean(other.values()) / mean(own.values()) if own and other else None
 
     def _by_flops(self, row: Row) -> tuple[float, float]:
         """Speed-ups by FLOPs, attention counted and as the paper counts; without a baseline here, as its plan says."""
@@ -202,7 +207,8 @@ class Report:
 HOURS = (
     "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are over "
     "plain training of the same model by the same recipe, the row of it in this report: in hours where both ran under "
-    "the same conditions, and by FLOPs, attention counted and as the paper counts, both without the method's own work."
+    "the same conditions, of the seeds that both have, and by FLOPs, attention counted and as the paper counts, both "
+    "without the method's own work."
 )
 RESULT_HEADS = (
     "run",

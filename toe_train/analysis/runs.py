@@ -143,9 +143,14 @@ class Row:
         wanted = conditions or next(iter(self.conditions), None)
         return [run for run in self.counted if run.conditions == wanted and not run.disturbed]
 
+    def times(self, key: str, conditions: Conditions | None = None) -> dict[int, float]:
+        """The last values of an epoch line's key of times, of `timed`, by seed."""
+        timed = self.timed(conditions)
+        return {run.config.seed: value for run in timed if (value := run.last(key)) is not None}
+
     def mean_time(self, key: str, conditions: Conditions | None = None) -> float | None:
-        """Mean of the last values of an epoch line's key of times, over `timed`."""
-        values = [value for run in self.timed(conditions) if (value := run.last(key)) is not None]
+        """Mean of `times`."""
+        values = self.times(key, conditions).values()
         return mean(values) if values else None
 
     @property

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def _read_tars(
     exif_orientation: ExifOrientation = "ignore",
     anew: bool = False,
     of_both: bool = False,
-    beside: Sequence[str] = (),
+    beside: list[str] | None = None,
 ) -> TarImages:
     forget_opened()
     is_imagenets = split == "val" and os.path.basename(archives[0]) == OWN_NAMES[1].format(split="val")
@@ -165,9 +166,10 @@ def _read_tars(
             *map(os.path.abspath, archives),
             *marks,
             *(known or ()),
-            *beside,
+            *(beside or ()),
         ]
-        index = remembered(identity, lambda: _index(archives, split, labels, label_key, known, of_both, beside), anew)
+        make = partial(_index, archives, split, labels, label_key, known, of_both, beside or [])
+        index = remembered(identity, make, anew)
     except OSError as fault:
         raise of_system(fault) from fault
     if wrong := index.fault(archives[0]):
@@ -231,7 +233,7 @@ def _index(
     label_key: str,
     known: Sequence[str] | None,
     of_both: bool,
-    beside: Sequence[str],
+    beside: list[str],
 ) -> Index:
     """of_both: an archive holds train and val. beside: names of archives of the split that are not read."""
     units, stamps = [], list(labels.stamps) if labels else []
