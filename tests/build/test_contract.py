@@ -137,6 +137,7 @@ def test_a_growth_is_a_segment_of_its_own(tiny, tmp_path):
     assert not optimizer.state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["token_merging", "depth_growth", "structured_sparsity"])
 def test_two_processes_train_what_one_trains(method, tiny, tmp_path, run):
     for name, processes in (("one", 1), ("two", 2)):
