@@ -48,3 +48,11 @@ def test_random_dropping_is_the_shipped_one(configs):
     other = randomly_dropping_run(load_config(configs / "proxy_tome.yaml"), [0, 30], [0.25, 0.5, 0.8]).expansion
     assert (other.stage_epochs, other.keep_rates, other.initial_keep_rate) == ((0, 30), (0.5, 0.8), 0.25)
     assert (other.initialization, other.expansion, other.merging) == ("random", "uniform", False)
+
+
+def test_a_plain_run_is_augmented_as_the_last_stage_of_a_curriculum(configs):
+    """`augment.rand_augment` is read by no run that has one, and may be anything."""
+    levels = "[rand-m1, rand-m2, rand-m3, rand-m4, null]"
+    config = load_config(configs / "deit_tiny_et_toe_r06.yaml", [f"curriculum.rand_augments={levels}"])
+    assert config.augment.rand_augment is not None
+    assert plain_run(config, 100).augment.rand_augment is None

@@ -14,7 +14,7 @@ def plain_run(config: RunConfig, epochs: int, **model: Any) -> RunConfig:
     """Plain training for `epochs`, without method and curriculum, by the recipe of `config`.
 
     Warm-up, cool-down and the average of the weights take the shares of the run that they have there, so that the
-    learning rate falls to its minimum as there.
+    learning rate falls to its minimum as there. RandAugment is that of the last stage where `config` has a curriculum.
 
     Args:
         config: any run.
@@ -26,6 +26,8 @@ def plain_run(config: RunConfig, epochs: int, **model: Any) -> RunConfig:
     """
     values = _of_length(config, epochs)
     values["model"] |= model
+    if config.curriculum is not None:
+        values["augment"]["rand_augment"] = config.curriculum.rand_augments[-1]
     return _made(values)
 
 
