@@ -78,7 +78,7 @@ def write_mistakes(found: Evaluated, folder: Path) -> None:
 def _write_confusion(found: Evaluated, place: Path) -> None:
     classes = found.images.classes
     if len(classes) > WHOLE:
-        cells = ((classes[label], classes[taken], count) for label, taken, count in found.outcomes.mistaken())
+        cells = ((classes[label], classes[taken], count) for label, taken, count in found.outcomes.confusion_cells())
         _write(place / "confusion.csv", ("true class", "taken for", "images"), cells)
         return
     confusion = found.outcomes.confusion(len(classes))

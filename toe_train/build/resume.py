@@ -55,7 +55,8 @@ def resume_point(checkpoints: Checkpoints, resume: str, belongs_to: dict[str, An
             f"optim.name: {before!r} in the checkpoint, {now!r} now: the state of one optimiser is of no use to "
             f"another; give {before}, or start anew with --resume never"
         )
-    if resume != "auto" and not _holds_best(checkpoints, path, state):
+    other_score = best_metric_before((path, state)) != belongs_to["config"]["checkpoint"]["best_metric"]
+    if other_score or (resume != "auto" and not _holds_best(checkpoints, path, state)):
         state["progress"] = {**state["progress"], "best": -math.inf}
     return path, state
 

@@ -118,7 +118,7 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
             run.belongs_to,
             processes,
             saved=found is not None
-            and not _other_best(run, found)
+            and best_metric_before(found) == config.checkpoint.best_metric  # else its best no longer counts
             and found[0].resolve() == checkpoints.last.resolve(),
         ),
         recovery=Recovery(step, limits, (progress.epoch, progress.step)),
@@ -127,17 +127,10 @@ def build_trainer(run: Setting, found: Found | None) -> Trainer:
     )
     if found is not None:
         _go_on(trainer, found)
-        if _other_best(run, found):  # scores of two kinds do not compare
-            trainer.progress.best = -math.inf
     # Last of all, since it drops the metric lines of what came later.
     notes = _begin_notes(config, plan, built, started_from) + class_notes(config, train_images, weights, order)
     trainer.log = _log(run, found, trainer, task, order.steps_per_epoch, notes)
     return trainer
-
-
-def _other_best(run: Setting, found: Found) -> bool:
-    """Whether the best checkpoint was chosen by another score before."""
-    return best_metric_before(found) != run.config.checkpoint.best_metric
 
 
 def _go_on(trainer: Trainer, found: Found) -> None:

@@ -39,7 +39,7 @@ class Outcomes:
         seen = (labels, labels[labels == predicted], predicted)
         return torch.stack([torch.bincount(one, minlength=num_classes) for one in seen])
 
-    def mistaken(self) -> list[tuple[int, int, int]]:
+    def confusion_cells(self) -> list[tuple[int, int, int]]:
         """The cells of the confusion matrix that are not empty: class, what it was taken for, and how many images."""
         counted = self.labels != NOT_COUNTED
         pairs = torch.stack([self.labels[counted], self.predicted[counted]])

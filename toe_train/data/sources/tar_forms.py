@@ -103,7 +103,7 @@ def _listed(
             text = os.fsdecode(inside)
             whole[text] = Row(text, unit.under + inside, place)
     names = shorten([unit.name for unit in units])
-    find = Finder(whole)
+    find = _Finder(whole)
     paths = [find(entry.path) for entry in labels.entries]
     if absent := [entry for entry, path in zip(labels.entries, paths, strict=True) if path is None]:
         raise missing(absent, names)
@@ -114,7 +114,7 @@ def _listed(
     return done._replace(notes=notes)
 
 
-class Finder:
+class _Finder:
     """Which of an archive's paths a path of a list is: the same; or else that one of the two is the end of the other.
 
     An archive may be packed below some folder, and a list begin above it. Where all images lie in one folder, whatever
