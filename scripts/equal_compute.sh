@@ -18,6 +18,11 @@ esac
 plain=$(sed -E 's/_(et|etpp|toe|tome|networkexpansion|stackbert|s2vite|random)(_.*)?$//' <<<"$config")
 case $config in *_et | *_et_* | *_etpp*) [ ! -f "configs/${plain}_et_baseline.yaml" ] || plain+=_et_baseline ;; esac
 case $proxy$config in yes*lvvit*) token_labels ;; esac
+# Before anything is trained, as it may refuse.
+given=() own=()
+at_scale "$config"
+toe-tools plan --config "configs/$config.yaml" --equal-compute --classes "$classes" --output "$output/equal_compute" \
+    "${given[@]}" "${own[@]}" "${extra[@]}"
 if [ -f "configs/$plain.yaml" ]; then
     train "$plain" "$plain"
 else
@@ -31,10 +36,6 @@ equal() {
     [ ! -f "$file" ] || start "${config}_$1" "$file"
 }
 
-given=() own=()
-at_scale "$config"
-toe-tools plan --config "configs/$config.yaml" --equal-compute --classes "$classes" --output "$output/equal_compute" \
-    "${given[@]}" "${own[@]}" "${extra[@]}"
 equal shorter
 equal smaller
 case $config in # what other scripts train too has their names

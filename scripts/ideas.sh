@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Changes to Token Expansion that are not the paper's method, beside ToE as it is: seeds that reach the image's last rows
-# (at r1 = 0.6; at 0.5 the paper's do), tokens that grow in ten stages, expansion after block 2.
+# Changes to Token Expansion beside the paper's ToE: seeds that reach the image's last rows (at r1 = 0.6; at 0.5 the
+# paper's do), tokens that grow in ten stages, expansion after block 2 (of 12, the paper's Table 8 has it; the proxy has 6).
 # scripts/ideas.sh data.root=/path/to/imagenet
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"

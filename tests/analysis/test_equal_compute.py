@@ -62,6 +62,7 @@ def test_other_methods_are_equalled_too(configs, name, given, kept):
     assert section.stage_epochs == ((0, 30) if len(kept) == 2 else (0,))
     if len(kept) == 1:  # it evaluates by merged tokens; the plain run by its smaller images
         assert runs["smaller"].config.model.image_size == 28
+        assert runs["smaller"].words.endswith(" epochs, 28 pixels, evaluated at 28 pixels and not 32")
 
 
 def test_what_has_no_counterpart_is_said(configs):
@@ -70,13 +71,13 @@ def test_what_has_no_counterpart_is_said(configs):
     runs = found(configs, "proxy_random")
     assert runs["random"].line == "random dropping of tokens: none, it is the run itself"
     labelled = {run.kind: run for run in equal_runs(load_config(configs / "proxy_lvvit_toe_r04.yaml"), 10)}
-    assert "no place for token labels" in labelled["smaller"].line
+    assert "token labels are of full-size images' patches" in labelled["smaller"].line
     assert isinstance(labelled["shorter"], EqualRun)
 
 
 def test_too_few_epochs_for_one_percent_are_said(configs):
     line = found(configs, "proxy_toe_r05", "epochs=6", "schedule.warmup_epochs=1")["shorter"].line
-    assert line == "plain, 5 epochs, 32 pixels, 1.035 of the FLOPs; no nearer in whole epochs"
+    assert line == "plain, 5 epochs, 32 pixels, 1.035 of the FLOPs; none nearer found in whole epochs"
 
 
 def test_stages_keep_their_shares_and_move_where_they_must():

@@ -324,7 +324,7 @@ def test_rows_are_compared_seed_by_seed_with_plain_training_and_with_what_costs_
     shares = {(line[0], line[1]): float(line[2].rstrip("x")) for line in found}
     rest = [line[:2] + line[3:] for line in found]
     assert rest == [
-        ("toe", "plain", "3", "+2.00", "+0.76 .. +3.24", "higher", "5 seeds"),
+        ("toe", "plain", "3", "+2.00", "+0.76 .. +3.24", "higher, judged alone", "5 seeds"),
         ("toe", "random", "3", "+1.17", "-6.91 .. +9.25", "no difference shown", "86 seeds"),
         ("toe", "shorter", "1", "+2.00", "-", "one seed shows nothing", "-"),
         ("random", "plain", "3", "+0.83", "-8.49 .. +10.16", "no difference shown", "113 seeds"),
@@ -404,6 +404,67 @@ def test_what_is_not_alike_is_not_compared(made):
     assert not read_report([plain, data(toe, 9)], "Some").comparisons
 
 
+@pytest.mark.parametrize("other", ["augment.mixup=0", "augment.rand_augment=null", "schedule.min_lr=1e-4"])
+def test_a_plain_run_by_another_recipe_is_no_baseline_and_on_no_line(made, other):
+    former, plain = made("former-s0", "proxy", *SHORT, other, top1=30.0), made("plain-s0", "proxy", *SHORT)
+    report = read_report([former, plain, made("toe-s0", "proxy_toe_r05", *STAGES)], "Some")
+    assert [(found.row.name, found.other.name) for found in report.comparisons] == [("toe", "plain")]
+    assert not _joined(report)
+
+
+def test_a_curriculum_is_compared_by_the_augmentation_that_it_reads(made):
+    et = made("et-s0", "proxy_et", "epochs=5", "schedule.warmup_epochs=1", "curriculum.stage_epochs=[0,1,2,3,4]")
+    last = load_config(et / "config.yaml").curriculum.rand_augments[-1]
+    plain = made(
+        "plain-s0", "proxy_et", "curriculum=null", "epochs=5", "schedule.warmup_epochs=1", "augment.mix_group=64"
+    )
+    longer = made("longer-s0", "proxy_et", "curriculum=null", "epochs=6", "schedule.warmup_epochs=1")
+    assert load_config(plain / "config.yaml").augment.rand_augment == last
+    report = read_report([et, plain, longer], "Some")
+    assert ("plain", "longer") in [(found.row.name, found.other.name) for found in report.comparisons]
+    assert read_report([et, plain, longer], "Some", "et").comparisons[0].other.name == "et"
+
+
+def test_what_a_run_does_not_read_is_no_difference(made):
+    et = made("et-s0", "proxy_et", *SHORT, *ET, "curriculum.baseline_epochs=6")
+    plain = made("plain-s0", "proxy_et", *SHORT, "curriculum=null", "augment.mix_group=64")
+    (line,) = (line for line in read_report([et, plain], "Some").made() if line.startswith("**et**"))
+    assert "Differs from plain in `curriculum=" in line
+    assert "mix_group" not in line
+
+
+def test_differences_that_are_equal_but_for_rounding_show_nothing(made):
+    """Of 450 images; 100 * 301 / 450 - 100 * 300 / 450 is not 100 * 311 / 450 - 100 * 310 / 450 to a computer."""
+    folders = []
+    for seed, right in enumerate((300, 310, 401)):
+        for name, config, more in (("plain", "proxy", 0), ("toe", "proxy_toe_r05", 1)):
+            given = (*(STAGES if more else SHORT), f"seed={seed}")
+            folders.append(made(f"{name}-s{seed}", config, *given))
+            lines = [json.loads(line) for line in (folders[-1] / "metrics.jsonl").read_text().splitlines()]
+            lines[-1]["val_top1"] = 100 * (right + more) / 450
+            (folders[-1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = read_report(folders, "Some").comparisons
+    assert found.finding == "no spread to judge by"
+
+
+def test_a_row_that_is_shown_alone_and_not_among_all_says_so(made):
+    folders = []
+    for seed, (toe, random) in enumerate([(2.0, 4.0), (1.0, 4.0), (3.4, 4.0), (1.2, 4.1)]):
+        for name, config, gain in (
+            ("plain", "proxy", 0.0),
+            ("toe", "proxy_toe_r05", toe),
+            ("random", "proxy_random", random),
+        ):
+            given = (*(SHORT if name == "plain" else STAGES), f"seed={seed}")
+            folders.append(made(f"{name}-s{seed}", config, *given, top1=40.0 + gain))
+    lines = lines_of(read_report(folders, "Some"), "Differences, seed by seed")
+    assert {(line["run"], line["against"]): line["finding"] for line in lines} == {
+        ("toe", "plain"): "higher, judged alone",  # p = 0.04, and 0.05 / 2 is asked
+        ("toe", "random"): "lower, judged alone",
+        ("random", "plain"): "higher",
+    }
+
+
 def test_a_run_that_went_on_with_other_values_is_in_no_difference(made):
     plain, toe = made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)
     metrics = toe / "metrics.jsonl"
@@ -416,16 +477,51 @@ def test_a_run_that_went_on_with_other_values_is_in_no_difference(made):
 
 
 def test_a_line_joins_plain_runs_of_several_lengths_and_no_others(made):
-    from matplotlib.figure import Figure as Canvas
-
     folders = [made(f"plain{epochs}-s0", "proxy", *SHORT, f"epochs={epochs}") for epochs in (6, 4, 5)]
     folders.append(made("small-s0", "proxy", *SHORT, "model.image_size=28"))
     folders.append(made("toe-s0", "proxy_toe_r05", *STAGES))
-    (figure,) = (one for one in read_report(folders, "Some").figures() if one.name == "compute")
+    assert _joined(read_report(folders, "Some")) == [[53.0, 54.0, 55.0]]  # the last of 4, 5 and 6 epochs
+
+
+def _drawn(report, name):
+    """The lines of a figure."""
+    from matplotlib.figure import Figure as Canvas
+
+    (figure,) = (one for one in report.figures() if one.name == name)
     axes = Canvas().subplots()
     figure.draw(axes)
-    (joined,) = (line for line in axes.get_lines() if len(line.get_xdata()) > 1 and line.get_linestyle() == "-")
-    assert list(joined.get_ydata()) == [53.0, 54.0, 55.0]  # the last of 4, 5 and 6 epochs
+    return axes.get_lines()
+
+
+def _joined(report):
+    """Scores that a line joins in the figure of compute."""
+    lines = [line for line in _drawn(report, "compute") if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"]
+    return [list(line.get_ydata()) for line in lines]
+
+
+def test_where_stages_begin_is_dotted(made):
+    report = read_report([made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)], "Some")
+    dotted = [line.get_xdata()[0] for line in _drawn(report, "accuracy") if line.get_linestyle() == ":"]
+    assert dotted == [2.5, 4.5]  # between epochs 2 and 3, 4 and 5, counted from 1
+    assert "Dotted: a stage" in report.figures()[0].caption
+    assert "Dotted" not in read_report([made("other-s0", "proxy", *SHORT)], "Some").figures()[0].caption
+
+
+def test_a_single_evaluation_is_no_curve(made):
+    runs = made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)
+    for folder in runs:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line in lines[1:-1]:
+            del line["val_top1"]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "accuracy" not in [figure.name for figure in read_report(runs, "Some").figures()]
+
+
+def test_a_wide_table_is_scrolled_and_not_the_page(made):
+    html = read_report([made("plain-s0", "proxy", *SHORT)], "Some").page()
+    (rule,) = re.findall(r"\.wide \{([^}]*)\}", html)
+    assert "overflow-x: auto" in rule
+    assert html.count('class="wide"') == html.count("<table>") == 1
 
 
 def test_times_of_what_ran_beside_others_are_left_out(made):
@@ -446,6 +542,7 @@ def test_times_of_what_ran_beside_others_are_left_out(made):
     report = read_report([plain, *folders], "Some")
     toe = lines_of(report, "")[1]
     assert (toe["seeds"], toe["GPU-hours"], toe["speed-up"]) == ("2", "0.015", "1.11x")  # of seed 0 alone
+    assert {line["GPU-seconds an epoch"] for line in lines_of(report, "Time in each stage")} == {"9"}
     assert any(note.startswith("**Times are left out** of toe-s1:") for note in report.notes())
     alone = read_report([plain, folders[1]], "Some")
     assert lines_of(alone, "")[1]["GPU-hours"] == "-"
@@ -458,6 +555,15 @@ def test_speed_ups_are_of_the_seeds_that_both_have(made):
     toe = made("toe-s1", "proxy_toe_r05", *SHORT, "expansion.stage_epochs=[0,4,5]", "seed=1", seconds=(10.0,))
     found = lines_of(read_report([*plain, toe], "Some"), "")[1]
     assert (found["run"], found["speed-up"]) == ("toe", "2.00x")
+
+
+def test_speed_ups_of_several_seeds_have_their_deviation(made):
+    plain = [made(f"plain-s{n}", "proxy", *SHORT, f"seed={n}", seconds=(10.0 + 10 * n,)) for n in (0, 1)]
+    part = (*SHORT, "expansion.stage_epochs=[0,4,5]")
+    toe = [made(f"toe-s{n}", "proxy_toe_r05", *part, f"seed={n}", seconds=(8.0 + 4 * n,)) for n in (0, 1)]
+    found = lines_of(read_report([*plain, *toe], "Some"), "")
+    assert found[0]["speed-up"] == "1.00x"
+    assert found[1]["speed-up"] == "1.46x ± 0.29"  # 1.25 and 1.67
 
 
 def test_columns_have_names_of_their_own(made):

@@ -31,6 +31,7 @@ def test_growing_images_keep_the_mixing_and_the_number_that_speed_ups_compare_wi
     config = load_config(configs / "deit_tiny_toe_r05.yaml")
     made = run_on_smaller_images(config, 310, [(0, 160, None), (100, 224, "rand-m9")])
     plans = plan_epochs(made)
+    assert [plans[epoch].rand_augment for epoch in (99, 100)] == [None, "rand-m9"]
     assert [(plans[epoch].image_size, plans[epoch].mix_group) for epoch in (99, 100)] == [(160, 256), (224, 256)]
     assert made.curriculum.baseline_epochs == 300
     assert made.curriculum.downsampling == "lanczos"  # as any data set's images are made smaller

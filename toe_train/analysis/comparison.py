@@ -20,6 +20,7 @@ CONFIDENCE = 0.95
 POWER = 0.8  # of the number of seeds that would show a difference
 MOST_SEEDS = 1000
 POINTS = 1.0  # of the difference whose seeds are told
+DIGITS = 9  # of a difference: what is behind them is the machine's rounding of percentages
 EQUAL = 0.05  # by which the FLOPs of rows of about equal compute differ at most
 
 
@@ -64,6 +65,14 @@ class Comparison:
         return "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
 
     @property
+    def chance(self) -> float | None:
+        """Of a mean as large as this where there is no difference (p, two-sided); None without a spread."""
+        if self.spread is None:
+            return None
+        count = len(self.differences)
+        return 2 * float(_student().sf(abs(mean(self.differences)) * math.sqrt(count) / self.spread, count - 1))
+
+    @property
     def seeds_needed(self) -> int | None:
         """Seeds that would show a true difference of `POINTS` with 80 % probability, at this spread.
 
@@ -79,6 +88,21 @@ class Comparison:
         return None
 
 
+def found_together(found: Sequence[Comparison]) -> list[bool]:
+    """Of each comparison, whether a difference is shown when all of them are judged together.
+
+    By Holm's method (1979), which calls any difference wrongly in one of 20 such tables at most: in the order of their
+    chances, the k-th smallest of n has to stay within 0.05 / (n - k + 1), and the first that does not ends it.
+    """
+    chances = [(chance, place) for place, one in enumerate(found) if (chance := one.chance) is not None]
+    shown = [False] * len(found)
+    for rank, (chance, place) in enumerate(sorted(chances)):
+        if chance > (1 - CONFIDENCE) / (len(chances) - rank):
+            break
+        shown[place] = True
+    return shown
+
+
 def compared(row: Row, other: Row) -> Comparison:
     """By the headline score of the last evaluation, of the finished runs of each that kept their values to the end."""
     scores = [
@@ -86,7 +110,8 @@ def compared(row: Row, other: Row) -> Comparison:
         for part in (row, other)
     ]
     shared = [seed for seed, score in scores[0].items() if None not in (score, scores[1].get(seed))]
-    return Comparison(row, other, tuple(_number(scores[0][seed]) - _number(scores[1][seed]) for seed in shared))
+    pairs = [(_number(scores[0][seed]), _number(scores[1][seed])) for seed in shared]
+    return Comparison(row, other, tuple(round(own - former, DIGITS) for own, former in pairs))
 
 
 def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:

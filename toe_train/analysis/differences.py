@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from toe_train.analysis.comparison import MOST_SEEDS, Comparison
+from toe_train.analysis.comparison import MOST_SEEDS, Comparison, found_together
 
 HEADS = ("run", "against", "FLOPs", "seeds", "difference", "95 % interval", "finding", "to show a point")
 AGAINST_SIMPLER = (
@@ -16,7 +16,8 @@ ALL = (
     "They are in points, of runs of one seed, with the 95 % interval of their mean (Student's t). *FLOPs*: the row's "
     "over the other's, the method's own work counted. *To show a point*: the number of seeds at which, with such a "
     "deviation, a true difference of one point would be told from 0 in 4 of 5 tries. Each interval stands alone: of "
-    "twenty rows that differ in nothing, one is called higher or lower."
+    "twenty rows that differ in nothing, one lies beside 0. *Judged alone*: by its own interval, and not when "
+    "all rows of the table are judged together (Holm's method, 5 %)."
 )
 
 
@@ -27,11 +28,12 @@ def note(against: str | None) -> str:
 
 def lines_of(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
     """Its lines."""
-    return [_line(one) for one in found]
+    return [_line(one, together) for one, together in zip(found, found_together(found), strict=True)]
 
 
-def _line(found: Comparison) -> tuple[str, ...]:
-    """Of one comparison."""
+def _line(found: Comparison, together: bool) -> tuple[str, ...]:
+    """Of one comparison; whether its difference is shown among all of the table."""
+    alone = ", judged alone" if found.finding in ("higher", "lower") and not together else ""
     needed = "-" if found.spread is None else f"{found.seeds_needed or f'over {MOST_SEEDS}'} seeds"
     return (
         found.row.name,
@@ -40,6 +42,6 @@ def _line(found: Comparison) -> tuple[str, ...]:
         str(len(found.differences)),
         f"{mean(found.differences):+.2f}" if found.differences else "-",
         "{:+.2f} .. {:+.2f}".format(*found.interval) if found.interval else "-",
-        found.finding,
+        found.finding + alone,
         needed,
     )

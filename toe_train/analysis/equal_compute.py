@@ -56,7 +56,7 @@ class EqualRun:
     def line(self) -> str:
         """It in a line."""
         place = "at its schedule" if self.kind == "random" else "in whole epochs"
-        near = "" if abs(self.share - 1) <= TOLERANCE else f"; no nearer {place}"
+        near = "" if abs(self.share - 1) <= TOLERANCE else f"; none nearer found {place}"
         return f"{self.words}, {self.share:.3f} of the FLOPs{near}"
 
 
@@ -126,7 +126,10 @@ class _Run:
             raise ValueError(odd[0])
         build_parts(made, world_size=1, num_classes=self.num_classes)
         costs = plan_costs(made, self.num_classes)
-        return EqualRun(kind, made, _words(kind, made, costs), costs.whole_macs / self.macs)
+        words, side = _words(kind, made, costs), made.model.image_size
+        if side != self.config.model.image_size:
+            words += f", evaluated at {size_text(side)} pixels and not {size_text(self.config.model.image_size)}"
+        return EqualRun(kind, made, words, costs.whole_macs / self.macs)
 
     def shorter(self) -> RunConfig:
         """Plain, for fewer epochs."""

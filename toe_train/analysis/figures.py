@@ -52,9 +52,10 @@ def png(figure: Figure) -> bytes:
 def figures(rows: Sequence[Row], words: str) -> list[Figure]:
     """Those that the rows give; `words` is what their score is called."""
     score, count = f"{words[:1].upper()}{words[1:].replace(' %', ' accuracy')}", len(rows)
-    dotted = "Means over the seeds, the band from the lowest to the highest. Dotted: a stage of a row begins."
+    dotted = "Means over the seeds, the band from the lowest to the highest."
+    dotted += " Dotted: a stage of a row begins." if 0 < len(_boundaries(rows)) <= MOST_BOUNDARIES else ""
     found = []
-    if any(_curve(row, f"val_{row.headline}") for row in rows):
+    if any(len(_curve(row, f"val_{row.headline}")) > 1 for row in rows):
         found.append(Figure("accuracy", f"{score} over the epochs", dotted, _curves(rows, None, words), count))
     for task, alike in _by_task([row for row in rows if _curve(row, "train_loss")]).items():
         name, title = f"loss_{task}", f"Training loss of {task.replace('_', ' ')} over the epochs"
@@ -69,7 +70,7 @@ def figures(rows: Sequence[Row], words: str) -> list[Figure]:
         conditions, by_time = _times(rows)
         if len(by_time) > 1:
             under = f"Rows timed under the same conditions: {', '.join(conditions)}"
-            under += f" (processes second, threads of each third). {line}"
+            under += f" (processes second, threads of each third). {bars}{line}"
             draw = _over(rows, by_time, "GPU-hours with loading", words)
             found.append(Figure("time", f"{score} over measured time", under, draw, len(by_time)))
     return found
@@ -88,6 +89,11 @@ def rates_figure(rates: Sequence[tuple[float, float, float]], words: str) -> Fig
         other.set_ylabel(words, color="tab:orange")
 
     return Figure("keep", "Keep rate of the first stage, speed-up and accuracy", "", draw, 0)
+
+
+def _boundaries(rows: Sequence[Row]) -> list[int]:
+    """Epochs, from 0, with which a stage of some row begins."""
+    return sorted({epoch for row in rows for epoch in row.counted[0].boundaries})
 
 
 def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -119,8 +125,8 @@ def _curves(rows: Sequence[Row], key: str | None, label: str) -> Callable[[Any],
             if max(map(len, curve.values())) > 1:
                 lows, highs = [min(values) for values in curve.values()], [max(values) for values in curve.values()]
                 axes.fill_between(list(curve), lows, highs, color=style["color"], alpha=0.12, linewidth=0)
-        boundaries = {epoch for row in rows for epoch in row.counted[0].boundaries}
-        for epoch in sorted(boundaries) if len(boundaries) <= MOST_BOUNDARIES else ():
+        boundaries = _boundaries(rows)
+        for epoch in boundaries if len(boundaries) <= MOST_BOUNDARIES else ():
             axes.axvline(epoch + 0.5, color="0.7", linestyle=":", linewidth=1, zorder=0)
         axes.set(xlabel="epoch", ylabel=label)
 

@@ -10,7 +10,7 @@ import yaml
 
 from toe_train.analysis.comparison import baseline_of
 from toe_train.analysis.runs import Row
-from toe_train.recipes import essential
+from toe_train.recipes import essential, read_values
 
 
 def how_made(row: Row, rows: Sequence[Row]) -> str:
@@ -20,7 +20,7 @@ def how_made(row: Row, rows: Sequence[Row]) -> str:
     on = f", on {' and '.join(sorted(row.devices))}"
     words = f"**{row.name}**: {config.epochs} epochs of {data}{on}."
     if base is not None:
-        own, former = (essential(one.model_dump(mode="json")) for one in (config, base.config))
+        own, former = (read_values(one) for one in (config, base.config))
         changed = differing(former, own, essential(config.model_dump(mode="json", exclude_defaults=True)))
         words += f" Differs from {base.name} in {', '.join(f'`{line}`' for line in changed) or 'nothing'}."
     commands = [start["command"] for start in row.counted[0].starts if "command" in start]

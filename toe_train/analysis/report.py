@@ -149,21 +149,21 @@ class Report:
         """What its speed-ups are over."""
         return baseline_of(row, self.rows) or (row if row.is_plain else None)
 
-    def _practical(self, row: Row, key: str) -> float | None:
-        """Hours of the plain run / this one's; None without one, both finished and timed under the same conditions.
+    def _practical(self, row: Row, key: str) -> list[float]:
+        """Hours of the plain run / this one's, by seed; none without one, both finished and timed alike.
 
-        Of the seeds that both have, where they have some: those were likely trained together.
+        Of the seeds that both have: those were likely trained together. Where they have none, that of their means.
         """
         base = self._baseline(row)
         if base is None or not all(run.is_finished for run in (*base.counted, *row.counted)):
-            return None
+            return []
         shared = next((found for found in row.conditions if found in base.conditions), None)
         if shared is None:
-            return None
+            return []
         own, other = row.times(key, shared), base.times(key, shared)
-        if both := own.keys() & other.keys():
-            own, other = ({seed: taken[seed] for seed in both} for taken in (own, other))
-        return mean(other.values()) / mean(own.values()) if own and other else None
+        if base is not row and (both := own.keys() & other.keys()):
+            return [other[seed] / own[seed] for seed in sorted(both)]
+        return [mean(other.values()) / mean(own.values())] if own and other else []
 
     def _by_flops(self, row: Row) -> tuple[float, float]:
         """Speed-ups by FLOPs, attention counted and as the paper counts; without a baseline here, as its plan says."""
@@ -183,8 +183,8 @@ class Report:
             _spread(row.values(f"ema_{row.headline}")),
             _number(row.mean_time("gpu_hours"), "{:.3g}"),
             _number(row.mean_time("gpu_hours_with_loading"), "{:.3g}"),
-            _number(self._practical(row, "gpu_hours"), "{:.2f}x"),
-            _number(self._practical(row, "gpu_hours_with_loading"), "{:.2f}x"),
+            _spread(self._practical(row, "gpu_hours"), "x"),
+            _spread(self._practical(row, "gpu_hours_with_loading"), "x"),
             f"{by_flops[0]:.3f}x",
             f"{by_flops[1]:.3f}x",
             f"{_number(theirs[0], '{:g}')}{_of_averages(paper)}",
@@ -197,18 +197,18 @@ class Report:
         """r1, practical speed-up and top-1 of the rows that have all of these, where no two have one r1."""
         found = []
         for row in self.rows:
-            speed, top1 = self._practical(row, "gpu_hours"), row.mean(f"val_{row.headline}")
+            speeds, top1 = self._practical(row, "gpu_hours"), row.mean(f"val_{row.headline}")
             expansion = row.config.expansion
-            if speed is not None and top1 is not None and row.config.curriculum is None and row.has_default_tokens:
-                found.append((expansion.keep_rates[0] if expansion else 1.0, speed, top1))
+            if speeds and top1 is not None and row.config.curriculum is None and row.has_default_tokens:
+                found.append((expansion.keep_rates[0] if expansion else 1.0, mean(speeds), top1))
         return sorted(found) if len({rate for rate, *_ in found}) == len(found) else []
 
 
 HOURS = (
     "Hours are by the paper's clock, forward to optimiser, and with loading, over all processes. Speed-ups are over "
     "plain training of the same model by the same recipe, the row of it in this report: in hours where both ran under "
-    "the same conditions, of the seeds that both have, and by FLOPs, attention counted and as the paper counts, both "
-    "without the method's own work."
+    "the same conditions, of the seeds that both have, with the deviation, and by FLOPs, attention counted and as the "
+    "paper counts, both without the method's own work."
 )
 RESULT_HEADS = (
     "run",
@@ -270,10 +270,12 @@ def _stages(row: Row) -> list[tuple[str, ...]]:
     ]
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], unit: str = "") -> str:
+    """Their mean and, of several, their deviation."""
     if not values:
         return "-"
-    return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
+    told = f"{mean(values):.2f}{unit}"
+    return told if len(values) == 1 else f"{told} ± {stdev(values):.2f}"
 
 
 def _of_averages(paper: PaperRow | None) -> str:

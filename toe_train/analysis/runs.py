@@ -16,7 +16,7 @@ from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.paper import PaperRow, paper_row
 from toe_train.analysis.tables import recorded_size
 from toe_train.errors import UserError
-from toe_train.recipes import DepthGrowthConfig, RunConfig, Size, essential, load_saved, sides_of
+from toe_train.recipes import DepthGrowthConfig, RunConfig, Size, essential, load_saved, plan_epochs, sides_of
 from toe_train.runs.folder import RunFolder
 from toe_train.runs.log import Record, read_metrics, tell_broken
 
@@ -230,10 +230,12 @@ class Row:
     @property
     def recipe(self) -> tuple[object, ...]:
         """What is equal in rows of one model on the same data that are compared, whatever their length and images."""
-        config, model = self.config, self.config.model
+        config, model, schedule = self.config, self.config.model, self.config.schedule
         learned = config.task_kind, _kind(config), self.num_classes
         begun = model.name, model.kwargs, model.drop_path, model.initial_weights is not None
-        return *learned, *begun, config.optim, config.global_batch
+        rates = config.optim, schedule.unit, schedule.stepping, schedule.min_lr, config.global_batch
+        at_last = {"rand_augment": plan_epochs(config)[-1].rand_augment, "mix_group": None}  # a curriculum has its own
+        return *learned, *begun, *rates, config.augment.model_copy(update=at_last)
 
     def stage_seconds(self) -> dict[Stage, float]:
         """Means over the timed runs that reached a stage, in order."""

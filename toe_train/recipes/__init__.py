@@ -3,6 +3,7 @@
 from toe_train.recipes.compare import completed, differences, essential, experiment
 from toe_train.recipes.curriculum import Clock, CurriculumStage
 from toe_train.recipes.derived import plain_run, randomly_dropping_run, run_on_smaller_images
+from toe_train.recipes.effect import read_values
 from toe_train.recipes.fields import HF, NEW, Size, side_of, sides_of
 from toe_train.recipes.load import dump_config, left_to_weights, load_config, load_saved, load_saved_values
 from toe_train.recipes.methods import DepthGrowthConfig, StructuredSparsityConfig, TokenMergingConfig
@@ -44,6 +45,7 @@ __all__ = [
     "plain_run",
     "plan_epochs",
     "randomly_dropping_run",
+    "read_values",
     "refusals",
     "run_on_smaller_images",
     "side_of",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from toe_train.recipes.compare import essential
 from toe_train.recipes.detection import DetectionConfig
 from toe_train.recipes.fields import HF, NEW, TIMM, TIMM_OR_NEW
 from toe_train.recipes.schema import RunConfig
@@ -33,6 +35,16 @@ def without_effect(config: RunConfig, given: Iterable[str]) -> dict[str, str]:
             if key in given and rule.idle(config):
                 found.setdefault(key, rule.why)
     return found
+
+
+def read_values(config: RunConfig) -> dict[str, Any]:
+    """A dumped configuration of what decides what is learned and is read in this run, unlike `RULES` of idle keys."""
+    values = essential(config.model_dump(mode="json"))
+    for rule in RULES:
+        for key in rule.keys if rule.idle(config) else ():
+            section, name = key.split(".")
+            (values.get(section) or {}).pop(name, None)
+    return values
 
 
 def _jitters(config: RunConfig) -> bool:

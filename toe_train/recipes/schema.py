@@ -213,7 +213,7 @@ def _budget_fits_the_schedule(config: RunConfig) -> None:
 
 def _curriculum_is_without_token_labels(config: RunConfig) -> None:
     if config.curriculum is not None and config.task_kind == "token_labelling":
-        raise ValueError("curriculum: its crop of frequencies has no place for token labels; set one of them to null")
+        raise ValueError("curriculum: token labels are of full-size images' patches; set one of them to null")
 
 
 def _cooldown_is_by_epoch(config: RunConfig) -> None:
