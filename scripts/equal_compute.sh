@@ -23,12 +23,14 @@ given=() own=()
 at_scale "$config"
 toe-tools plan --config "configs/$config.yaml" --equal-compute --classes "$classes" --output "$output/equal_compute" \
     "${given[@]}" "${own[@]}" "${extra[@]}"
-if [ -f "configs/$plain.yaml" ]; then
+if [ "$plain" = "$config" ]; then
+    echo "no plain run of full length: the name $config tells of none" >&2
+elif [ -f "configs/$plain.yaml" ]; then
     train "$plain" "$plain"
 else
     echo "no plain run of full length: there is no configs/$plain.yaml" >&2
 fi
-[ "$plain" = "$config" ] || train "$config" "$config"
+train "$config" "$config"
 
 # equal KIND: the row of as many FLOPs, where there is such a run.
 equal() {

@@ -16,4 +16,7 @@ if [ -n "$proxy" ]; then run - proxy_toe_r06; else vary deit_tiny r1_0.6 "${wide
 vary deit_tiny even_seeds "${wider[@]}" expansion.initialization=even
 vary deit_tiny linear expansion.stage_epochs=null "expansion.stage_shares=$shares" "expansion.keep_rates=$rates"
 vary deit_tiny after_block_2 expansion.after_block=2
-report "Changes to Token Expansion"
+half=deit_tiny_toe_r05 most=deit_tiny_r1_0.6
+[ -z "$proxy" ] || half=proxy_toe_r05 most=proxy_toe_r06
+report "Changes to Token Expansion" --against "$half"
+[ -n "$list" ] || toe-tools report "${runs[@]}" --title "${note:+$note: }Even seeds" --against "$most" --differences

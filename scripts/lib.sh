@@ -76,9 +76,10 @@ else
     fail "--seeds $seeds: give the number of runs, at least 1, or the first and the last seed as A-B"
 fi
 if [ -n "$jobs" ]; then
+    cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which would take those for the number of cores
     [ "$scale" != full ] || fail "--jobs is for --cpu and --smoke; elsewhere a run takes all GPUs: start those of --list yourself"
-    if ! [[ $jobs =~ ^[1-9][0-9]{0,3}$ ]] || [ "$jobs" -gt "$(nproc)" ]; then
-        fail "--jobs $jobs: give the number of runs at a time, from 1 to the $(nproc) cores of this machine"
+    if ! [[ $jobs =~ ^[1-9][0-9]{0,3}$ ]] || [ "$jobs" -gt "$cores" ]; then
+        fail "--jobs $jobs: give the number of runs at a time, from 1 to the $cores cores of this machine"
     fi
 fi
 if [ -z "$output" ]; then
@@ -333,9 +334,9 @@ images() {
     given+=(data.kind=image_folder data.root="$folder")
 }
 
-# report TITLE: the table of the runs beside the paper's, printed and in $output/report/<script>.
+# report TITLE [OPTION ...]: the table of the runs beside the paper's, printed and in $output/report/<script>.
 report() {
     [ -z "$list" ] || return 0
     finish
-    toe-tools report "${runs[@]}" --title "${note:+$note: }$1" --output "$output/report/$script"
+    toe-tools report "${runs[@]}" --title "${note:+$note: }$1" --output "$output/report/$script" "${@:2}"
 }

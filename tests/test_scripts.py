@@ -101,8 +101,8 @@ class Calls:
         return [Path(folder) for folder in last[2 : last.index("--title")]]
 
     def option(self, what: str, name: str) -> str:
-        """The value of an option of `toe-tools WHAT`."""
-        (command,) = (command for command in self.commands if command[:2] == ["toe-tools", what])
+        """The value of an option of the first `toe-tools WHAT`."""
+        command = next(command for command in self.commands if command[:2] == ["toe-tools", what])
         return command[command.index(name) + 1]
 
 
@@ -380,6 +380,8 @@ def test_equal_compute_is_that_of_the_run_at_its_scale(desk, tmp_path, scale, va
     assert calls.rows == rows
     assert calls.reported == [run.folder for run in calls.runs if run.row != "proxy_teacher"]
     (plan,) = (command for command in calls.commands if command[:2] == ["toe-tools", "plan"])
+    before = [command[4] for command in calls.commands[: calls.commands.index(plan)] if command[0] == "toe-train"]
+    assert [Path(folder).name for folder in before] in ([], ["proxy_teacher-s0"])  # as it may refuse
     run, made = ([run for run in calls.runs if run.row == name][1] for name in plan_names(rows))
     assert plan[2:4] == ["--config", run.config]
     assert calls.option("plan", "--output") == str(written)
@@ -415,6 +417,19 @@ def test_equal_compute_says_what_does_not_belong_together(desk):
     ):
         job = desk.start("equal_compute", *scale, given, CONFIG=config)
         assert (job.returncode, words in job.stderr) == (2, True)
+    job = desk.start("equal_compute", given, CONFIG="photos")
+    assert "no plain run of full length: the name photos tells of none" in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("scale", "half", "most"),
+    [([], "deit_tiny_toe_r05", "deit_tiny_r1_0.6"), (["--proxy"], "proxy_toe_r05", "proxy_toe_r06")],
+)
+def test_ideas_are_held_against_token_expansion_as_it_is(desk, scale, half, most):
+    calls = desk.calls("ideas", *scale, f"data.root={desk.images}")
+    found = [command for command in calls.commands if command[:2] == ["toe-tools", "report"]]
+    assert [command[command.index("--against") + 1] for command in found] == [half, most]
+    assert {half, most} < set(calls.rows)
 
 
 def plan_names(rows: list[str]) -> tuple[str, str]:
@@ -432,6 +447,13 @@ def test_a_list_has_the_commands_of_the_runs_and_starts_none(desk, script):
     assert job.returncode == 0
     assert [shlex.split(line) for line in job.stdout.splitlines()] == [run for run in started if run[0] == "toe-train"]
     assert not desk.record.exists()
+
+
+def test_as_many_jobs_as_cores_are_taken_whatever_the_threads(desk):
+    desk.have_images(desk.root / "runs/proxy-cpu/cifar")
+    cores = str(len(os.sched_getaffinity(0)))
+    given = ["--proxy", "--cpu", "--jobs", cores, f"data.root={desk.images}"]
+    assert len(desk.calls("fig3", *given, OMP_NUM_THREADS="1", OMP_THREAD_LIMIT="1").runs) > 1
 
 
 def test_jobs_are_the_runs_of_the_list_seed_by_seed(desk):

@@ -80,6 +80,27 @@ def test_too_few_epochs_for_one_percent_are_said(configs):
     assert line == "plain, 5 epochs, 32 pixels, 1.035 of the FLOPs; none nearer found in whole epochs"
 
 
+def test_what_is_too_far_off_for_the_report_is_said(configs):
+    given = ("epochs=4", "schedule.warmup_epochs=1", "expansion.stage_epochs=[0,1,2]")
+    line = found(configs, "proxy_toe_r05", *given)["shorter"].line
+    assert line.startswith("plain, 3 epochs, 32 pixels, 0.")
+    assert line.endswith("; none nearer found in whole epochs, and toe-tools report compares them with --against alone")
+
+
+def test_a_run_that_saves_nothing_has_no_counterpart(configs):
+    given = ("expansion.stage_epochs=[0]", "expansion.stage_shares=null", "expansion.keep_rates=[1.0]", "epochs=9")
+    runs = found(configs, "proxy_toe_r05", *given)
+    assert runs["shorter"].line.endswith("none, its FLOPs come nearer to all 9 epochs than to 8")
+    assert runs["random"].line.endswith("none, it would keep all tokens")
+
+
+def test_sizes_of_a_curriculum_are_told_with_their_epochs(configs):
+    runs = found(configs, "proxy_et_toe_r06")
+    firsts = dict.fromkeys(plan.image_size for plan in plan_epochs(runs["random"].config))
+    assert len(firsts) == 3
+    assert "24, 28 and 32 pixels from epochs 1, 37 and 49 on, made smaller by low_frequency" in runs["random"].words
+
+
 def test_stages_keep_their_shares_and_move_where_they_must():
     parts = [Part(0, 100, 50, None), Part(100, 100, 75, None), Part(200, 100, 100, None)]
     assert fitted_epochs(parts, 300, 22_500) == (300, (0, 100, 200))

@@ -465,6 +465,19 @@ def test_a_row_that_is_shown_alone_and_not_among_all_says_so(made):
     }
 
 
+def test_a_run_without_a_line_is_left_out_and_the_others_are_compared(made, capsys):
+    folders = []
+    for seed in (0, 1):
+        folders += [made(f"plain-s{seed}", "proxy", *SHORT, f"seed={seed}")]
+        folders += [made(f"toe-s{seed}", "proxy_toe_r05", *STAGES, f"seed={seed}")]
+    (folders[0] / "metrics.jsonl").write_text("[1,2]\n")
+    (found,) = read_report(folders, "Some").comparisons
+    assert len(found.differences) == 1
+    told = capsys.readouterr().err
+    assert f"{folders[0]}/metrics.jsonl: line 1 is no whole line" in told
+    assert f"holds no start of a run; {folders[0]} is left out" in told
+
+
 def test_a_run_that_went_on_with_other_values_is_in_no_difference(made):
     plain, toe = made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)
     metrics = toe / "metrics.jsonl"
@@ -555,6 +568,29 @@ def test_speed_ups_are_of_the_seeds_that_both_have(made):
     toe = made("toe-s1", "proxy_toe_r05", *SHORT, "expansion.stage_epochs=[0,4,5]", "seed=1", seconds=(10.0,))
     found = lines_of(read_report([*plain, toe], "Some"), "")[1]
     assert (found["run"], found["speed-up"]) == ("toe", "2.00x")
+
+
+def test_times_without_a_seed_in_common_are_not_compared(made):
+    plain = [made(f"plain-s{n}", "proxy", *SHORT, f"seed={n}", seconds=(10.0 + n,)) for n in (0, 1)]
+    part = (*SHORT, "expansion.stage_epochs=[0,4,5]")
+    other = made("toe-s2", "proxy_toe_r05", *part, "seed=2", seconds=(5.0,))
+    report = read_report([*plain, other], "Some")
+    assert lines_of(report, "")[1]["speed-up"] == "-"
+    assert "time" not in [figure.name for figure in report.figures()]
+    both = made("less-s1", "proxy_toe_r05", *part, "seed=1", seconds=(5.0,))
+    assert _places(read_report([*plain, both], "Some"), "time") == pytest.approx(
+        [2 * 66 / 3600, 2 * 30 / 3600]
+    )  # seed 1
+
+
+def _places(report, name):
+    """Where the rows of a figure stand on its axis."""
+    from matplotlib.figure import Figure as Canvas
+
+    (figure,) = (one for one in report.figures() if one.name == name)
+    axes = Canvas().subplots()
+    figure.draw(axes)
+    return [drawn.lines[0].get_xdata()[0] for drawn in axes.containers]
 
 
 def test_speed_ups_of_several_seeds_have_their_deviation(made):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from toe_train.runs.log import JsonLines, RunLog, Several, broken_lines, tell_broken
+from toe_train.runs.log import JsonLines, RunLog, Several, broken_lines, read_metrics, tell_broken
 
 
 def test_several_pass_everything_on():
@@ -40,11 +40,20 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert (last["val_loss"], last["parts"], last["more"]) == (None, [1.0, None], {"a": None})
 
 
+def test_what_is_not_finite_is_read_as_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "epoch", "epoch": 0, "val_top1": NaN, "ema_top1": 5.0}\n')
+    assert read_metrics(path, "epoch") == [{"kind": "epoch", "epoch": 0, "val_top1": None, "ema_top1": 5.0}]
+    assert broken_lines(path) == []
+
+
 def test_broken_lines_are_counted_and_told(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = '{"kind": "epoch", "epoch": 0}\n'
     path.write_text(whole + '{"kind": "epoch", "epo\n' + whole + "5\n")
     assert broken_lines(path) == [2, 4]
     assert tell_broken(path) == [f"note: {path}: lines 2, 4 are no whole lines of a run (2 in all) and left out"]
+    path.write_text(whole + '{"kind": "epoch", "epoch": 1, "val_top1": "x"}\n')
+    assert broken_lines(path) == [2]
     path.write_text(whole)
     assert tell_broken(path) == tell_broken(tmp_path / "none") == []

@@ -10,7 +10,7 @@ from toe_train.analysis.comparison import MOST_SEEDS, Comparison, found_together
 HEADS = ("run", "against", "FLOPs", "seeds", "difference", "95 % interval", "finding", "to show a point")
 AGAINST_SIMPLER = (
     "against plain training, and against what is simpler and costs about as many FLOPs (within 5 %); at last Token "
-    "Expansion against each method that it is compared with, whatever their FLOPs"
+    "Expansion against each method that it is compared with, by its row of most seeds in common and then of next FLOPs"
 )
 ALL = (
     "They are in points, of runs of one seed, with the 95 % interval of their mean (Student's t). *FLOPs*: the row's "

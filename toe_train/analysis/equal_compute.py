@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from toe_train.analysis.comparison import EQUAL
 from toe_train.analysis.flops import PlannedRun, plan_costs
 from toe_train.analysis.nearest_cost import TOLERANCE, DroppingSteps, Part, PlainSteps, fitted_epochs, keep_rates
 from toe_train.analysis.tables import size_text
@@ -55,9 +56,15 @@ class EqualRun:
     @property
     def line(self) -> str:
         """It in a line."""
+        return f"{self.words}, {self.share:.3f} of the FLOPs{self.how_near}"
+
+    @property
+    def how_near(self) -> str:
+        """What is to be said of FLOPs that are not equal."""
+        off = abs(self.share - 1)
         place = "at its schedule" if self.kind == "random" else "in whole epochs"
-        near = "" if abs(self.share - 1) <= TOLERANCE else f"; none nearer found {place}"
-        return f"{self.words}, {self.share:.3f} of the FLOPs{near}"
+        near = "" if off <= TOLERANCE else f"; none nearer found {place}"
+        return near if off <= EQUAL else f"{near}, and toe-tools report compares them with --against alone"
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def equal_runs(config: RunConfig, num_classes: int) -> list[EqualRun | NoRun]:
             made = make()
             found.append(run.measured(kind, made))
         except ValueError as error:
-            found.append(NoRun(kind, str(error)))
+            found.append(NoRun(kind, str(error).partition(";")[0]))  # the remedy is of keys that nobody gave
     return found
 
 
@@ -126,6 +133,8 @@ class _Run:
             raise ValueError(odd[0])
         build_parts(made, world_size=1, num_classes=self.num_classes)
         costs = plan_costs(made, self.num_classes)
+        if kind == "random" and all(part.cost.tokens_kept == costs.full.tokens_kept for part in costs.stretches):
+            raise ValueError("it would keep all tokens")
         words, side = _words(kind, made, costs), made.model.image_size
         if side != self.config.model.image_size:
             words += f", evaluated at {size_text(side)} pixels and not {size_text(self.config.model.image_size)}"
@@ -133,7 +142,11 @@ class _Run:
 
     def shorter(self) -> RunConfig:
         """Plain, for fewer epochs."""
-        return plain_run(self.config, max(1, round(self.macs / self.full)))
+        epochs = max(1, round(self.macs / self.full))
+        whole = (self.config.curriculum and self.config.curriculum.baseline_epochs) or self.config.epochs
+        if epochs >= whole:
+            raise ValueError(f"its FLOPs come nearer to all {whole} epochs than to {whole - 1}")
+        return plain_run(self.config, epochs)
 
     def on_smaller_images(self) -> RunConfig:
         """Plain, on images whose plain step costs what the run's step costs in each of its stages."""
@@ -185,8 +198,8 @@ def _words(kind: Kind, config: RunConfig, costs: PlannedRun) -> str:
     kept = [str(part.cost.tokens_kept) for part in costs.stretches]
     tokens = f", {_listed(kept)} of {costs.full.tokens_kept} tokens" if kind == "random" else ""
     name = "random dropping" if kind == "random" else "plain"
-    firsts = [str(part.first + 1) for part in parts]
-    begun = f" from epochs {_listed(firsts)} on" if len(sizes) == len(parts) > 1 else ""
+    firsts = [str(next(part.first for part in parts if size_text(part.plan.image_size) == size) + 1) for size in sizes]
+    begun = f" from epochs {_listed(firsts)} on" if len(sizes) > 1 else ""
     way = f", made smaller by {config.curriculum.downsampling}" if config.curriculum else ""
     return f"{name}, {config.epochs} epochs, {_listed(sizes)} pixels{begun}{way}{tokens}"
 

@@ -70,7 +70,7 @@ def figures(rows: Sequence[Row], words: str) -> list[Figure]:
         conditions, by_time = _times(rows)
         if len(by_time) > 1:
             under = f"Rows timed under the same conditions: {', '.join(conditions)}"
-            under += f" (processes second, threads of each third). {bars}{line}"
+            under += f" (processes second, threads of each third), of the seeds that all of them have. {bars}{line}"
             draw = _over(rows, by_time, "GPU-hours with loading", words)
             found.append(Figure("time", f"{score} over measured time", under, draw, len(by_time)))
     return found
@@ -185,13 +185,15 @@ def _scale(axes: Any, costs: Sequence[float]) -> None:
 
 
 def _times(rows: Sequence[Row]) -> tuple[Conditions, dict[str, float]]:
-    """The conditions that most rows were timed under, and the hours of those."""
+    """The conditions that most rows were timed under, and the mean hours of those, of the seeds that all have."""
     known = [found for row in rows for found in row.conditions]
     if not known:
         return (), {}
     conditions = max(dict.fromkeys(known), key=known.count)
-    times = {row.name: row.mean_time("gpu_hours_with_loading", conditions) for row in rows}
-    return conditions, {name: hours for name, hours in times.items() if hours is not None}
+    times = {row.name: row.times("gpu_hours_with_loading", conditions) for row in rows}
+    by_seed = {name: hours for name, hours in times.items() if hours}
+    seeds = set.intersection(*(set(hours) for hours in by_seed.values())) if by_seed else set()
+    return conditions, {name: mean(hours[seed] for seed in seeds) for name, hours in by_seed.items() if seeds}
 
 
 def _styles(count: int) -> list[dict[str, Any]]:

@@ -152,7 +152,7 @@ class Report:
     def _practical(self, row: Row, key: str) -> list[float]:
         """Hours of the plain run / this one's, by seed; none without one, both finished and timed alike.
 
-        Of the seeds that both have: those were likely trained together. Where they have none, that of their means.
+        Of the seeds that both have: those were likely trained together, and machines differ from day to day.
         """
         base = self._baseline(row)
         if base is None or not all(run.is_finished for run in (*base.counted, *row.counted)):
@@ -161,9 +161,9 @@ class Report:
         if shared is None:
             return []
         own, other = row.times(key, shared), base.times(key, shared)
-        if base is not row and (both := own.keys() & other.keys()):
-            return [other[seed] / own[seed] for seed in sorted(both)]
-        return [mean(other.values()) / mean(own.values())] if own and other else []
+        if base is row:
+            return [1.0] if own else []
+        return [other[seed] / own[seed] for seed in sorted(own.keys() & other.keys())]
 
     def _by_flops(self, row: Row) -> tuple[float, float]:
         """Speed-ups by FLOPs, attention counted and as the paper counts; without a baseline here, as its plan says."""

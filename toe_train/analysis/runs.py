@@ -265,8 +265,7 @@ def read_rows(folders: Sequence[Path]) -> list[Row]:
         UserError: one is no run folder, or runs of one name differ in more than their seed and what a machine decides.
     """
     rows: dict[str, list[Run]] = {}
-    for folder in folders:
-        run = _read(folder)
+    for run in filter(None, map(_read, folders)):
         rows.setdefault(run.name, []).append(run)
     for name, runs in rows.items():
         first, *others = (_without_seed(run.config) for run in runs)
@@ -284,7 +283,8 @@ def _without_seed(config: RunConfig) -> dict[str, object]:
     return {**compared, "seed": None, "model": {**compared["model"], "initial_weights": started}}
 
 
-def _read(root: Path) -> Run:
+def _read(root: Path) -> Run | None:
+    """None, and a note, for one whose metrics tell of no start and no epoch."""
     folder = RunFolder(root)
     missing = [path.name for path in (folder.config, folder.metrics) if not path.is_file()]
     if missing:
@@ -293,4 +293,7 @@ def _read(root: Path) -> Run:
         print(note, file=sys.stderr)
     starts = read_metrics(folder.metrics, "start")
     epochs = read_metrics(folder.metrics, "epoch")
+    if not starts and not epochs:
+        print(f"note: {folder.metrics} holds no start of a run; {root} is left out", file=sys.stderr)
+        return None
     return Run(folder.root.name, load_saved(folder.config), starts or [{}], epochs, folder.tensorboard)

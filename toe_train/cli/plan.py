@@ -43,11 +43,11 @@ def run(options: argparse.Namespace, given: list[str]) -> int:
 def _header(found: EqualRun, path: Path, source: Path, config: RunConfig, given: list[str]) -> str:
     """What the file is, for its reader."""
     lines = [
-        f"{TITLES[found.kind]}, beside {source.name} of {config.epochs} epochs, with the values of the last line here.",
+        f"{TITLES[found.kind]}, beside {source.name} of {config.epochs} epochs with what the last line here gives it.",
         "",
         f"  toe-train --config {shlex.quote(str(path))}",
         "",
-        f"{found.line} of that run, its method's own work counted.",
+        f"{found.words}, {found.share:.3f} of the FLOPs of that run, its method's own work counted{found.how_near}.",
         *_shares(found.config, config),
         f"Made by: {shlex.join(['toe-tools', *given])}",
     ]
@@ -55,7 +55,7 @@ def _header(found: EqualRun, path: Path, source: Path, config: RunConfig, given:
 
 
 def _shares(made: RunConfig, config: RunConfig) -> list[str]:
-    """Warm-up and cool-down, which whole epochs keep from being the same share of a run of another length."""
+    """What a run of another length has otherwise: warm-up and cool-down, whose share is of whole epochs, averaging."""
     whole = (config.curriculum and config.curriculum.budget_epochs) or config.epochs
     lines = []
     for name, own, there in (
@@ -67,6 +67,11 @@ def _shares(made: RunConfig, config: RunConfig) -> list[str]:
                 f"{name}: {own} of {made.epochs} epochs ({own / made.epochs:.1%}), there {there} of {whole} "
                 f"({there / whole:.1%})."
             )
+    if made.train.ema_decay != config.train.ema_decay:
+        lines.append(
+            f"Averaging: a decay of {made.train.ema_decay}, there {config.train.ema_decay}, so that a weight counts as "
+            "much after the same share of the run."
+        )
     return lines
 
 

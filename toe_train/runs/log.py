@@ -20,6 +20,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "step": ("epoch", "step"),
     "epoch": ("epoch",),
 }  # that a line of a kind cannot do without
+NUMBERS = ("val_", "ema_", "gpu_hours")  # keys begin so whose values are numbers, or null
 
 
 class RunLog:
@@ -146,16 +147,24 @@ def tell_broken(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[Record | None]:
-    """The record of each line; None where it is broken."""
+    """The record of each line, with None for numbers that are not finite; None where it is broken."""
     records: list[Record | None] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             record = None
-        needed = KEYS.get(str(record.get("kind"))) if isinstance(record, dict) else None
-        records.append(record if needed is not None and all(key in record for key in needed) else None)
+        records.append(_finite(record) if _is_whole(record) else None)
     return records
+
+
+def _is_whole(record: Any) -> bool:
+    """Whether it is a line of a run."""
+    needed = KEYS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+    if needed is None or not all(key in record for key in needed):
+        return False
+    values = [value for key, value in record.items() if key.startswith(NUMBERS) and value is not None]
+    return all(isinstance(value, (int, float)) for value in values)
 
 
 def _keep_lines(path: Path, wanted: Callable[[Record], bool]) -> None:
