@@ -233,16 +233,17 @@ def test_the_papers_stages_add_up_to_its_hours():
         assert sum(row.stage_seconds) / 36 == pytest.approx(row.hours, abs=0.15)  # 100 epochs each
 
 
+PAGES = "README.md", "docs/results.md", "docs/finetuning_cpu.md", "docs/detection.md"
 COMMANDS = [
     (page, line.strip("` "))
-    for page in ("README.md", "docs/results.md")
+    for page in PAGES
     for line in (REPOSITORY / page).read_text().replace("\\\n", "").splitlines()
     if f"--into {page}" in line
 ]
 
 
-def test_both_pages_name_the_commands_of_their_tables():
-    assert {page for page, _ in COMMANDS} == {"README.md", "docs/results.md"}
+def test_all_pages_name_the_commands_of_their_tables():
+    assert {page for page, _ in COMMANDS} == set(PAGES)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda text: text.split("--title ")[-1])
