@@ -40,9 +40,7 @@ def test_a_file_says_what_it_is_and_loads(two, tiny, tmp_path, said):
     assert load_config(path) == plain_run(load_config(tiny, ["optim.lr=0.5", "schedule.warmup_epochs=1"]), 2)
     header = path.read_text().partition("\n\n")[0]
     assert f"\n#   toe-train --config {path}\n" in header
-    assert (
-        f"# Plain training for fewer epochs, beside {tiny.name} of 3 epochs, with the values of the last line" in header
-    )
+    assert f"# Plain training for fewer epochs, beside {tiny.name} of 3 epochs with what the last line" in header
     assert "\n# plain, 2 epochs, 1.002 of the FLOPs of that run," in header
     assert "\n# Warm-up: 1 of 2 epochs (50.0%), there 1 of 3 (33.3%).\n" in header
     assert "# Made by: toe-tools plan --config" in header
