@@ -679,7 +679,7 @@ def test_equal_compute_runs_and_reports(tmp_path):
 @pytest.mark.parametrize("script", RUNNING)
 def test_each_runs_and_reports(desk, script, tmp_path):
     output, stubbed = tmp_path / "out", tmp_path / "stubbed"
-    make_images(stubbed / "digits")
+    desk.have_images(stubbed / "digits")
     calls = desk.calls(script, "--proxy", "--smoke", "--output", str(stubbed))
     expected = {
         output / run.folder.name: resolve(
