@@ -498,24 +498,28 @@ def test_a_line_joins_plain_runs_of_several_lengths_and_no_others(made):
 
 
 def _drawn(report, name):
-    """The lines of a figure."""
+    """The axes of a figure."""
     from matplotlib.figure import Figure as Canvas
 
     (figure,) = (one for one in report.figures() if one.name == name)
     axes = Canvas().subplots()
     figure.draw(axes)
-    return axes.get_lines()
+    return axes
 
 
 def _joined(report):
     """Scores that a line joins in the figure of compute."""
-    lines = [line for line in _drawn(report, "compute") if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"]
+    lines = [
+        line
+        for line in _drawn(report, "compute").get_lines()
+        if len(line.get_xdata()) > 1 and line.get_linestyle() == "-"
+    ]
     return [list(line.get_ydata()) for line in lines]
 
 
 def test_where_stages_begin_is_dotted(made):
     report = read_report([made("plain-s0", "proxy", *SHORT), made("toe-s0", "proxy_toe_r05", *STAGES)], "Some")
-    dotted = [line.get_xdata()[0] for line in _drawn(report, "accuracy") if line.get_linestyle() == ":"]
+    dotted = [line.get_xdata()[0] for line in _drawn(report, "accuracy").get_lines() if line.get_linestyle() == ":"]
     assert dotted == [2.5, 4.5]  # between epochs 2 and 3, 4 and 5, counted from 1
     assert "Dotted: a stage" in report.figures()[0].caption
     assert "Dotted" not in read_report([made("other-s0", "proxy", *SHORT)], "Some").figures()[0].caption
@@ -586,12 +590,7 @@ def test_times_without_a_seed_in_common_are_not_compared(made):
 
 def _places(report, name):
     """Where the rows of a figure stand on its axis."""
-    from matplotlib.figure import Figure as Canvas
-
-    (figure,) = (one for one in report.figures() if one.name == name)
-    axes = Canvas().subplots()
-    figure.draw(axes)
-    return [drawn.lines[0].get_xdata()[0] for drawn in axes.containers]
+    return [drawn.lines[0].get_xdata()[0] for drawn in _drawn(report, name).containers]
 
 
 def test_speed_ups_of_several_seeds_have_their_deviation(made):

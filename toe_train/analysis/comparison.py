@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import stdev
 from typing import Any
 
 from toe_train.analysis.runs import Row
@@ -48,9 +48,8 @@ class Comparison:
         """In which the mean difference over all seeds lies, with 95 % confidence; None without a spread."""
         if self.spread is None:
             return None
-        count = len(self.differences)
-        off = _quantile((1 + CONFIDENCE) / 2, count - 1) * self.spread / math.sqrt(count)
-        return mean(self.differences) - off, mean(self.differences) + off
+        low, high = _scipy().ttest_1samp(self.differences, 0).confidence_interval(CONFIDENCE)
+        return float(low), float(high)
 
     @property
     def finding(self) -> str:
@@ -69,8 +68,7 @@ class Comparison:
         """Of a mean as large as this where there is no difference (p, two-sided); None without a spread."""
         if self.spread is None:
             return None
-        count = len(self.differences)
-        return 2 * float(_student().sf(abs(mean(self.differences)) * math.sqrt(count) / self.spread, count - 1))
+        return float(_scipy().ttest_1samp(self.differences, 0).pvalue)
 
     @property
     def seeds_needed(self) -> int | None:
@@ -191,12 +189,12 @@ def _number(value: float | None) -> float:
 
 def _quantile(share: float, freedom: int) -> float:
     """Of Student's distribution."""
-    return float(_student().ppf(share, freedom))
+    return float(_scipy().t.ppf(share, freedom))
 
 
-def _student() -> Any:
+def _scipy() -> Any:
     try:
-        from scipy.stats import t  # takes a second to import, and few commands compare
+        from scipy import stats  # takes a second to import, and few commands compare
     except ImportError:
         raise UserError("intervals of differences need scipy, which is not installed: pip install scipy") from None
-    return t
+    return stats

@@ -135,10 +135,7 @@ class _Run:
         costs = plan_costs(made, self.num_classes)
         if kind == "random" and all(part.cost.tokens_kept == costs.full.tokens_kept for part in costs.stretches):
             raise ValueError("it would keep all tokens")
-        words, side = _words(kind, made, costs), made.model.image_size
-        if side != self.config.model.image_size:
-            words += f", evaluated at {size_text(side)} pixels and not {size_text(self.config.model.image_size)}"
-        return EqualRun(kind, made, words, costs.whole_macs / self.macs)
+        return EqualRun(kind, made, _words(kind, made, costs, self.config), costs.whole_macs / self.macs)
 
     def shorter(self) -> RunConfig:
         """Plain, for fewer epochs."""
@@ -191,17 +188,19 @@ class _Run:
         return randomly_dropping_run(config, [part.first for _, part in alike], keep_rates(counts, steps.num_tokens))
 
 
-def _words(kind: Kind, config: RunConfig, costs: PlannedRun) -> str:
-    """What a counterpart is."""
-    parts = stretches(plan_epochs(config))
-    sizes = list(dict.fromkeys(size_text(part.plan.image_size) for part in parts))
+def _words(kind: Kind, config: RunConfig, costs: PlannedRun, equalled: RunConfig) -> str:
+    """What a counterpart of the run `equalled` is."""
+    firsts: dict[str, str] = {}  # epoch, from 1, with which each size begins
+    for part in stretches(plan_epochs(config)):
+        firsts.setdefault(size_text(part.plan.image_size), str(part.first + 1))
     kept = [str(part.cost.tokens_kept) for part in costs.stretches]
     tokens = f", {_listed(kept)} of {costs.full.tokens_kept} tokens" if kind == "random" else ""
     name = "random dropping" if kind == "random" else "plain"
-    firsts = [str(next(part.first for part in parts if size_text(part.plan.image_size) == size) + 1) for size in sizes]
-    begun = f" from epochs {_listed(firsts)} on" if len(sizes) > 1 else ""
+    begun = f" from epochs {_listed(list(firsts.values()))} on" if len(firsts) > 1 else ""
     way = f", made smaller by {config.curriculum.downsampling}" if config.curriculum else ""
-    return f"{name}, {config.epochs} epochs, {_listed(sizes)} pixels{begun}{way}{tokens}"
+    own, full = size_text(config.model.image_size), size_text(equalled.model.image_size)
+    seen = f", evaluated at {own} pixels and not {full}" if own != full else ""
+    return f"{name}, {config.epochs} epochs, {_listed(list(firsts))} pixels{begun}{way}{tokens}{seen}"
 
 
 def _listed(words: Sequence[str]) -> str:
